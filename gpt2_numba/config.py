@@ -1,0 +1,86 @@
+"""The sizes of a GPT-2, and the short names for them: descriptors such as d12, gpt3:c384, or L=4,NH=4,C=128,T=128,V=257."""
+
+from dataclasses import dataclass
+
+from gpt2_numba.errors import UserError
+
+GPT2_VOCAB = 50257
+VOCAB_PADDING = 128  # the classifier's matrix has a multiple of this many rows: aligned rows, full tiles for tensor cores
+
+# depth -> channels, heads. d12 ... d48 are GPT-2's four sizes; the others continue the series as llm.c does.
+_GPT2_SIZES = {
+    6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25), 60: (1920, 30), 72: (2880, 30), 84: (3456, 36),
+}  # fmt: skip
+# channels -> layers, head size: table 2.1 of the GPT-3 paper (arXiv:2005.14165), without its rounding
+_GPT3_SIZES = {
+    384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128),
+}  # fmt: skip
+
+_FREE_FORM = "L=4,NH=4,C=128,T=128,V=257 (layers, heads, channels, longest context, vocabulary)"
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Sizes of a model. Letters as everywhere: L layers, NH heads, C channels, V vocabulary, Vp padded vocabulary."""
+
+    L: int
+    NH: int
+    C: int
+    max_T: int
+    V: int
+
+    @property
+    def Vp(self):
+        return -(-self.V // VOCAB_PADDING) * VOCAB_PADDING
+
+    @property
+    def HS(self):
+        return self.C // self.NH
+
+    def __str__(self):
+        return f"L={self.L},NH={self.NH},C={self.C},T={self.max_T},V={self.V}"
+
+
+def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
+    """The GPT2Config that a descriptor names.
+
+    text       d6 ... d84 (also gpt2:dX), gpt3:cX, or the free form L=..,NH=..,C=..[,T=..][,V=..]
+    default_T  longest context, default_V vocabulary: taken where the free form leaves them out
+    Raises UserError for anything else, and for sizes that do not fit together.
+    """
+    name = text.strip()
+    if "=" in name:
+        return _parse_free_form(name, default_T, default_V)
+    family, _, size = name.rpartition(":")
+    number = int(size[1:]) if size[1:].isdigit() else None
+    if family in ("", "gpt2") and size[:1] == "d" and number in _GPT2_SIZES:
+        C, NH = _GPT2_SIZES[number]
+        return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB)
+    if family == "gpt3" and size[:1] == "c" and number in _GPT3_SIZES:
+        L, HS = _GPT3_SIZES[number]
+        return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB)
+    raise UserError(
+        f"unknown model {text!r}. Known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
+        f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}"
+    )
+
+
+def _parse_free_form(text, default_T, default_V):
+    sizes = {"T": default_T, "V": default_V}
+    given = set()
+    for part in text.split(","):
+        key, _, value = part.strip().partition("=")
+        if key not in ("L", "NH", "C", "T", "V") or key in given or not value.isdigit() or int(value) == 0:
+            raise UserError(f"model {text!r}: cannot read {part.strip()!r}. Write each size once, as a whole number: {_FREE_FORM}")
+        given.add(key)
+        sizes[key] = int(value)
+    missing = [key for key in ("L", "NH", "C") if key not in given]
+    if missing:
+        raise UserError(f"model {text!r}: {', '.join(missing)} missing. Write {_FREE_FORM}")
+    if sizes["C"] % sizes["NH"]:
+        raise UserError(f"model {text!r}: NH must divide C, got C={sizes['C']}, NH={sizes['NH']}")
+    if sizes["C"] // sizes["NH"] % 8:
+        raise UserError(
+            f"model {text!r}: the head size C / NH must be a multiple of 8 (16-byte loads), got {sizes['C'] // sizes['NH']}"
+        )
+    return GPT2Config(L=sizes["L"], NH=sizes["NH"], C=sizes["C"], max_T=sizes["T"], V=sizes["V"])

@@ -1,0 +1,64 @@
+"""Checks of a launcher's arguments. A kernel given a wrong shape reads foreign memory in silence, so nothing goes unchecked."""
+
+import numpy as np
+
+from gpt2_numba.gpu.backend import on_host
+
+_KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+
+
+def check_arrays(function, sizes, hint="", **arrays):
+    """Raise ValueError or TypeError unless every array has the shape and type that it should have.
+
+    function  name of the layer function, for the message
+    sizes     letter -> int, such as {"N": 10, "C": 40}
+    hint      the likely mistake, added to the message
+    arrays    name = (array, spec). A spec lists axes, a number in front of a letter multiplies: "N 3C".
+              The first array's type is that of all, float32 or bfloat16 bits (float64 too on the host, for gradient checks);
+              "f32" or "i32" at the start of a spec demands that type instead. An array that is None is passed over.
+    """
+    first, model_dtype = None, None
+    for name, (array, spec) in arrays.items():
+        if array is None:
+            continue
+        axes = spec.split()
+        wanted_dtype = _KINDS.get(axes[0])
+        if wanted_dtype is not None:
+            axes = axes[1:]
+        shape = tuple(_axis_size(axis, sizes) for axis in axes)
+        if tuple(array.shape) != shape:
+            letters = "(" + ", ".join(axes) + ("," if len(axes) == 1 else "") + ")"
+            raise ValueError(f"{function}: {name} must be {letters} = {shape}, got {tuple(array.shape)}. {hint}".strip())
+        if first is None:
+            first = (name, on_host(array))
+        elif on_host(array) != first[1]:
+            raise TypeError(
+                f"{function}: {first[0]} is on the {_side(first[1])}, {name} on the {_side(not first[1])}. "
+                "All arrays must be on one side: gpu.backend.to_device moves one to the GPU"
+            )
+        if wanted_dtype is None:
+            model_dtype = model_dtype or array.dtype
+            wanted_dtype = model_dtype
+        elif array.dtype == np.float64 and on_host(array):
+            continue
+        if array.dtype != wanted_dtype:
+            raise TypeError(f"{function}: {name} must have type {wanted_dtype}, got {array.dtype}")
+
+
+def check_width(function, **sizes):
+    """Raise ValueError unless every size is a multiple of 8, the step of the kernels' 16-byte loads."""
+    for letter, size in sizes.items():
+        if size % 8:
+            raise ValueError(f"{function}: {letter} must be a multiple of 8 on a GPU (16-byte loads), got {size}")
+
+
+def _axis_size(axis, sizes):
+    letter = axis.lstrip("0123456789")
+    factor = axis[: len(axis) - len(letter)]
+    if not letter:
+        return int(factor)
+    return int(factor or 1) * sizes[letter]
+
+
+def _side(is_host):
+    return "host" if is_host else "device"

@@ -1,0 +1,27 @@
+"""Matrix products on the device: cuBLASLt on a GPU, the tiled kernel in the simulator."""
+
+from gpt2_numba.gpu.backend import SIMULATING
+from gpt2_numba.gpu.cublaslt import cublaslt_gemm
+from gpt2_numba.gpu.tiled_gemm import tiled_gemm
+
+_tf32_allowed = True
+
+
+def allow_tf32(allowed):
+    """Whether float32 products may round their factors to TF32 (10 bits of mantissa), several times faster. For the whole process."""
+    global _tf32_allowed
+    _tf32_allowed = bool(allowed)
+
+
+def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None):
+    """out = alpha op(a) op(b) (+ out if accumulate) (+ bias), summed in float32, rounded once.
+
+    out  [w] or [+] (M, N)    a [r] (M, K), stored (K, M) if transpose_a    b [r] (K, N), stored (N, K) if transpose_b
+    bias [r] (N,) or None, added to every row
+    All three with a leading batch axis, or none. Stored rows may be longer than the part in use: only the part is touched.
+    All of one type, float32 or bfloat16 bits, C-contiguous, on the device.
+    """
+    if SIMULATING:
+        tiled_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias)
+    else:
+        cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, _tf32_allowed)

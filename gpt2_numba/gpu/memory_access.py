@@ -1,0 +1,177 @@
+"""Loads and stores of eight numbers at a time, for float32 and bfloat16 tensors alike.
+
+A GPU reaches the full speed of its memory only when every thread moves 16 bytes in one instruction. Eight bfloat16 numbers
+are one such load; eight float32 numbers are two. So kernels here work in steps of `WIDTH` = 8 numbers, whatever the type:
+
+    x = cuda.local.array(WIDTH, float32)     # eight registers: every index is a constant once the loops are unrolled
+    load8(inp, row * C + c, x)               # eight numbers, as float32
+    ...
+    store8(out, row * C + c, x)              # rounded to the type of `out`
+
+An index counts elements in C order, whatever the array's shape, and must be a multiple of 8, so that the address is a multiple of 16 bytes.
+bfloat16 has the upper 16 bits of a float32: widening is a shift, and is exact; narrowing rounds to the nearest, ties to even.
+
+Each operation has two bodies: LLVM instructions for the GPU, and a twin in Python for Numba's simulator.
+"""
+
+import numpy as np
+from numba import types
+from numba.cuda.extending import intrinsic
+
+from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits, bfloat16_values
+
+WIDTH = 8
+
+if SIMULATING:
+
+    def _flat(array):
+        item = getattr(array, "_item", array)  # the simulator wraps NumPy arrays twice inside a kernel
+        return getattr(item, "_ary", item).reshape(-1)
+
+    def _eight(array, index):
+        flat = _flat(array)
+        if index % WIDTH or index < 0 or index + WIDTH > flat.size:
+            raise IndexError(f"eight elements at index {index} of {flat.size}: misaligned or out of bounds")
+        return flat[index : index + WIDTH]
+
+    def load8(array, index, values):
+        """values[0:8] = array[index : index + 8], as float32. Twin for the simulator."""
+        eight = _eight(array, index)
+        values[:] = bfloat16_values(eight) if eight.dtype == np.uint16 else eight
+
+    def store8(array, index, values):
+        """array[index : index + 8] = values[0:8], rounded to the array's type. Twin for the simulator."""
+        eight = _eight(array, index)
+        eight[:] = bfloat16_bits(values) if eight.dtype == np.uint16 else values
+
+    def load1(array, index):
+        """One number as float32. Twin for the simulator."""
+        value = _flat(array)[index]
+        return bfloat16_values(value)[()] if value.dtype == np.uint16 else value
+
+    def store1(array, index, value):
+        """Store one number, rounded to the array's type. Twin for the simulator."""
+        flat = _flat(array)
+        flat[index] = bfloat16_bits(value) if flat.dtype == np.uint16 else value
+
+    def bits_of_float(value):
+        """The 32 bits of a float32. Twin for the simulator."""
+        return np.float32(value).view(np.uint32)
+
+    def float_of_bits(bits):
+        """The float32 that has these 32 bits. Twin for the simulator."""
+        return np.uint32(bits).view(np.float32)
+
+else:
+    import llvmlite.ir as ir
+
+    _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+    _FOUR_I32, _FOUR_F32 = ir.VectorType(_I32, 4), ir.VectorType(_F32, 4)
+    _BYTES_16 = 16
+
+    def _pointer(context, builder, array_type, array, index, pointee):
+        """Address of element `index` (in C order), as a pointer to `pointee`."""
+        start = context.make_array(array_type)(context, builder, array).data
+        return builder.bitcast(builder.gep(start, [index]), pointee.as_pointer())
+
+    def _widen_low(builder, word):
+        return builder.bitcast(builder.shl(word, ir.Constant(_I32, 16)), _F32)
+
+    def _widen_high(builder, word):
+        return builder.bitcast(builder.and_(word, ir.Constant(_I32, 0xFFFF0000)), _F32)
+
+    def _narrow_two(builder, low, high):
+        """Two float32 to two bfloat16 in one 32-bit word. PTX ISA: cvt.rn.bf16x2.f32 d, a, b puts a in the upper half."""
+        instruction = ir.InlineAsm(ir.FunctionType(_I32, [_F32, _F32]), "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
+        return builder.call(instruction, [low, high])
+
+    def _check(array, name):
+        if not isinstance(array, types.Array) or array.layout != "C" or array.dtype not in (types.float32, types.uint16):
+            raise TypeError(f"{name} takes C-contiguous arrays of float32 or uint16 (bfloat16 bits), got {array}")
+
+    @intrinsic
+    def load8(typingctx, array, index, values):
+        """values[0:8] = array[index : index + 8], as float32. One 16-byte load for bfloat16, two for float32."""
+        _check(array, "load8")
+
+        def codegen(context, builder, signature, args):
+            array_type, _, values_type = signature.args
+            target = context.make_array(values_type)(context, builder, args[2]).data
+            if array_type.dtype == types.float32:
+                pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
+                halves = [builder.load(builder.gep(pointer, [ir.Constant(_I32, k)]), align=_BYTES_16) for k in (0, 1)]
+                eight = [builder.extract_element(half, ir.Constant(_I32, k)) for half in halves for k in range(4)]
+            else:
+                pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_I32)
+                words = builder.load(pointer, align=_BYTES_16)
+                words = [builder.extract_element(words, ir.Constant(_I32, k)) for k in range(4)]
+                eight = [widen(builder, word) for word in words for widen in (_widen_low, _widen_high)]
+            for k in range(WIDTH):
+                builder.store(eight[k], builder.gep(target, [ir.Constant(_I32, k)]))
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, values), codegen
+
+    @intrinsic
+    def store8(typingctx, array, index, values):
+        """array[index : index + 8] = values[0:8], rounded to the array's type. One or two 16-byte stores."""
+        _check(array, "store8")
+
+        def codegen(context, builder, signature, args):
+            array_type, _, values_type = signature.args
+            source = context.make_array(values_type)(context, builder, args[2]).data
+            eight = [builder.load(builder.gep(source, [ir.Constant(_I32, k)])) for k in range(WIDTH)]
+            if array_type.dtype == types.float32:
+                pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
+                vectors = [(_FOUR_F32, eight[:4]), (_FOUR_F32, eight[4:])]
+            else:
+                pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_I32)
+                vectors = [(_FOUR_I32, [_narrow_two(builder, eight[2 * k], eight[2 * k + 1]) for k in range(4)])]
+            for k, (vector_type, elements) in enumerate(vectors):
+                vector = ir.Constant(vector_type, ir.Undefined)
+                for i, element in enumerate(elements):
+                    vector = builder.insert_element(vector, element, ir.Constant(_I32, i))
+                builder.store(vector, builder.gep(pointer, [ir.Constant(_I32, k)]), align=_BYTES_16)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, values), codegen
+
+    @intrinsic
+    def load1(typingctx, array, index):
+        """One number as float32, any index."""
+        _check(array, "load1")
+
+        def codegen(context, builder, signature, args):
+            array_type = signature.args[0]
+            if array_type.dtype == types.float32:
+                return builder.load(_pointer(context, builder, array_type, args[0], args[1], _F32))
+            half = builder.load(_pointer(context, builder, array_type, args[0], args[1], _I16))
+            return _widen_low(builder, builder.zext(half, _I32))
+
+        return types.float32(array, types.int64), codegen
+
+    @intrinsic
+    def store1(typingctx, array, index, value):
+        """Store one number, rounded to the array's type, at any index."""
+        _check(array, "store1")
+
+        def codegen(context, builder, signature, args):
+            array_type, value = signature.args[0], args[2]
+            if array_type.dtype == types.float32:
+                builder.store(value, _pointer(context, builder, array_type, args[0], args[1], _F32))
+            else:
+                half = builder.trunc(_narrow_two(builder, value, ir.Constant(_F32, 0.0)), _I16)
+                builder.store(half, _pointer(context, builder, array_type, args[0], args[1], _I16))
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, types.float32), codegen
+
+    @intrinsic
+    def bits_of_float(typingctx, value):
+        """The 32 bits of a float32."""
+        return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(args[0], _I32)
+
+    @intrinsic
+    def float_of_bits(typingctx, bits):
+        """The float32 that has these 32 bits."""
+        return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(args[0], _F32)

@@ -1,0 +1,201 @@
+"""A faster, stricter heart for Numba's simulator, and twins of the warp instructions, which it does not have.
+
+Numba's simulator gives each CUDA thread an operating-system thread and lets them race for Python's interpreter lock, watched by a
+loop that polls. Only one of them can run at a time anyway. So here they take turns: thread 0 runs until it must wait for others, at
+a barrier or at a warp instruction, then thread 1, and so on. The same threads serve block after block. That is many times faster,
+runs in the same order every time, and notices at once when threads wait for others that will never come.
+
+`install()` puts it in the place of the simulator's own `BlockManager`; `gpu/reductions.py` calls it.
+"""
+
+import os
+import threading
+from collections import deque
+
+import numpy as np
+
+WARP_SIZE = 32
+
+
+class _Abandoned(BaseException):
+    """Raised in the waiting threads of a block when one of them has failed."""
+
+
+class Meeting:
+    """Where threads leave a value each and wait until all have come. `result` is what the last to come makes of the values."""
+
+    def __init__(self, what):
+        self.what, self.values, self.result = what, {}, None
+
+
+class SimulatedThread(threading.Thread):
+    """One CUDA thread; Numba's fake `cuda` module asks threading.current_thread() for its indices and barriers."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.turn = threading.Lock()  # held: not this thread's turn. A bare lock is several times faster than a Semaphore.
+        self.turn.acquire()
+        self.start()
+
+    def begin(self, block, thread_id, block_index, thread_index):
+        """Prepare for a block: who this thread is there."""
+        self.block, self.thread_id, self.blockIdx, self.threadIdx = block, thread_id, block_index, thread_index
+        self.started, self.finished, self.abandoned, self.waits_at = False, False, False, None
+
+    def run(self):
+        # All on one processor: a turn is passed on twice as fast, and only one thread runs at a time anyway.
+        if hasattr(os, "sched_setaffinity"):
+            allowed = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})  # of this thread alone
+        while True:
+            self.turn.acquire()
+            self.started, error = True, None
+            try:
+                self.block.work()
+            except BaseException as raised:  # told to the block, which reports it from the thread that launched the kernel
+                error = raised
+            self.finished = True
+            self.block.thread_has_finished(self, error)
+
+    def syncthreads(self):
+        self.block.meet_in_block(self, None, lambda values: None)
+
+    def syncthreads_count(self, value):
+        return self.block.meet_in_block(self, value, lambda values: sum(bool(v) for v in values.values()))
+
+    def syncthreads_and(self, value):
+        return self.block.meet_in_block(self, value, lambda values: int(all(values.values())))
+
+    def syncthreads_or(self, value):
+        return self.block.meet_in_block(self, value, lambda values: int(any(values.values())))
+
+
+_threads = []  # serve every block of every kernel
+
+
+class CooperativeBlockManager:
+    """Runs the blocks of a kernel; same interface as numba.cuda.simulator.kernel.BlockManager."""
+
+    def __init__(self, f, grid_dim, block_dim, debug):
+        from numba.cuda.simulator.kernelapi import Dim3
+
+        self.kernel, self.make_index = f, Dim3
+        columns, rows, layers = block_dim
+        self.indices = [Dim3(x, y, z) for z in range(layers) for y in range(rows) for x in range(columns)]
+        while len(_threads) < len(self.indices):
+            _threads.append(SimulatedThread())
+        self.threads = _threads[: len(self.indices)]
+
+    def run(self, grid_point, *args):
+        """Run one block to its end. Raises what a thread raised, with the thread's place in front of the message."""
+        block_index = self.make_index(*grid_point)
+        self.work = lambda: self.kernel(*args)
+        self.live, self.failed = len(self.threads), None
+        self.at_barrier, self.at_warp = None, {}
+        self.ready = deque(self.threads)
+        self.is_over = threading.Lock()
+        self.is_over.acquire()
+        for thread_id, (thread, index) in enumerate(zip(self.threads, self.indices)):
+            thread.begin(self, thread_id, block_index, index)
+        self.next_turn()
+        self.is_over.acquire()
+        if self.failed is not None:
+            thread, error = self.failed
+            self.abandon()
+            place = f"tid={list(thread.threadIdx)} ctaid={list(thread.blockIdx)}"
+            raise type(error)(f"{place}: {error}").with_traceback(error.__traceback__)
+        if self.live:
+            waiting = sorted({thread.waits_at.what for thread in self.threads if not thread.finished})
+            self.abandon()
+            raise RuntimeError(
+                f"threads wait for others that never come, at {' and '.join(waiting)}. "
+                "Is a barrier or a warp instruction under a condition that differs from thread to thread?"
+            )
+
+    def next_turn(self):
+        """Wake the next thread that can run, or, if there is none, the one that launched the kernel."""
+        (self.ready.popleft().turn if self.ready else self.is_over).release()
+
+    def meet(self, thread, meeting, value, expected, conclude):
+        """Leave `value` at a meeting of `expected` threads and wait for them. Returns conclude(thread id -> value) to all."""
+        meeting.values[thread.thread_id] = value
+        if len(meeting.values) == expected:
+            self.conclude(meeting, conclude, thread)
+        else:
+            meeting.conclude = conclude
+            thread.waits_at = meeting
+            self.next_turn()
+            thread.turn.acquire()
+            if thread.abandoned:
+                raise _Abandoned
+        return meeting.result
+
+    def conclude(self, meeting, conclude, last_to_come=None):
+        meeting.result = conclude(meeting.values)
+        for thread_id in meeting.values:
+            thread = self.threads[thread_id]
+            if thread is not last_to_come:
+                thread.waits_at = None
+                self.ready.append(thread)
+
+    def meet_in_block(self, thread, value, conclude):
+        """Meet all threads of the block that have not returned, as at a GPU's barrier."""
+        meeting = self.at_barrier = self.at_barrier or Meeting("cuda.syncthreads")
+        if len(meeting.values) + 1 == self.live:
+            self.at_barrier = None
+        return self.meet(thread, meeting, value, self.live, conclude)
+
+    def meet_in_warp(self, thread, value, conclude):
+        """Meet the other 31 threads of the warp, all of which must come."""
+        warp = thread.thread_id // WARP_SIZE
+        if len(self.threads) < (warp + 1) * WARP_SIZE:
+            raise RuntimeError(f"a warp instruction needs blocks of whole warps of {WARP_SIZE} threads, got {len(self.threads)}")
+        meeting = self.at_warp.setdefault(warp, Meeting(f"a warp instruction of warp {warp}"))
+        if len(meeting.values) + 1 == WARP_SIZE:
+            del self.at_warp[warp]
+        return self.meet(thread, meeting, value, WARP_SIZE, conclude)
+
+    def thread_has_finished(self, thread, error):
+        self.live -= 1
+        if isinstance(error, _Abandoned):
+            self.is_over.release()  # to `abandon`
+        elif error is not None:
+            self.failed = (thread, error)
+            self.is_over.release()
+        else:
+            barrier = self.at_barrier
+            if barrier is not None and len(barrier.values) == self.live:  # the others were waiting for this one only
+                self.at_barrier = None
+                self.conclude(barrier, barrier.conclude)
+            self.next_turn()
+
+    def abandon(self):
+        """Unwind the threads that are in the middle of their work, so that they can serve the next block."""
+        for thread in self.threads:
+            if thread.started and not thread.finished:
+                thread.abandoned = True
+                thread.turn.release()
+                self.is_over.acquire()
+
+
+def install():
+    """Put this in the place of the simulator's own way to run blocks."""
+    from numba.cuda.simulator import kernel
+
+    kernel.BlockManager = CooperativeBlockManager
+
+
+_LANES = np.arange(WARP_SIZE)
+
+
+def butterfly(value, combine):
+    """Combine the values of a warp in the order in which shuffles over distances 16, 8, 4, 2, 1 do; every thread gets the result."""
+
+    def conclude(values):
+        lanes = np.array([values[thread_id] for thread_id in sorted(values)])
+        for distance in (16, 8, 4, 2, 1):
+            lanes = combine(lanes, lanes[_LANES ^ distance])
+        return lanes
+
+    thread = threading.current_thread()
+    return thread.block.meet_in_warp(thread, value, conclude)[thread.thread_id % WARP_SIZE]

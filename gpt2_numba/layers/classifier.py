@@ -1,0 +1,179 @@
+"""The classifier's end: softmax over the vocabulary, cross-entropy against the next token, and the gradient of both in one.
+
+    loss[n] = log Σ_v exp(logits[n, v]) - logits[n, targets[n]]
+
+    dlogits[n, v] = (softmax(logits[n])[v] - [v = targets[n]]) dloss
+
+The probabilities are never stored: the gradient overwrites the logits where they stand, since (N, Vp) is the largest array of all
+(6.6 GB for 64 x 1024 tokens in bfloat16). The vocabulary is padded from V to Vp columns, so that rows are aligned; the padding
+takes no part in the softmax and gets the gradient zero.
+
+    | array          | shape, type | classifier_forward (validation) | classifier_forward_backward (training) |
+    | -------------- | ----------- | ------------------------------- | -------------------------------------- |
+    | logits         | (N, Vp)     | [r]                             | [r], then [w]: dlogits                 |
+    | targets        | (N,) int32  | [r] in [0, V)                   | [r]                                    |
+    | losses         | (N,) float32| [w] nats                        | [w] nats                               |
+"""
+
+import numpy as np
+from numba import cuda, float32
+
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
+from gpt2_numba.gpu.check import check_arrays, check_width
+from gpt2_numba.gpu.float32_math import exp, log
+from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store8
+from gpt2_numba.gpu.reductions import LOWEST, block_max, block_sum
+
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+THREADS = 64 if SIMULATING else 1024  # one block a row of 50,304 logits: about six loads a thread
+
+
+# ---------------------------------------------------------------------------------------------- reference, in NumPy
+
+
+def classifier_forward_ref(losses, logits, targets, V):
+    """The definition. Arguments as in the table above; float32 or float64."""
+    rows = np.arange(len(targets))
+    largest = logits[:, :V].max(axis=1)
+    total = np.exp(logits[:, :V] - largest[:, None]).sum(axis=1)
+    losses[:] = np.log(total) + largest - logits[rows, targets]
+
+
+def classifier_forward_backward_ref(losses, logits, targets, dloss, V):
+    """Loss, and the gradient in place of the logits."""
+    rows = np.arange(len(targets))
+    used = logits[:, :V]
+    at_target = logits[rows, targets]
+    largest = used.max(axis=1)
+    used -= largest[:, None]
+    np.exp(used, out=used)
+    total = used.sum(axis=1)
+    losses[:] = np.log(total) + largest - at_target
+    used *= (dloss / total)[:, None]
+    logits[rows, targets] -= dloss
+    logits[:, V:] = 0
+
+
+def accumulate_mean_ref(mean, values):
+    """mean[0] += the mean of values, summed in float64 and rounded once."""
+    mean += values.dtype.type(values.mean(dtype=np.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------- kernels
+
+
+@cuda.jit(device=True)
+def largest_and_total(logits, row, V):
+    """(m, Σ_v exp(logits[row, v] - m)), m the largest of the row's V logits, in one pass. All threads of the block get it.
+
+    Each thread rescales its sum whenever it meets a larger logit; at the end all sums are rescaled to the row's largest
+    (Milakov, Gimelshein 2018, "Online normalizer calculation for softmax", arXiv:1805.02867).
+    """
+    Vp = logits.shape[1]
+    x = cuda.local.array(WIDTH, float32)
+    largest, total = LOWEST, ZERO
+    for v in range(cuda.threadIdx.x * WIDTH, V, cuda.blockDim.x * WIDTH):
+        load8(logits, row * Vp + v, x)
+        before = largest
+        for k in range(WIDTH):
+            if v + k < V:
+                largest = max(largest, x[k])
+        total *= exp(before - largest)
+        for k in range(WIDTH):
+            if v + k < V:
+                total += exp(x[k] - largest)
+    of_row = block_max(largest)
+    return of_row, block_sum(total * exp(largest - of_row))
+
+
+@cuda.jit
+def classifier_forward_kernel(losses, logits, targets, V):
+    """One block a row."""
+    row = cuda.blockIdx.x
+    largest, total = largest_and_total(logits, row, V)
+    if cuda.threadIdx.x == 0:
+        losses[row] = log(total) + largest - load1(logits, row * logits.shape[1] + targets[row])
+
+
+@cuda.jit
+def classifier_forward_backward_kernel(losses, logits, targets, dloss, V):
+    """One block a row; the second pass over the row finds most of it in the cache."""
+    row = cuda.blockIdx.x
+    Vp = logits.shape[1]
+    target = targets[row]
+    largest, total = largest_and_total(logits, row, V)
+    if cuda.threadIdx.x == 0:
+        losses[row] = log(total) + largest - load1(logits, row * Vp + target)
+    cuda.syncthreads()  # the target's logit has been read: it may be overwritten
+    scale = dloss / total
+    x = cuda.local.array(WIDTH, float32)
+    for v in range(cuda.threadIdx.x * WIDTH, Vp, cuda.blockDim.x * WIDTH):
+        load8(logits, row * Vp + v, x)
+        for k in range(WIDTH):
+            gradient = exp(x[k] - largest) * scale
+            if v + k == target:
+                gradient -= dloss
+            x[k] = gradient if v + k < V else ZERO
+        store8(logits, row * Vp + v, x)
+
+
+@cuda.jit
+def accumulate_mean_kernel(mean, values):
+    """One block: thread i adds up values i, i + THREADS, ..., then the block its threads."""
+    N = values.shape[0]
+    total = ZERO
+    for i in range(cuda.threadIdx.x, N, cuda.blockDim.x):
+        total += values[i]
+    total = block_sum(total)
+    if cuda.threadIdx.x == 0:
+        mean[0] += total / float32(N)
+
+
+# -------------------------------------------------------------------------------------------------------- launchers
+
+
+def classifier_forward(losses, logits, targets, V):
+    """Cross-entropy of every row; the logits stay. The arrays decide: NumPy runs the reference, device arrays the kernel.
+
+    losses [w] (N,) float32, nats   logits [r] (N, Vp)   targets [r] (N,) int32 in [0, V)   V at most Vp
+    Raises ValueError or TypeError where a shape or type does not fit.
+    """
+    _check("classifier_forward", losses, logits, targets, V)
+    if on_host(logits):
+        return classifier_forward_ref(losses, logits, targets, V)
+    classifier_forward_kernel[logits.shape[0], THREADS, compute_stream()](losses, logits, targets, V)
+
+
+def classifier_forward_backward(losses, logits, targets, dloss, V):
+    """Cross-entropy of every row; the logits become their own gradients, times dloss.
+
+    losses [w] (N,) float32, nats   logits [r], then [w] (N, Vp)   targets [r] (N,) int32 in [0, V)
+    dloss  float, the gradient of each row's loss: 1 / (N * grad_accum_steps) for a mean   V at most Vp
+    Raises ValueError or TypeError where a shape or type does not fit.
+    """
+    _check("classifier_forward_backward", losses, logits, targets, V)
+    if on_host(logits):
+        return classifier_forward_backward_ref(losses, logits, targets, logits.dtype.type(dloss), V)
+    classifier_forward_backward_kernel[logits.shape[0], THREADS, compute_stream()](
+        losses, logits, targets, np.float32(dloss), V
+    )
+
+
+def accumulate_mean(mean, values):
+    """mean[0] += the mean of values: how the losses of micro-steps are gathered without waiting for the GPU.
+
+    mean [+] (1,) float32   values [r] (N,) float32.   Raises ValueError or TypeError where a shape or type does not fit.
+    """
+    check_arrays("accumulate_mean", {"N": values.shape[0]}, mean=(mean, "f32 1"), values=(values, "f32 N"))
+    if on_host(values):
+        return accumulate_mean_ref(mean, values)
+    accumulate_mean_kernel[1, THREADS, compute_stream()](mean, values)
+
+
+def _check(function, losses, logits, targets, V):
+    N, Vp = logits.shape
+    if not 0 < V <= Vp:
+        raise ValueError(f"{function}: V must be between 1 and Vp = {Vp}, got {V}")
+    check_arrays(function, {"N": N, "Vp": Vp}, logits=(logits, "N Vp"), losses=(losses, "f32 N"), targets=(targets, "i32 N"))
+    if not on_host(logits):
+        check_width(function, Vp=Vp)

@@ -1,0 +1,417 @@
+"""GPT-2: the parameters, the activations, and the order in which the layers are called, forward and backward.
+
+    tokens -> encoder -> L blocks -> layernorm -> classifier -> loss
+
+    block:  x += attproj(attention(qkv(layernorm1(x))))        x is the residual stream, (N, C)
+            x += fcproj(gelu(fc(layernorm2(x))))
+
+Everything lies in one arena, allocated once. The same code runs on the host and on the GPU: the arrays decide which layer function
+runs the reference and which the kernel. N = B * T; an activation is an (N, channels) array, one row a token.
+
+Recompute levels save memory: 0 keeps everything for backward, 1 makes the GELU again, 2 the LayerNorms as well. The bits are the same.
+"""
+
+import functools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+from gpt2_numba.config import GPT2Config, parse_descriptor
+from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.arena import Arena, free_gpu_bytes, zero
+from gpt2_numba.gpu.backend import (
+    BFLOAT16_BITS,
+    FLOAT32,
+    copy_to_device,
+    copy_to_host,
+    gpu_available,
+    on_host,
+)
+from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
+from gpt2_numba.gpu.gemm import allow_tf32
+from gpt2_numba.layers.adamw import adamw_update
+from gpt2_numba.layers.attention import attention_backward, attention_forward, padded_keys
+from gpt2_numba.layers.classifier import accumulate_mean, classifier_forward, classifier_forward_backward
+from gpt2_numba.layers.encoder import encoder_backward, encoder_forward, places_by_token
+from gpt2_numba.layers.gelu import gelu_backward, gelu_forward
+from gpt2_numba.layers.global_norm import BLOCKS as NORM_BLOCKS
+from gpt2_numba.layers.global_norm import sum_of_squares
+from gpt2_numba.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_scratch_size
+from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_scratch_size
+from gpt2_numba.layers.residual import residual_forward
+
+__all__ = ["GPT2", "GPT2Config", "parameter_shapes", "parse_descriptor", "plan_memory"]
+
+DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
+
+
+def parameter_shapes(config):
+    """The 16 parameter tensors, name -> shape, in the order they have in memory and in llm.c's files. Weights are (out, in)."""
+    L, C = config.L, config.C
+    return {
+        "wte": (config.Vp, C),  # token embedding; the classifier's matrix is the same
+        "wpe": (config.max_T, C),  # position embedding
+        "ln1w": (L, C),
+        "ln1b": (L, C),
+        "qkvw": (L, 3 * C, C),
+        "qkvb": (L, 3 * C),
+        "attprojw": (L, C, C),
+        "attprojb": (L, C),
+        "ln2w": (L, C),
+        "ln2b": (L, C),
+        "fcw": (L, 4 * C, C),
+        "fcb": (L, 4 * C),
+        "fcprojw": (L, C, 4 * C),
+        "fcprojb": (L, C),
+        "lnfw": (C,),
+        "lnfb": (C,),
+    }
+
+
+def count_parameters(config):
+    """How many numbers the 16 tensors hold, the padding of wte included."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def activation_shapes(config, B, T):
+    """What a block keeps for backward, name -> shape: model type, or float32 for means and reciprocal deviations."""
+    N, C, NH = B * T, config.C, config.NH
+    return {
+        "ln1": (N, C),  # LayerNorm's output
+        "ln1_mean": (N,),
+        "ln1_rstd": (N,),
+        "heads": (3, B, NH, T, config.HS),  # q, k, v
+        "att": (B, NH, T, padded_keys(T)),  # attention weights
+        "atty": (N, C),  # attention's output
+        "residual2": (N, C),  # the residual stream after attention
+        "ln2": (N, C),
+        "ln2_mean": (N,),
+        "ln2_rstd": (N,),
+        "fch": (N, 4 * C),  # before the GELU
+        "fch_gelu": (N, 4 * C),  # after it
+        "residual3": (N, C),  # the residual stream after the MLP
+    }
+
+
+def passing_shapes(config, B, T):
+    """Arrays that are needed for a moment only, as three sets that share one piece of memory: no two sets are needed at a time."""
+    N, C, NH, HS = B * T, config.C, config.NH, config.HS
+    per_head = (B, NH, T, HS)
+    in_forward = {"qkv": (N, 3 * C), "out_heads": per_head, "branch": (N, C)}
+    at_the_end = {"logits": (N, config.Vp)}
+    in_backward = {
+        "dfch": (N, 4 * C),
+        "dqkv": (N, 3 * C),
+        "dheads": (3, *per_head),
+        "dout_heads": per_head,
+        "datt": (B, NH, T, padded_keys(T)),
+    }
+    return in_forward, at_the_end, in_backward
+
+
+def _aligned(count):
+    return -(-count // 128) * 128  # elements: 256 bytes of bfloat16
+
+
+def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True):
+    """All arrays of a model in training, as an Arena that has not been allocated yet."""
+    real = FLOAT32 if precision == "fp32" else BFLOAT16_BITS
+    N, C, count = B * T, config.C, count_parameters(config)
+    arena = Arena()
+    arena.add("parameters", "params", (count,), real)
+    arena.add("gradients", "grads", (count,), real)
+    arena.add("AdamW's m and v", "m", (count,), FLOAT32)
+    arena.add("AdamW's m and v", "v", (count,), FLOAT32)
+    if precision == "bf16" and master_weights:
+        arena.add("master weights", "master", (count,), FLOAT32)
+    shared_by_blocks = {1: ("fch_gelu",), 2: ("fch_gelu", "ln1", "ln2")}.get(recompute, ())
+    for name, shape in activation_shapes(config, B, T).items():
+        copies = 1 if name in shared_by_blocks else config.L
+        arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if len(shape) == 1 else real)
+    arena.add("activations", "encoded", (N * C,), real)
+    arena.add("activations", "lnf", (N * C,), real)
+    arena.add("activations", "lnf_mean", (N,), FLOAT32)
+    arena.add("activations", "lnf_rstd", (N,), FLOAT32)
+    arena.add("activations", "losses", (N,), FLOAT32)
+    passing = max(sum(_aligned(math.prod(s)) for s in shapes.values()) for shapes in passing_shapes(config, B, T))
+    arena.add("logits and scratch", "passing", (passing,), real)
+    arena.add("logits and scratch", "dresidual", (N * C,), real)
+    arena.add("logits and scratch", "dbranch", (N * C,), real)
+    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), NORM_BLOCKS)
+    arena.add("logits and scratch", "sums", (sums,), FLOAT32)
+    for name in ("inputs", "targets", "places"):
+        arena.add("tokens", name, (N,), np.int32)
+    arena.add("tokens", "starts", (config.V + 1,), np.int32)
+    arena.add("tokens", "mean_loss", (1,), FLOAT32)
+    arena.add("tokens", "sum_squares", (1,), FLOAT32)
+    return arena
+
+
+def check_memory(config, B, T, precision, recompute, master_weights, free_bytes):
+    """Raise UserError if a model in training does not fit into `free_bytes` of GPU memory; the message says what would fit."""
+
+    def needed(batch, level):
+        return plan_memory(config, batch, T, precision, level, master_weights).nbytes + WORKSPACE_BYTES
+
+    if needed(B, recompute) <= free_bytes:
+        return
+    message = (
+        f"too little GPU memory: {config} with B={B}, T={T}, {precision}, recompute {recompute} needs "
+        f"{needed(B, recompute) / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free. "
+    )
+    if recompute < 2 and needed(B, 2) <= free_bytes:
+        raise UserError(message + "Recompute 2 (-r 2) would fit")
+    fitting = next((batch for batch in range(B - 1, 0, -1) if needed(batch, recompute) <= free_bytes), None)
+    if fitting:
+        raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) would fit, more of them to a step keep the total")
+    raise UserError(message + "Not even a micro-batch of 1 fits: take a shorter context (-t), a smaller model (-e) or bf16")
+
+
+class GPT2:
+    """A model in training: parameters, gradients, optimizer state and activations for batches of up to (B, T) tokens.
+
+    config          GPT2Config        B, T  largest batch; T at most config.max_T
+    device          "cpu" (NumPy references) or "gpu" (kernels; in the simulator, too)
+    precision       "fp32", or "bf16" on a GPU: parameters, gradients and activations in bfloat16, sums in float32
+    recompute       0, 1 or 2         master_weights  keep float32 copies of bfloat16 parameters
+    tf32            allow TF32 in float32 matmuls on a GPU; it holds for the whole process
+    Raises UserError where these do not go together or the memory is too small. Parameters are zero until loaded.
+    """
+
+    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True):
+        if T > config.max_T:
+            raise UserError(f"the sequence length T={T} must be at most the model's longest context, {config.max_T}: use -t {config.max_T}")
+        if device not in ("cpu", "gpu") or precision not in ("fp32", "bf16") or recompute not in (0, 1, 2):
+            raise UserError(f"device is cpu or gpu, precision fp32 or bf16, recompute 0, 1 or 2; got {device}, {precision}, {recompute}")
+        if device == "cpu" and precision == "bf16":
+            raise UserError("bf16 needs a GPU: NumPy has no bfloat16. Use --precision fp32")
+        if device == "gpu":
+            if not gpu_available():
+                raise UserError(
+                    "a GPU was asked for and there is none that works. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
+                    "the kernels in Numba's simulator (slow)"
+                )
+            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes())
+            allow_tf32(tf32)
+        self.config, self.B, self.T, self.device, self.recompute = config, B, T, device, recompute
+        self.arena = plan_memory(config, B, T, precision, recompute, master_weights)
+        self._memory = self.arena.allocate(on_gpu=device == "gpu")
+        for name in ("params", "grads", "m", "v", "mean_loss"):
+            zero(self._memory[name])
+        self._offsets = np.cumsum([0] + [math.prod(shape) for shape in parameter_shapes(config).values()]).tolist()
+        self.params = self._parameter_views(self._memory["params"])
+        self.grads = self._parameter_views(self._memory["grads"])
+        self._losses_gathered = 0
+        self._batch = None
+
+    # ------------------------------------------------------------------------------------------------ parameters
+
+    def _flat_parameters(self, name):
+        """name -> its piece of one of the flat arrays params, grads, m, v, master; None where there is none."""
+        flat = self._memory.get(name)
+        pieces = zip(parameter_shapes(self.config), self._offsets, self._offsets[1:])
+        return {tensor: None if flat is None else flat[start:stop] for tensor, start, stop in pieces}
+
+    def _parameter_views(self, flat):
+        """Attributes by tensor name: an array, or a list of L arrays for the tensors that each block has."""
+        views = SimpleNamespace()
+        for (name, shape), start, stop in zip(parameter_shapes(self.config).items(), self._offsets, self._offsets[1:]):
+            tensor = flat[start:stop].reshape(shape)
+            per_block = name not in ("wte", "wpe", "lnfw", "lnfb")
+            setattr(views, name, [tensor[layer] for layer in range(self.config.L)] if per_block else tensor)
+        return views
+
+    def load_params(self, tensors):
+        """Set all parameters from name -> float array of the table's shape. Optimizer state starts anew."""
+        shapes = parameter_shapes(self.config)
+        if set(tensors) != set(shapes):
+            raise ValueError(f"load_params: the tensors must be {sorted(shapes)}, got {sorted(tensors)}")
+        flat = np.concatenate([np.ascontiguousarray(tensors[name], np.float32).reshape(-1) for name in shapes])
+        if len(flat) != self._offsets[-1]:
+            raise ValueError(f"load_params: expected {self._offsets[-1]} numbers in all, got {len(flat)}")
+        for name in ("params", "master"):
+            if name in self._memory:
+                self._write(self._memory[name], flat)
+        zero(self._memory["m"])
+        zero(self._memory["v"])
+
+    def params_to_host(self):
+        """All parameters, name -> float32 array of the table's shape (a copy)."""
+        return self._to_host("params")
+
+    def grads_to_host(self):
+        """All gradients, name -> float32 array of the table's shape (a copy)."""
+        return self._to_host("grads")
+
+    def _to_host(self, which):
+        flat = self._read(self._memory[which])
+        pieces = zip(parameter_shapes(self.config).items(), self._offsets, self._offsets[1:])
+        return {name: flat[start:stop].reshape(shape) for (name, shape), start, stop in pieces}
+
+    @staticmethod
+    def _read(array):
+        return array.copy() if on_host(array) else copy_to_host(array)
+
+    @staticmethod
+    def _write(array, values):
+        if on_host(array):
+            array[:] = values
+        else:
+            copy_to_device(array, values)
+
+    # ------------------------------------------------------------------------------------------------ activations
+
+    @functools.lru_cache(maxsize=32)  # noqa: B019  (a model lives as long as the program)
+    def _activations(self, B, T):
+        """Views of the activations for a batch of (B, T) tokens, which uses the front of each buffer."""
+        acts = SimpleNamespace()
+        memory, N, C = self._memory, B * T, self.config.C
+        for name, shape in activation_shapes(self.config, B, T).items():
+            buffer, size = memory[name], math.prod(shape)
+            copies = [buffer[layer][:size].reshape(shape) for layer in range(buffer.shape[0])]
+            setattr(acts, name, [copies[layer % len(copies)] for layer in range(self.config.L)])
+        for name in ("encoded", "lnf", "dresidual", "dbranch"):
+            setattr(acts, name, memory[name][: N * C].reshape((N, C)))
+        for name in ("lnf_mean", "lnf_rstd", "losses", "targets", "places"):
+            setattr(acts, name, memory[name][:N])
+        acts.inputs = memory["inputs"][:N].reshape((B, T))
+        for shapes in passing_shapes(self.config, B, T):
+            start = 0
+            for name, shape in shapes.items():
+                setattr(acts, name, memory["passing"][start : start + math.prod(shape)].reshape(shape))
+                start += _aligned(math.prod(shape))
+        return acts
+
+    def _load_tokens(self, name, target, tokens):
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.V:
+            raise UserError(f"{name} must be tokens from 0 to V - 1 = {self.config.V - 1}, got {low if low < 0 else high}: is the data another vocabulary's?")
+        self._write(target, tokens.reshape(target.shape))
+        return tokens
+
+    # ----------------------------------------------------------------------------------------------- forward pass
+
+    def forward(self, inputs):
+        """Compute the logits of a batch. inputs: (b, t) int32 host array, b at most B, t at most T."""
+        b, t = inputs.shape
+        if b > self.B or t > self.T:
+            raise ValueError(f"forward: inputs must be at most (B, T) = ({self.B}, {self.T}), got {inputs.shape}")
+        acts, p = self._activations(b, t), self.params
+        self._batch = (acts, self._load_tokens("inputs", acts.inputs, inputs))
+
+        encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
+        residual = acts.encoded
+        for l in range(self.config.L):
+            layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
+            matmul_forward(acts.qkv, acts.ln1[l], p.qkvw[l], p.qkvb[l])
+            attention_forward(acts.atty[l], acts.heads[l], acts.att[l], acts.out_heads, acts.qkv)
+            matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
+            residual_forward(acts.residual2[l], residual, acts.branch)
+
+            layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
+            matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
+            gelu_forward(acts.fch_gelu[l], acts.fch[l])
+            matmul_forward(acts.branch, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l])
+            residual_forward(acts.residual3[l], acts.residual2[l], acts.branch)
+            residual = acts.residual3[l]
+        layernorm_forward(acts.lnf, acts.lnf_mean, acts.lnf_rstd, residual, p.lnfw, p.lnfb)
+        matmul_forward(acts.logits, acts.lnf, p.wte, None)
+
+    def evaluate(self, inputs, targets):
+        """Forward pass, and the mean loss against `targets` (b, t), to be had from take_loss. No gradients."""
+        self.forward(inputs)
+        acts, _ = self._batch
+        self._load_tokens("targets", acts.targets, targets)
+        classifier_forward(acts.losses, acts.logits, acts.targets, self.config.V)
+        self._gather_loss(acts)
+
+    def _gather_loss(self, acts):
+        accumulate_mean(self._memory["mean_loss"], acts.losses)
+        self._losses_gathered += 1
+
+    def take_loss(self):
+        """Mean loss (nats per token) of the batches since the last call, as a float. Waits for the device."""
+        if not self._losses_gathered:
+            raise RuntimeError("take_loss: no loss has been computed since the last call")
+        loss = float(self._read(self._memory["mean_loss"])[0]) / self._losses_gathered
+        zero(self._memory["mean_loss"])
+        self._losses_gathered = 0
+        return loss
+
+    def logits_to_host(self):
+        """Logits of the last forward pass, (b, t, V) float32."""
+        acts, inputs = self._batch
+        return self._read(acts.logits).reshape(*inputs.shape, self.config.Vp)[..., : self.config.V]
+
+    def last_logits(self, position):
+        """Logits at one position of the first row of the last forward pass, (V,) float32."""
+        acts, _ = self._batch
+        return self._read(acts.logits[position])[: self.config.V]
+
+    # ---------------------------------------------------------------------------------------------- backward pass
+
+    def zero_grad(self):
+        """Set all gradients to zero."""
+        zero(self._memory["grads"])
+
+    def backward(self, targets, grad_accum_steps=1):
+        """Loss of the last forward pass against `targets` (b, t), and its gradients, divided by grad_accum_steps and accumulated."""
+        if self._batch is None:
+            raise RuntimeError("backward: call forward first; each forward pass serves one backward pass")
+        (acts, inputs), self._batch = self._batch, None  # the logits are about to become gradients
+        self._load_tokens("targets", acts.targets, targets)
+        p, g, sums, dresidual = self.params, self.grads, self._memory["sums"], acts.dresidual
+
+        dloss = 1 / (inputs.size * grad_accum_steps)
+        classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, self.config.V)
+        self._gather_loss(acts)
+        matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte, None)
+        zero(dresidual)
+        residual = acts.residual3[-1]
+        layernorm_backward(dresidual, g.lnfw, g.lnfb, acts.dbranch, residual, p.lnfw, acts.lnf_mean, acts.lnf_rstd, sums)
+
+        for l in reversed(range(self.config.L)):
+            residual = acts.residual3[l - 1] if l else acts.encoded
+            if self.recompute >= 1:
+                gelu_forward(acts.fch_gelu[l], acts.fch[l])
+            matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], dresidual, acts.fch_gelu[l], p.fcprojw[l], sums)
+            gelu_backward(acts.dfch, acts.dfch, acts.fch[l])
+            if self.recompute >= 2:
+                layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
+            matmul_backward(acts.dbranch, g.fcw[l], g.fcb[l], acts.dfch, acts.ln2[l], p.fcw[l], sums)
+            layernorm_backward(
+                dresidual, g.ln2w[l], g.ln2b[l], acts.dbranch, acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l], sums
+            )
+
+            matmul_backward(acts.dbranch, g.attprojw[l], g.attprojb[l], dresidual, acts.atty[l], p.attprojw[l], sums)
+            attention_backward(acts.dqkv, acts.dheads, acts.datt, acts.dout_heads, acts.dbranch, acts.heads[l], acts.att[l])
+            if self.recompute >= 2:
+                layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
+            matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l], sums)
+            layernorm_backward(
+                dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l], sums
+            )
+
+        places, starts = places_by_token(inputs, self.config.V)
+        self._write(acts.places, places)
+        self._write(self._memory["starts"], starts)
+        encoder_backward(g.wte, g.wpe, dresidual, acts.places, self._memory["starts"], inputs.shape[1])
+
+    # ------------------------------------------------------------------------------------------------------ update
+
+    def grad_norm(self):
+        """The norm of all gradients together, as a float. Waits for the device."""
+        sum_of_squares(self._memory["sum_squares"], self._memory["grads"], self._memory["sums"])
+        return math.sqrt(float(self._read(self._memory["sum_squares"])[0]))
+
+    def update(self, step, learning_rate, weight_decay=0.0, grad_scale=1.0, beta1=0.9, beta2=0.95, eps=1e-8):
+        """One step of AdamW on all parameters. step counts from 0; grad_scale multiplies the gradients (for clipping)."""
+        flat = {which: self._flat_parameters(which) for which in ("params", "grads", "m", "v", "master")}
+        for name, first_index in zip(parameter_shapes(self.config), self._offsets):
+            adamw_update(
+                *(flat[which][name] for which in ("params", "grads", "m", "v", "master")),
+                learning_rate, beta1, beta2, eps, weight_decay if name in DECAYED else 0.0, grad_scale,
+                t=step + 1, first_index=first_index, seed=step,
+            )  # fmt: skip
