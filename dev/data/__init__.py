@@ -1,0 +1,1 @@
+"""Scripts that make token shards: one for any text file, later one per dataset."""

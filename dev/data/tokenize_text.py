@@ -1,0 +1,149 @@
+"""Token shards from text files.
+
+    python -m dev.data.tokenize_text book.txt --tokenizer bytes --out data
+
+writes data/book_train_000000.bin and data/book_val_000000.bin, in the format of `gpt2_numba.data.token_shards`. Each
+text file is one document, or several with --split-on-blank-lines; end-of-text opens each. The first tokens are for
+validation.
+
+llm.c's own Tiny Shakespeare (32,768 and 305,260 tokens) is
+
+    python -m dev.data.tokenize_text tinyshakespeare.txt --split-on-blank-lines --val-tokens 32768 --out data
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.data.tokenizers import byte_encoding, gpt2_encoding
+from gpt2_numba.errors import UserError
+
+ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is one line like every other mistake."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse_arguments(argv):
+    parser = Parser(prog="python -m dev.data.tokenize_text",
+                    description="Make token shards for training from UTF-8 text files.")
+    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text file, UTF-8")
+    parser.add_argument("--tokenizer", choices=sorted(ENCODINGS), default="gpt2",
+                        help="bytes: 257 tokens, gpt2: 50,257 tokens (default: gpt2)")
+    parser.add_argument("--split-on-blank-lines", action="store_true",
+                        help="a new document begins after each blank line (default: a file is one document)")
+    parser.add_argument("--val-fraction", type=float, default=0.1,
+                        help="share of the tokens for validation, the first ones (default: 0.1)")
+    parser.add_argument("--val-tokens", type=int,
+                        help="number of tokens for validation instead of a share")
+    parser.add_argument("--shard-size", type=int, default=100_000_000,
+                        help="largest number of tokens in a shard; shards get nearly equal sizes (default: 100000000)")
+    parser.add_argument("--out", type=Path, default=Path("."), help="directory for the shards (default: this one)")
+    parser.add_argument("--name", help="beginning of the shards' names (default: the first text's name)")
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.val_fraction < 1:
+        raise UserError(f"--val-fraction must be between 0 and 1, got {arguments.val_fraction}; try 0.1")
+    if arguments.shard_size < 1:
+        raise UserError(f"--shard-size must be at least 1 token, got {arguments.shard_size}; leave it out for 100 M")
+    return arguments
+
+
+def read_text(path):
+    """The text of a UTF-8 file, with "\\n" at the ends of lines."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: a text must be a readable file: {error.strerror}. Check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a text must be UTF-8, byte number {error.start} is not. Convert the file, "
+                        f"for example with iconv -t UTF-8") from error
+
+
+def split_on_blank_lines(text):
+    """Cut after each blank line. The blank line stays with the document before it, as in llm.c's Tiny Shakespeare."""
+    *before, last = text.split("\n\n")
+    return [section + "\n\n" for section in before] + [last]
+
+
+def tokenize(documents, encoding):
+    """Return the tokens of all documents, uint16, end-of-text before each."""
+    tokens = []
+    for document in documents:
+        tokens.append(encoding.eot_token)
+        tokens.extend(encoding.encode_ordinary(document))  # ordinary: "<|endoftext|>" in a text is only text
+    return np.array(tokens, dtype=np.uint16)
+
+
+def split_tokens(tokens, val_fraction, val_tokens=None):
+    """Return (validation, train): validation is the first `val_tokens` if given, else the first `val_fraction`."""
+    split = round(val_fraction * len(tokens)) if val_tokens is None else val_tokens
+    if not 0 < split < len(tokens):
+        raise UserError(f"validation and training need at least one token each: {split} of {len(tokens)} tokens for "
+                        f"validation leaves none for one of them. Choose --val-tokens or --val-fraction by the text")
+    return tokens[:split], tokens[split:]
+
+
+def write_shards(tokens, stem, shard_size):
+    """Write `tokens` to STEM_000000.bin and so on, at most `shard_size` tokens each; return the paths.
+
+    Sizes are nearly equal, because a stub at the end might be too short for a batch.
+    """
+    paths = []
+    for index, part in enumerate(np.array_split(tokens, -(-len(tokens) // shard_size))):
+        paths.append(stem.with_name(f"{stem.name}_{index:06d}.bin"))
+        write_shard(paths[-1], part)
+        print(f"{paths[-1]}: {len(part):,} tokens")
+    return paths
+
+
+def prepare_output(directory, name):
+    """Make the directory; return where (validation, train) shards go: paths without the number at their end.
+
+    Raises UserError if shards of this name exist: left over from a longer text, they would be read as part of this one.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {directory}: must be a directory that can be written: {error.strerror}. "
+                        f"Choose another") from error
+    stems = directory / f"{name}_val", directory / f"{name}_train"
+    for stem in stems:
+        for old in stem.parent.glob(f"{stem.name}_*.bin"):
+            raise UserError(f"{old}: shards of this name exist already. Delete them, or choose another --out or --name")
+    return stems
+
+
+def run(argv):
+    arguments = parse_arguments(argv)
+    name = arguments.name or arguments.texts[0].stem
+    val_stem, train_stem = prepare_output(arguments.out, name)
+    encoding = ENCODINGS[arguments.tokenizer]()
+    documents = []
+    for path in arguments.texts:
+        text = read_text(path)
+        documents += split_on_blank_lines(text) if arguments.split_on_blank_lines else [text]
+    val, train = split_tokens(tokenize(documents, encoding), arguments.val_fraction, arguments.val_tokens)
+
+    write_shards(val, val_stem, arguments.shard_size)
+    write_shards(train, train_stem, arguments.shard_size)
+    print(f'train with: python -m gpt2_numba.train -i "{train_stem}_*.bin" -j "{val_stem}_*.bin"')
+
+
+def main(argv=None):
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Text as tokens, and tokens as batches.
+
+tokenizers      text to token ids and back: bytes (257 ids) or GPT-2's byte pairs (50,257 ids)
+token_shards    the token files of llm.c: a header of 256 int32, then uint16 tokens
+builtin_corpus  text that every Python carries, so that training needs no network
+loader          shards to batches (B, T) of inputs and targets, in llm.c's order
+"""

@@ -1,0 +1,55 @@
+"""The two tokenizers, both as `tiktoken.Encoding`: the rest of the program need not know which one is in use.
+
+bytes   256 tokens, the bytes in order, then end-of-text: nothing to download, small enough for a laptop
+gpt2    50,256 byte pairs, then end-of-text: GPT-2's own (Radford et al. 2019, section 2.2)
+
+End-of-text (`encoding.eot_token`) opens every document and is what sampling starts from.
+"""
+
+import tiktoken
+
+from gpt2_numba.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+BYTE_VOCAB_SIZE = 257
+GPT2_VOCAB_SIZE = 50257
+
+
+def byte_encoding():
+    """Return the byte tokenizer: token i is byte i, 256 is end-of-text, n_vocab is 257."""
+    return tiktoken.Encoding(
+        name="bytes",
+        # tiktoken first cuts text into pieces, then merges inside a piece. Here nothing merges, so any cut is right;
+        # short pieces keep its search for merges short.
+        pat_str=r"(?s:.{1,32})",
+        mergeable_ranks={bytes([byte]): byte for byte in range(256)},
+        special_tokens={END_OF_TEXT: 256},
+        explicit_n_vocab=BYTE_VOCAB_SIZE,
+    )
+
+
+def gpt2_encoding():
+    """Return GPT-2's tokenizer: n_vocab 50,257, end-of-text 50,256.
+
+    tiktoken downloads its vocabulary (1.5 MB) once and keeps it in TIKTOKEN_CACHE_DIR.
+    Raises UserError if it is neither there nor to be had.
+    """
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or a damaged download
+        raise UserError(
+            f"the GPT-2 tokenizer needs its vocabulary, which could not be loaded ({type(error).__name__}). Go online "
+            f"once, or set TIKTOKEN_CACHE_DIR to a directory that holds tiktoken's files, or use the byte tokenizer"
+        ) from error
+
+
+def encoding_for_vocab(vocab_size):
+    """Return the tokenizer of a model with `vocab_size` tokens: bytes for 257, gpt2 for 50,257, None for any other.
+
+    Raises UserError as `gpt2_encoding` does.
+    """
+    if vocab_size == BYTE_VOCAB_SIZE:
+        return byte_encoding()
+    if vocab_size == GPT2_VOCAB_SIZE:
+        return gpt2_encoding()
+    return None

@@ -1,0 +1,187 @@
+"""The loader: which tokens come in which batch. The oracle for shuffling is llm.c's order, written out plainly."""
+
+import numpy as np
+import pytest
+
+from gpt2_numba.data.loader import DataLoader, permute
+from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.errors import UserError
+
+B, T = 2, 3
+
+
+def counting_shard(length, first=0):
+    """Tokens that say where they stand."""
+    return np.arange(first, first + length, dtype=np.uint16)
+
+
+def first_tokens(loader, batches):
+    """The first input token of each of the next batches, and a check that each batch is one consecutive piece."""
+    starts = []
+    for _ in range(batches):
+        inputs, targets = loader.next_batch()
+        piece = np.arange(inputs[0, 0], inputs[0, 0] + loader.B * loader.T + 1)
+        np.testing.assert_array_equal(inputs.ravel(), piece[:-1])
+        np.testing.assert_array_equal(targets.ravel(), piece[1:])
+        starts.append(int(inputs[0, 0]))
+    return starts
+
+
+class MersenneTwister:
+    """mt19937ar (Matsumoto and Nishimura 2002), as slow and plain as can be."""
+
+    def __init__(self, seed):
+        self.state = [seed]
+        for j in range(1, 624):
+            last = self.state[-1]
+            self.state.append((1812433253 * (last ^ (last >> 30)) + j) & 0xFFFFFFFF)
+
+    def __call__(self):
+        s = self.state
+        upper, lower = s[0] & 0x80000000, s[1] & 0x7FFFFFFF
+        s.append(s[397] ^ ((upper | lower) >> 1) ^ (0x9908B0DF if lower & 1 else 0))
+        s.pop(0)
+        y = s[-1]
+        y ^= y >> 11
+        y ^= (y << 7) & 0x9D2C5680
+        y ^= (y << 15) & 0xEFC60000
+        return y ^ (y >> 18)
+
+
+def llmc_order(lengths, ranks, rank, epochs, seed=42):
+    """(shard, position of the rank's first token) for each batch, as llm.c's shuffling loader reads them."""
+    random = MersenneTwister(seed + rank)
+
+    def fisher_yates(items):
+        for i in range(len(items) - 1, 0, -1):
+            j = random() % (i + 1)
+            items[i], items[j] = items[j], items[i]
+
+    shards = list(range(len(lengths)))
+    order = []
+    for _ in range(epochs):
+        fisher_yates(shards)  # goes on from the last epoch's order
+        for shard in shards:
+            samples = list(range((lengths[shard] - 1) // (ranks * B * T)))  # begins anew
+            fisher_yates(samples)
+            order += [(shard, sample * ranks * B * T + rank * B * T) for sample in samples]
+    return order
+
+
+def test_oracle_generator():
+    random = MersenneTwister(137)  # the values that torch prints for this seed
+    assert [random() for _ in range(5)] == [4053805790, 2173880614, 380293709, 1237255315, 2986595568]
+
+
+def test_batches_are_int32_rows():
+    inputs, targets = DataLoader([counting_shard(7, first=65529)], B, T).next_batch()  # exactly one batch
+    assert inputs.dtype == targets.dtype == np.int32
+    assert inputs.flags.c_contiguous and targets.flags.c_contiguous
+    np.testing.assert_array_equal(inputs, [[65529, 65530, 65531], [65532, 65533, 65534]])
+    np.testing.assert_array_equal(targets, [[65530, 65531, 65532], [65533, 65534, 65535]])
+
+
+def test_batches_belong_to_the_caller():
+    shard = counting_shard(13)
+    loader = DataLoader([shard], B, T)
+    inputs, targets = loader.next_batch()
+    inputs[:] = -1
+    assert targets[0, 0] == 1 and shard[0] == 0
+    assert first_tokens(loader, 1) == [6]
+
+
+def test_in_order_over_shards_and_epochs():
+    loader = DataLoader([counting_shard(18), counting_shard(13, first=100)], B, T)
+    # 18 tokens are two samples: the third would need token 18 as its last target
+    assert first_tokens(loader, 9) == [0, 6, 100, 106, 0, 6, 100, 106, 0]
+    assert (loader.num_tokens, loader.batches_per_epoch) == (31, 4)
+
+
+def test_the_last_sample_needs_its_last_target():
+    assert DataLoader([counting_shard(18)], B, T).batches_per_epoch == 2
+    assert DataLoader([counting_shard(19)], B, T).batches_per_epoch == 3
+
+
+def test_reset_repeats_from_the_start():
+    loader = DataLoader([counting_shard(13), counting_shard(13, first=100)], B, T)
+    first_tokens(loader, 3)
+    loader.reset()
+    assert first_tokens(loader, 2) == [0, 6]
+
+
+def test_ranks_share_each_sample():
+    loaders = [DataLoader([counting_shard(40)], B, T, rank=rank, ranks=3) for rank in range(3)]
+    assert [first_tokens(loader, 3) for loader in loaders] == [[0, 18, 0], [6, 24, 6], [12, 30, 12]]
+    assert [loader.batches_per_epoch for loader in loaders] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rank, ranks, seed", [(0, 1, 42), (0, 2, 42), (1, 2, 42), (0, 1, 7)])
+def test_shuffled_order_is_llmcs(rank, ranks, seed):
+    lengths = [61, 100, 75, 200]
+    shards = [counting_shard(length, first=1000 * i) for i, length in enumerate(lengths)]
+    loader = DataLoader(shards, B, T, rank=rank, ranks=ranks, shuffle=True, seed=seed)
+    expected = [1000 * shard + start for shard, start in llmc_order(lengths, ranks, rank, epochs=3, seed=seed)]
+    assert len(expected) == 3 * loader.batches_per_epoch
+    assert first_tokens(loader, len(expected)) == expected
+
+
+def test_default_seed_is_llmcs():
+    loader = DataLoader([counting_shard(200)], B, T, shuffle=True)
+    assert first_tokens(loader, 33) == [start for _, start in llmc_order([200], ranks=1, rank=0, epochs=1, seed=42)]
+
+
+def test_a_shuffled_epoch_has_every_sample_once():
+    loader = DataLoader([counting_shard(61), counting_shard(100, first=1000)], B, T, shuffle=True)
+    every_sample = [*range(0, 60, 6), *range(1000, 1096, 6)]
+    epochs = [first_tokens(loader, loader.batches_per_epoch) for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == every_sample
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_permute_draws_nothing_for_nothing(length):
+    generator = np.random.RandomState(42)
+    permute(np.arange(length), generator)
+    assert generator.randint(0, 2**32, dtype=np.uint32) == MersenneTwister(42)()
+
+
+def test_files_and_arrays_give_the_same(tmp_path):
+    arrays = [counting_shard(61), counting_shard(100, first=1000)]
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for path, array in zip(paths, arrays):
+        write_shard(path, array)
+    from_arrays, from_files = [DataLoader(shards, B, T, shuffle=True) for shards in (arrays, paths)]
+    for _ in range(30):
+        for a, b in zip(from_arrays.next_batch(), from_files.next_batch()):
+            assert type(b) is np.ndarray  # not a map of the file
+            np.testing.assert_array_equal(a, b)
+
+
+def test_shard_too_short(tmp_path):
+    path = tmp_path / "short.bin"
+    write_shard(path, counting_shard(12))
+    with pytest.raises(UserError, match=r"short\.bin.* 2\*2\*3 \+ 1 = 13 tokens, it has 12"):
+        DataLoader([counting_shard(13), path], B, T, ranks=2)
+
+
+def test_foreign_shard_stops_the_loader_at_its_start(tmp_path):
+    (tmp_path / "text.bin").write_bytes(b"text" * 1000)
+    with pytest.raises(UserError, match="text.bin"):
+        DataLoader([counting_shard(13), tmp_path / "text.bin"], B, T)
+
+
+def test_token_outside_the_vocabulary(tmp_path):
+    tokens = np.full(20, 36, dtype=np.uint16)
+    DataLoader([tokens], B, T, vocab_size=37)  # the largest that is allowed
+    tokens[[19, 17]] = 40, 37  # behind the last batch, but a sign that the tokens are not the model's
+    write_shard(tmp_path / "a.bin", tokens)
+    for shard, name in [(tmp_path / "a.bin", r"a\.bin"), (tokens, "built-in corpus")]:
+        with pytest.raises(UserError, match=rf"{name}: .*vocabulary of 37, token number 17 is 37\."):
+            DataLoader([shard], B, T, vocab_size=37)
+
+
+def test_vocabulary_of_a_later_shard_is_checked_when_it_is_opened():
+    loader = DataLoader([counting_shard(7), counting_shard(7, first=31)], B, T, vocab_size=37)
+    loader.next_batch()
+    with pytest.raises(UserError, match="token number 6 is 37"):
+        loader.next_batch()

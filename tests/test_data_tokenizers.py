@@ -1,0 +1,83 @@
+"""Tokenizers: bytes are bytes, GPT-2's ids are GPT-2's, and a missing vocabulary is said in one line."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken.load
+import tiktoken.registry
+
+from gpt2_numba.data.tokenizers import byte_encoding, encoding_for_vocab, gpt2_encoding
+from gpt2_numba.errors import UserError
+
+REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+TINY_SHAKESPEARE = REAL_DATA / "tinyshakespeare.txt"
+CACHE_NAMES = {  # tiktoken names a cached file by the SHA-1 of its address
+    "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+    "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+}
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """No vocabulary in memory or on disk, and no network."""
+    def no_network(address):
+        raise ConnectionError("no network in this test")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tiktoken.load, "read_file", no_network)
+    monkeypatch.delitem(tiktoken.registry.ENCODINGS, "gpt2", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def gpt2(empty_cache):
+    """GPT-2's tokenizer from files on this machine."""
+    for name, cache_name in CACHE_NAMES.items():
+        if not (REAL_DATA / "gpt2_bpe" / name).is_file():
+            pytest.skip(f"GPT-2's vocabulary is not there: {REAL_DATA / 'gpt2_bpe' / name}")
+        shutil.copy(REAL_DATA / "gpt2_bpe" / name, empty_cache / cache_name)
+    return gpt2_encoding()
+
+
+def test_byte_tokens_are_the_bytes():
+    encoding = byte_encoding()
+    text = "naïve\n\n\t\r\0 🙂<|endoftext|>" * 9  # longer than a piece; the name of the token is only text here
+    assert encoding.encode_ordinary(text) == list(text.encode())
+    assert encoding.decode(list(text.encode())) == text
+    assert encoding.decode_bytes(list(range(256))) == bytes(range(256))
+
+
+def test_byte_vocabulary():
+    encoding = byte_encoding()
+    assert (encoding.name, encoding.n_vocab, encoding.eot_token) == ("bytes", 257, 256)
+    assert encoding.decode([256]) == "<|endoftext|>"
+
+
+def test_encoding_for_vocab_without_gpt2():
+    assert encoding_for_vocab(257).name == "bytes"
+    assert encoding_for_vocab(256) is None
+    assert encoding_for_vocab(50304) is None  # the padded size is not a vocabulary
+
+
+@pytest.mark.parametrize("load", [gpt2_encoding, lambda: encoding_for_vocab(50257)])
+def test_missing_vocabulary_names_the_cache_directory(empty_cache, load):
+    with pytest.raises(UserError, match="TIKTOKEN_CACHE_DIR") as raised:
+        load()
+    assert "\n" not in str(raised.value)
+
+
+def test_gpt2_tokens_of_tiny_shakespeare(gpt2):
+    if not TINY_SHAKESPEARE.is_file():
+        pytest.skip(f"Tiny Shakespeare is not there: {TINY_SHAKESPEARE}")
+    assert (gpt2.n_vocab, gpt2.eot_token) == (50257, 50256)
+    tokens = np.array(gpt2.encode_ordinary(TINY_SHAKESPEARE.read_text()), dtype="<u2")
+    assert tokens.size == 338025
+    # of the ids as uint16, computed once with GPT-2's published vocabulary
+    assert hashlib.sha256(tokens).hexdigest() == "25c01b32b32f41897a6359dd222ec114992dc30c357bcafbfe6c56672f76cd31"
+
+
+def test_encoding_for_vocab_with_gpt2(gpt2):
+    assert encoding_for_vocab(50257).name == "gpt2"
