@@ -1,0 +1,126 @@
+"""The picture of a run: training and validation loss, learning rate and gradient norm against the step.
+
+    python -m gpt2_numba.plot LOGDIR [--out FILE]
+
+Reads LOGDIR/main.log (ours or llm.c's) and writes LOGDIR/loss.png, or FILE.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.log import read_main_log
+
+# Blue and red stay apart for the colour-blind too; printed in grey, the dots of the validation tell it from training.
+_TRAIN_COLOUR = "#2a78b5"
+_VAL_COLOUR = "#d1495b"
+_QUIET_COLOUR = "#5b6670"
+
+# From this many steps on, single steps are noise: the picture then shows a running mean over 1/50 of the run as well.
+_SMOOTH_FROM_STEPS = 100
+
+
+def plot_losses(log_path, png_path, title):
+    """Draw the main.log at log_path into a PNG at png_path (1650 x 825 pixels); title stands above it.
+
+    Needs no display. Raises UserError if the log cannot be read, holds no finite loss, or the picture cannot be
+    written.
+    """
+    series = read_main_log(log_path)
+    train_steps, train_losses = series["train_loss"]
+    val_steps, val_losses = series["val_loss"]
+    if not (np.isfinite(train_losses).any() or np.isfinite(val_losses).any()):
+        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: "
+                        f"plot again when the run has taken a step")
+
+    # A Figure of its own rather than pyplot's: it draws into memory, wants no display and leaves no global state.
+    figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1))
+    loss_axes = figure.add_subplot(grid[:, 0])
+    rate_axes = figure.add_subplot(grid[0, 1], sharex=loss_axes)
+    norm_axes = figure.add_subplot(grid[1, 1], sharex=loss_axes)
+
+    if len(train_steps):
+        _draw_noisy(loss_axes, train_steps, train_losses, _TRAIN_COLOUR, "training")
+    if len(val_steps):  # a run may log the one without the other
+        loss_axes.plot(val_steps, val_losses, color=_VAL_COLOUR, linewidth=1.8, marker="o", markersize=4.5,
+                       label=f"validation (last {val_losses[-1]:.4f})")
+    loss_axes.legend(frameon=False, fontsize=10, loc="upper right")
+    _label(loss_axes, "loss (nats per token)")
+    loss_axes.set_xlabel("step")
+
+    rate_axes.plot(*series["learning_rate"], color=_QUIET_COLOUR, linewidth=1.8)
+    _label(rate_axes, "learning rate")
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.yaxis.set_major_formatter("{x:g}")  # 0.0006 at its tick rather than 6 there and 1e-4 in a corner
+    rate_axes.tick_params(labelbottom=False)
+
+    _draw_noisy(norm_axes, *series["norm"], _QUIET_COLOUR, "gradient norm")
+    _label(norm_axes, "gradient norm (before clipping)")
+    norm_axes.set_ylim(bottom=0)
+    norm_axes.set_xlabel("step")
+
+    try:
+        figure.savefig(png_path, format="png")
+    except OSError as error:
+        raise UserError(f"the picture's path must be one that can be written, got {str(png_path)!r} "
+                        f"({error.strerror}): choose another with --out") from error
+
+
+def _draw_noisy(axes, steps, values, colour, label):
+    """A line per step; in a longer run that one faint, with its running mean over it."""
+    if len(steps) < _SMOOTH_FROM_STEPS:
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker=".", label=label)  # a dot, for a run of one step
+        return
+    width = len(steps) // 50 | 1  # odd, so that the middle of a window is a step
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+    axes.plot(*_running_mean(steps, values, width), color=colour, linewidth=1.8,
+              label=f"{label} (mean of {width} steps)")
+
+
+def _running_mean(steps, values, width):
+    """The mean of each window of width values (odd), at the window's middle step, so that the curve does not lag."""
+    middle = width // 2
+    return steps[middle:len(steps) - middle], np.convolve(values, np.full(width, 1 / width), mode="valid")
+
+
+def _label(axes, quantity):
+    """Write the quantity and its unit above the axes, where it reads without turning the head."""
+    axes.set_title(quantity, loc="left", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints as a UserError of one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}: see python -m gpt2_numba.plot --help")
+
+
+def main(argv):
+    """The command line; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
+    parser = _Parser(prog="python -m gpt2_numba.plot", description="Draw the losses of a run from its main.log.")
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory that a run named (its -o)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the PNG to write (default LOGDIR/loss.png)")
+    try:
+        arguments = parser.parse_args(argv)
+        png_path = arguments.out or arguments.logdir / "loss.png"
+        plot_losses(arguments.logdir / "main.log", png_path, title=arguments.logdir.resolve().name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {png_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What the training loop stands on besides the model: settings, schedules, outlier detector, sampler and log."""

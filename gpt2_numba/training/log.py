@@ -1,0 +1,148 @@
+"""What a run tells about itself: main.log for plots, the line per step for the reader, and the speed in it.
+
+main.log is llm.c's, so that its files can be plotted here and ours there. One line per event:
+
+    s:STEP tel:LOSS                     validation loss
+    s:STEP eval:ACCURACY                accuracy of an evaluation
+    s:STEP trl:LOSS lr:RATE norm:NORM   training loss, learning rate, gradient norm of one step
+
+Steps count from 0, losses are in nats per token.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_numba.errors import UserError
+
+# The keys of main.log and the names under which read_main_log gives them.
+_SERIES_NAMES = {"tel": "val_loss", "eval": "eval_accuracy", "trl": "train_loss", "lr": "learning_rate", "norm": "norm"}
+
+
+class MainLog:
+    """Writes DIRECTORY/main.log; with None for a directory it writes nothing."""
+
+    def __init__(self, directory):
+        """directory: made if absent; a main.log in it is begun anew. Raises UserError if it cannot be written."""
+        self.path = None
+        if directory is None:
+            return
+        self.path = Path(directory) / "main.log"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
+        except OSError as error:
+            raise UserError(f"the log directory must be one that can be written, got {str(directory)!r} "
+                            f"({error.strerror}): choose another with -o") from error
+
+    def write_validation(self, step, loss):
+        """One validation: its step and mean loss (nats per token)."""
+        self._append(f"s:{step} tel:{loss:.4f}")
+
+    def write_train_step(self, step, loss, learning_rate, norm):
+        """One training step: its mean loss (nats per token), learning rate, and gradient norm before clipping."""
+        self._append(f"s:{step} trl:{loss:.4f} lr:{learning_rate:.6f} norm:{norm:.2f}")
+
+    def _append(self, line):
+        if self.path is not None:
+            with open(self.path, "a") as file:  # opened for every line, so that a run that is killed leaves them all
+                file.write(line + "\n")
+
+
+def read_main_log(path):
+    """Read a main.log, ours or llm.c's.
+
+    Returns a dict with the keys val_loss, eval_accuracy, train_loss, learning_rate and norm; each value is a pair
+    (steps (n,) int64, rising; values (n,) float64), empty where the log has none. If a step occurs twice (a resumed run
+    appends to its log) the later one counts. Raises UserError if the file is missing or is not a main.log.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"a main.log must be a file that can be read, got {str(path)!r} ({error.strerror}): "
+                        f"give the log directory that a run named") from error
+
+    by_step = {name: {} for name in _SERIES_NAMES.values()}
+    for number, line in enumerate(lines, start=1):
+        try:
+            step, values = _parse_line(line)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line "
+                            f"{number} of {str(path)!r}: take that line out, or give another file") from error
+        for name, value in values.items():
+            by_step[name][step] = value
+    return {name: _as_series(points) for name, points in by_step.items()}
+
+
+def _parse_line(line):
+    """'s:3 tel:4.5' -> (3, {"val_loss": 4.5}). Raises KeyError or ValueError for anything else."""
+    fields = dict(field.split(":") for field in line.split())
+    step = int(fields.pop("s"))
+    return step, {_SERIES_NAMES[key]: float(text) for key, text in fields.items()}
+
+
+def _as_series(points):
+    """{step: value} -> (steps, values), by rising step."""
+    steps = sorted(points)
+    return np.array(steps, dtype=np.int64), np.array([points[step] for step in steps], dtype=np.float64)
+
+
+def step_line(step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_seconds, mfu, tokens_per_second,
+              seconds_left):
+    """The line that the console shows for one training step: llm.c's, and the time left.
+
+    step, max_steps    counted from 0; shown from 1, so that the last line reads S/S
+    loss, norm         nats per token; gradient norm before clipping
+    loss_z, norm_z     their z-scores (NaN while the detector's window fills)
+    step_seconds       time of this step; shown in milliseconds
+    mfu                model FLOP utilisation, a fraction of the chip's bf16 peak; None where that peak is not known
+    tokens_per_second  as Throughput.update gives it
+    seconds_left       as Throughput.seconds_left gives it
+    """
+    mfu_text = "  n/a MFU" if mfu is None else f"{100 * mfu:.1f}% bf16 MFU"
+    return (f"step {step + 1:4d}/{max_steps} | loss {loss:7.6f} ({loss_z:+.2f}z)| norm {norm:6.4f} ({norm_z:+.2f}z)| "
+            f"lr {learning_rate:.2e} | {1000 * step_seconds:.2f} ms | {mfu_text} | {tokens_per_second:.0f} tok/s | "
+            f"{_clock(seconds_left)} left")
+
+
+def _clock(seconds):
+    """MM:SS, or H:MM:SS from one hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+class Throughput:
+    """The speed of training as a moving average, and the time that is left at that speed."""
+
+    DECAY = 0.95  # each step weighs 5 %: the average looks back about 20 steps (llm.c's value)
+
+    def __init__(self, tokens_per_step):
+        """tokens_per_step: tokens of one update, over all micro-batches and ranks."""
+        self._tokens_per_step = tokens_per_step
+        self._average = 0.0  # of tokens/s; begins at 0 and is too small by the factor 1 - DECAY**n after n steps
+        self._steps_averaged = None  # None before the first step
+        self._tokens_per_second = None
+
+    def update(self, step_seconds):
+        """Take in the time of one step (seconds) and return the speed in tokens/s.
+
+        The first step pays for compiling and warming up. Its own speed is returned but kept out of the average.
+        """
+        speed = self._tokens_per_step / step_seconds
+        if self._steps_averaged is None:
+            self._steps_averaged = 0
+            self._tokens_per_second = speed
+        else:
+            self._steps_averaged += 1
+            self._average = self.DECAY * self._average + (1 - self.DECAY) * speed
+            self._tokens_per_second = self._average / (1 - self.DECAY**self._steps_averaged)  # as AdamW corrects m, v
+        return self._tokens_per_second
+
+    def seconds_left(self, steps_left):
+        """Seconds that steps_left further steps take at the speed that the last update returned.
+
+        Training steps only: validation and sampling come on top.
+        """
+        return steps_left * self._tokens_per_step / self._tokens_per_second

@@ -1,0 +1,315 @@
+"""The settings of a training run, and the command line that they come from.
+
+One field of `Settings` is one flag: its short form (llm.c's), its long form (the field's name), its rule and its help
+stand beside it. A flag that is not given is None; `with_defaults` then fills in llm.c's value, or, when the run is on
+the built-in corpus, one that suits that corpus and the device. The help is written from the same tables.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.schedules import SCHEDULES
+
+MODEL_HELP = """\
+model descriptors (-e):
+  d6 d12 d24 d36 d48 d60 d72 d84     GPT-2 with so many layers; d12 is GPT-2 124M, d48 GPT-2 1558M
+  gpt2:dX                            the same, for each X above
+  gpt3:cX                            GPT-3 with X channels: 384 768 1024 1536 2048 2560 4096 12288
+  L=4,NH=4,C=128,T=128,V=257         any other: layers, heads, channels (a multiple of the heads), longest context and
+                                     vocabulary, all in tokens. T and V may be left out: T is then the sequence length
+                                     (-t), V the tokenizer's vocabulary. In memory V is rounded up to a multiple of 128
+
+examples:
+  python -m gpt2_numba.train                                          built-in corpus, no network, no GPU needed
+  python -m gpt2_numba.train -i 'data/*_train_*.bin' -j 'data/*_val_*.bin' -e d12 -b 64 -d 524288 -l 0.0006 -u 700
+"""
+
+
+# --- What a value may be: each function takes the text of a value and returns the value, or raises ValueError with the
+# rule that the text breaks. ---
+
+
+def _text(text):
+    if not text:
+        raise ValueError("a text that is not empty")
+    return text
+
+
+def _whole_number(minimum, maximum=None, or_value=None):
+    """Rule: a whole number from minimum to maximum, or the one special value or_value."""
+    rule = f"a whole number of at least {minimum}"
+    if maximum is not None:
+        rule += f" and at most {maximum}"
+    if or_value is not None:
+        rule += f", or {or_value}"
+
+    def convert(text):
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(rule) from None
+        in_range = minimum <= value and (maximum is None or value <= maximum)
+        if not in_range and value != or_value:
+            raise ValueError(rule)
+        return value
+
+    return convert
+
+
+def _number(minimum, maximum=math.inf):
+    """Rule: a finite number from minimum to maximum."""
+    rule = f"a number of at least {minimum}" if maximum == math.inf else f"a number from {minimum} to {maximum}"
+
+    def convert(text):
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(rule) from None
+        if not (math.isfinite(value) and minimum <= value <= maximum):
+            raise ValueError(rule)
+        return value
+
+    return convert
+
+
+def _one_of(*words):
+    """Rule: one of a few words."""
+
+    def convert(text):
+        if text not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return text
+
+    return convert
+
+
+def _switch(text):
+    if text not in ("0", "1"):
+        raise ValueError("0 (off) or 1 (on)")
+    return text == "1"
+
+
+# --- The settings ---
+
+
+def _setting(short, group, metavar, convert, help_text, unset=None):
+    """One field of Settings, with what the command line needs to know of it.
+
+    short    the short flag, or None; the long one is made of the field's name
+    convert  from the text of a value to the value; ValueError holds the rule
+    unset    how the help says a default of None
+    """
+    return dataclasses.field(default=None, metadata={"short": short, "group": group, "metavar": metavar,
+                                                     "convert": convert, "help": help_text, "unset": unset})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run; None means "not given". Sizes are in tokens, losses in nats per token."""
+
+    train_data: str | None = _setting(
+        "-i", "data", "PATTERN", _text, "token shards to train on, as a path or a quoted pattern; -j must come with it",
+        unset="the built-in corpus")
+    val_data: str | None = _setting(
+        "-j", "data", "PATTERN", _text, "token shards for validation; -i must come with it",
+        unset="the built-in corpus")
+
+    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor, see below")
+    recompute: int | None = _setting(
+        "-r", "model", "LEVEL", _whole_number(0, 2),
+        "what backward computes again instead of keeping it: 0 nothing (fastest, most memory), 1 GELU, "
+        "2 GELU and LayerNorm")
+    seed: int | None = _setting(None, "model", "N", _whole_number(0, 2**32 - 1), "seed of the initial weights")
+
+    batch_size: int | None = _setting("-b", "batch", "B", _whole_number(1), "sequences per forward pass")
+    sequence_length: int | None = _setting("-t", "batch", "T", _whole_number(1), "tokens per sequence")
+    total_batch_tokens: int | None = _setting(
+        "-d", "batch", "TOKENS", _whole_number(1),
+        "tokens per update, a multiple of B * T; beyond B * T, gradients are accumulated over several forward passes",
+        unset="B * T")
+
+    max_steps: int | None = _setting(
+        "-x", "optimisation", "STEPS", _whole_number(1, or_value=-1), "updates to make; -1 = one pass over the data")
+    schedule: str | None = _setting(
+        "-k", "optimisation", "NAME", _one_of(*SCHEDULES), "learning-rate schedule: " + ", ".join(SCHEDULES))
+    learning_rate: float | None = _setting("-l", "optimisation", "RATE", _number(0), "largest learning rate")
+    warmup_steps: int | None = _setting(
+        "-u", "optimisation", "STEPS", _whole_number(0), "steps in which the learning rate rises to its largest")
+    final_lr_fraction: float | None = _setting(
+        "-q", "optimisation", "FRACTION", _number(0, 1), "last learning rate as a fraction of the largest")
+    weight_decay: float | None = _setting(
+        "-c", "optimisation", "RATE", _number(0), "AdamW's weight decay, on matrices and embeddings only")
+    skip_loss_z: float | None = _setting(
+        "-sl", "optimisation", "Z", _number(0), "skip updates whose loss has a z-score above this; 0 = off")
+    skip_norm_z: float | None = _setting(
+        "-sg", "optimisation", "Z", _number(0), "skip updates whose gradient norm has a z-score above this; 0 = off")
+    overfit_one_batch: bool | None = _setting(
+        "-a", "optimisation", "0|1", _switch, "1 = train on one batch of the validation data again and again, to see "
+        "that the loss falls to nearly 0")
+
+    val_every: int | None = _setting(
+        "-v", "progress", "STEPS", _whole_number(0), "steps between validations, with one at the end; 0 = off")
+    val_batches: int | None = _setting("-m", "progress", "N", _whole_number(1), "batches of B * T per validation")
+    sample_every: int | None = _setting(
+        "-s", "progress", "STEPS", _whole_number(0), "steps between samples, with one at the end; 0 = off")
+    sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _whole_number(1), "tokens in a sample")
+    log_dir: str | None = _setting(
+        "-o", "progress", "DIR", _text, "directory for main.log and the picture of the loss", unset="no log")
+
+    device: str | None = _setting(
+        None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
+    precision: str | None = _setting(
+        None, "machine", "NAME", _one_of("auto", "fp32", "bf16"),
+        "type of weights, activations and gradients: auto (bf16 on a GPU that has it, else fp32), fp32 or bf16")
+    tf32: bool | None = _setting(
+        "-f", "machine", "0|1", _switch,
+        "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)")
+    master_weights: bool | None = _setting(
+        "-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
+
+
+# llm.c's defaults, for runs on token shards.
+SHARD_DEFAULTS = Settings(
+    model="d12", recompute=1, seed=42,
+    batch_size=4, sequence_length=1024,
+    max_steps=-1, schedule="cosine", learning_rate=3e-4, warmup_steps=0, final_lr_fraction=1.0, weight_decay=0.0,
+    skip_loss_z=0.0, skip_norm_z=0.0, overfit_one_batch=False,
+    val_every=20, val_batches=20, sample_every=20, sample_tokens=64,
+    device="auto", precision="auto", tf32=True, master_weights=True,
+)
+
+# The run without any flags is for a laptop and two minutes: 614,400 tokens, a model of under a million parameters, and
+# a high learning rate, which so small a model bears. It shows a sample and leaves a log without being asked.
+BUILT_IN_CPU_DEFAULTS = dataclasses.replace(
+    SHARD_DEFAULTS,
+    model="L=4,NH=4,C=128", batch_size=8, sequence_length=128,
+    max_steps=600, learning_rate=2e-3, warmup_steps=50, final_lr_fraction=0.1, weight_decay=0.1,
+    val_every=100, sample_every=200, sample_tokens=256, log_dir="log_built_in",
+)
+
+# The same corpus on a GPU: about two passes over its 7.5 million training tokens.
+BUILT_IN_GPU_DEFAULTS = dataclasses.replace(
+    BUILT_IN_CPU_DEFAULTS,
+    model="L=6,NH=6,C=384", batch_size=64, sequence_length=256,
+    max_steps=1000, learning_rate=1e-3, warmup_steps=100,
+)
+
+
+def with_defaults(settings, device):
+    """Settings with every flag that was not given filled in.
+
+    device: "cpu" or "gpu", on which the run will be. Fields whose default is None (see SHARD_DEFAULTS) stay None.
+    """
+    if settings.train_data is not None:
+        defaults = SHARD_DEFAULTS
+    else:
+        defaults = BUILT_IN_GPU_DEFAULTS if device == "gpu" else BUILT_IN_CPU_DEFAULTS
+    given = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    return dataclasses.replace(defaults, **given)
+
+
+# --- The command line ---
+
+
+def parse_settings(argv):
+    """Read the arguments of `python -m gpt2_numba.train` (a list of str, without the program's name).
+
+    Returns Settings in which flags that were not given are None; a flag given twice counts the last time. Prints the
+    help and exits with code 0 for --help. Raises UserError for an unknown flag, naming the nearest known one, for a
+    flag without a value, and for a value that breaks the flag's rule.
+    """
+    if "--help" in argv:
+        print(_help())
+        raise SystemExit(0)
+    settings = Settings(**{field.name: _convert(field, flag, text) for field, flag, text in _split(argv)})
+    if (settings.train_data is None) != (settings.val_data is None):
+        given, missing = ("-i", "-j") if settings.val_data is None else ("-j", "-i")
+        raise UserError(f"-i (training data) and -j (validation data) come together, got {given} only: add {missing}, "
+                        f"or leave out both for the built-in corpus")
+    return settings
+
+
+def _split(argv):
+    """Cut arguments into triples (field of Settings, flag, text of its value).
+
+    Every flag takes one value, as `-b 4` or `-b=4`, `--batch-size 4` or `--batch-size=4`. By hand, because argparse
+    reads `-step 3` as `-s tep` and, in some versions of Python, `-1e-4` as a flag.
+    """
+    field_of = {flag: field for field in dataclasses.fields(Settings) for flag in _flags(field)}
+    remaining = iter(argv)
+    for argument in remaining:
+        flag, equals, text = argument.partition("=")
+        if flag not in field_of:
+            raise UserError(_unknown_flag_message(flag, list(field_of)))
+        if not equals:
+            text = next(remaining, None)
+            if text is None or text in field_of:
+                received = "nothing" if text is None else f"the flag {text}"
+                raise UserError(f"{flag} needs a value after it, got {received}: see --help for what it takes")
+        yield field_of[flag], flag, text
+
+
+def _unknown_flag_message(argument, known_flags):
+    if argument == "-h":
+        return "-h is not the help (llm.c uses that letter for HellaSwag), got -h: use --help"
+    if not argument.startswith("-"):
+        return (f"the command line is made of flags with one value each, got {argument!r} where a flag belongs: "
+                f"see --help")
+    # Upper case and underscores are the likeliest slips. A long flag is meant long, though a short one may share more
+    # of its few letters. Cutoff 0, so that there always is a nearest flag.
+    tidied = argument.lower().replace("_", "-")
+    candidates = [flag for flag in [*known_flags, "--help"] if flag.startswith("--") or not argument.startswith("--")]
+    nearest = difflib.get_close_matches(tidied, candidates, n=1, cutoff=0.0)[0]
+    return f"every flag must be a known one, got {argument}: did you mean {nearest}? (--help lists them)"
+
+
+def _convert(field, flag, text):
+    try:
+        return field.metadata["convert"](text)
+    except ValueError as rule:
+        raise UserError(f"{flag} must be {rule}, got {text!r}: see --help ({_default(field)})") from None
+
+
+def _help():
+    """The help text. argparse sets it; it is not asked to parse (see _split)."""
+    parser = argparse.ArgumentParser(
+        usage="python -m gpt2_numba.train [FLAG VALUE]...", add_help=False,
+        description="Train GPT-2. Without flags: a small model on the built-in corpus. Short flags are llm.c's.",
+        epilog=MODEL_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups = {}
+    for field in dataclasses.fields(Settings):
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        groups[title].add_argument(*_flags(field), metavar=field.metadata["metavar"],
+                                   help=f"{field.metadata['help']} [{_default(field)}]")
+    return parser.format_help()
+
+
+def _flags(field):
+    """The flags of a field: the short one, if it has one, and the long one."""
+    short = field.metadata["short"]
+    long = "--" + field.name.replace("_", "-")
+    return [long] if short is None else [short, long]
+
+
+def _default(field):
+    """'default 4; built-in corpus: 8 on a CPU, 64 on a GPU', as short as the values allow."""
+    shards, on_cpu, on_gpu = (_shown(getattr(defaults, field.name), field.metadata["unset"])
+                              for defaults in (SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS))
+    if shards == on_cpu == on_gpu:
+        return f"default {shards}"
+    if on_cpu == on_gpu:
+        return f"default {shards}; built-in corpus: {on_cpu}"
+    return f"default {shards}; built-in corpus: {on_cpu} on a CPU, {on_gpu} on a GPU"
+
+
+def _shown(value, unset):
+    """A default as one would type it."""
+    if value is None:
+        return unset
+    return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,106 @@
+"""The picture of a run: it is drawn for every log a run can leave, and mistakes are told in one line."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.plot import main, plot_losses
+from gpt2_numba.training.log import MainLog
+
+
+def write_log(directory, steps, losses=None):
+    """A run of so many steps: a validation before and after, training losses in between."""
+    log = MainLog(directory)
+    log.write_validation(0, 5.5)
+    for step in range(steps):
+        log.write_train_step(step, losses[step] if losses else 5.0 - 0.01 * step, 1e-3, 1.0 + step % 3)
+    log.write_validation(steps, 3.25)
+    return log.path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The lines that are drawn, as (x, y, label), in their order: training loss first."""
+    lines = []
+    plot = Axes.plot
+
+    def spy(axes, x, y, **style):
+        lines.append((np.asarray(x), np.asarray(y), style.get("label")))
+        return plot(axes, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    return lines
+
+
+def test_a_short_run_shows_every_step_and_the_last_validation(tmp_path, drawn):
+    plot_losses(write_log(tmp_path, steps=3), tmp_path / "loss.png", "three steps")
+    (train_x, train_y, train_label), (val_x, val_y, val_label), (_, rates, _), (_, norms, _) = drawn
+    assert (train_label, val_label) == ("training", "validation (last 3.2500)")
+    np.testing.assert_array_equal(train_x, [0, 1, 2])
+    np.testing.assert_array_equal(train_y, [5.0, 4.99, 4.98])
+    np.testing.assert_array_equal(val_x, [0, 3])
+    np.testing.assert_array_equal(val_y, [5.5, 3.25])
+    np.testing.assert_array_equal(rates, [1e-3] * 3)
+    np.testing.assert_array_equal(norms, [1.0, 2.0, 3.0])
+
+
+def test_a_long_run_also_shows_a_running_mean_that_does_not_lag(tmp_path, drawn):
+    plot_losses(write_log(tmp_path, steps=130), tmp_path / "loss.png", "130 steps")
+    (raw_x, raw_y, _), (mean_x, mean_y, label) = drawn[:2]
+    assert len(raw_x) == 130 and label == "training (mean of 3 steps)"
+    np.testing.assert_array_equal(mean_x, raw_x[1:-1])
+    # The losses lie on a straight line, so a centred mean lies on it too; a few float64 roundings off.
+    np.testing.assert_allclose(mean_y, raw_y[1:-1], rtol=1e-14)
+
+
+def test_the_picture_is_a_png_of_the_size_promised(tmp_path):
+    plot_losses(write_log(tmp_path, steps=2), tmp_path / "loss.png", "two steps")
+    data = (tmp_path / "loss.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert struct.unpack(">II", data[16:24]) == (1650, 825)  # width and height in the header chunk
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("lines", [
+    "s:0 tel:5.5000\n",
+    "s:0 trl:5.5000 lr:0.000000 norm:1.00\n",
+    "s:0 trl:5.5000 lr:0.000100 norm:1.00\ns:1 trl:nan lr:0.000100 norm:nan\n",
+    "s:0 trl:5.5000 lr:0.000100 norm:inf\n",
+], ids=["validation only", "one step", "diverged", "infinite norm"])
+def test_logs_with_little_in_them_are_drawn(tmp_path, lines):
+    (tmp_path / "main.log").write_text(lines)
+    plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "little")
+    assert (tmp_path / "loss.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("lines", ["", f"s:0 trl:{math.nan} lr:0.000100 norm:1.00\n", "s:0 eval:0.2500\n"])
+def test_a_log_without_losses_is_a_users_mistake(tmp_path, lines):
+    (tmp_path / "main.log").write_text(lines)
+    with pytest.raises(UserError, match="at least one finite loss"):
+        plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "nothing")
+
+
+def test_command_line_writes_beside_the_log_or_where_told(tmp_path, capsys):
+    write_log(tmp_path, steps=2)
+    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path), "--out", str(tmp_path / "other.png")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'loss.png'}\nwrote {tmp_path / 'other.png'}\n"
+    assert (tmp_path / "loss.png").exists() and (tmp_path / "other.png").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "LOGDIR"),
+    (["absent"], "No such file"),
+    (["log", "--uot", "x.png"], "--uot"),
+    (["log", "--out", "absent/x.png"], "choose another with --out"),
+])
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_log("log", steps=2)
+    assert main(arguments) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("error: ") and message in complaint and complaint.count("\n") == 1

@@ -1,0 +1,151 @@
+"""The command line of the trainer: what it reads, what it refuses and in which words, and the defaults it promises."""
+
+import dataclasses
+
+import pytest
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.settings import (BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS, SHARD_DEFAULTS, Settings,
+                                          parse_settings, with_defaults)
+
+# Every flag: short (None where it has none), long, a value as typed, the field and the value as read.
+FLAGS = [
+    ("-i", "--train-data", "a_*.bin", "train_data", "a_*.bin"),
+    ("-j", "--val-data", "b_*.bin", "val_data", "b_*.bin"),
+    ("-e", "--model", "L=4,NH=4,C=128", "model", "L=4,NH=4,C=128"),
+    ("-o", "--log-dir", "some/log", "log_dir", "some/log"),
+    ("-b", "--batch-size", "3", "batch_size", 3),
+    ("-t", "--sequence-length", "65", "sequence_length", 65),
+    ("-d", "--total-batch-tokens", "390", "total_batch_tokens", 390),
+    ("-x", "--max-steps", "-1", "max_steps", -1),
+    ("-k", "--schedule", "wsd", "schedule", "wsd"),
+    ("-l", "--learning-rate", "6e-4", "learning_rate", 6e-4),
+    ("-u", "--warmup-steps", "7", "warmup_steps", 7),
+    ("-q", "--final-lr-fraction", "0", "final_lr_fraction", 0.0),
+    ("-c", "--weight-decay", "0.1", "weight_decay", 0.1),
+    ("-sl", "--skip-loss-z", "5", "skip_loss_z", 5.0),
+    ("-sg", "--skip-norm-z", "6.5", "skip_norm_z", 6.5),
+    ("-v", "--val-every", "0", "val_every", 0),
+    ("-m", "--val-batches", "9", "val_batches", 9),
+    ("-s", "--sample-every", "11", "sample_every", 11),
+    ("-g", "--sample-tokens", "13", "sample_tokens", 13),
+    ("-a", "--overfit-one-batch", "1", "overfit_one_batch", True),
+    ("-f", "--tf32", "0", "tf32", False),
+    ("-w", "--master-weights", "0", "master_weights", False),
+    ("-r", "--recompute", "2", "recompute", 2),
+    (None, "--device", "gpu", "device", "gpu"),
+    (None, "--precision", "bf16", "precision", "bf16"),
+    (None, "--seed", "0", "seed", 0),
+]
+DATA_FLAGS = ["-i", "train.bin", "-j", "val.bin"]
+
+
+def test_nothing_given_is_nothing_set():
+    assert all(value is None for value in dataclasses.asdict(parse_settings([])).values())
+
+
+def test_the_table_above_has_every_setting():
+    assert {row[3] for row in FLAGS} == {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize("short, long, text, name, value", FLAGS, ids=[row[3] for row in FLAGS])
+def test_each_flag_sets_its_field_and_no_other(short, long, text, name, value):
+    given = [] if name not in ("train_data", "val_data") else DATA_FLAGS
+    expected = dataclasses.replace(parse_settings(given), **{name: value})
+    for flag in filter(None, [short, long]):
+        for arguments in ([flag, text], [f"{flag}={text}"]):
+            settings = parse_settings(given + arguments)
+            assert settings == expected
+            assert type(getattr(settings, name)) is type(value)
+
+
+def test_a_flag_given_twice_counts_the_last_time():
+    assert parse_settings(["-b", "3", "--batch-size", "5"]).batch_size == 5
+
+
+@pytest.mark.parametrize("argument, nearest", [
+    ("--batch_size", "--batch-size"), ("--Batch-Size=3", "--batch-size"), ("--learning-rat", "--learning-rate"),
+    ("-B", "-b"), ("--sl", "--seed"), ("-batch-size", "--batch-size"), ("--hepl", "--help"), ("-slx", "-sl")])
+def test_an_unknown_flag_is_told_with_the_nearest_known_one(argument, nearest):
+    with pytest.raises(UserError, match=rf"got {argument.split('=')[0]}: did you mean {nearest}\?"):
+        parse_settings([argument, "3"])
+
+
+@pytest.mark.parametrize("arguments", [["-b4"], ["-step", "3"], ["--batch", "3"], ["--learning", "3"]])
+def test_a_flag_is_never_guessed(arguments):
+    with pytest.raises(UserError, match="did you mean"):
+        parse_settings(arguments)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-b", "four"], "-b must be a whole number of at least 1, got 'four'"),
+    (["-b", "-4"], "-b must be a whole number of at least 1, got '-4'"),
+    (["--batch-size=0"], "--batch-size must be a whole number of at least 1, got '0'"),
+    (["-t", "1.5"], "-t must be a whole number"),
+    (["-x", "-2"], "-x must be a whole number of at least 1, or -1, got '-2'"),
+    (["-x", "0"], "got '0'"),
+    (["-r", "3"], "-r must be a whole number of at least 0 and at most 2, got '3'"),
+    (["--seed", "4294967296"], "at most 4294967295"),
+    (["-l", "-1e-4"], "-l must be a number of at least 0, got '-1e-4'"),
+    (["-l", "nan"], "got 'nan'"),
+    (["-l", "inf"], "got 'inf'"),
+    (["-q", "1.1"], "-q must be a number from 0 to 1, got '1.1'"),
+    (["-k", "cos"], "-k must be one of cosine, linear, constant, wsd, got 'cos'"),
+    (["--device", "cuda"], "--device must be one of auto, cpu, gpu, got 'cuda'"),
+    (["-a", "true"], r"-a must be 0 \(off\) or 1 \(on\), got 'true'"),
+    (["-e", ""], "-e must be a text that is not empty"),
+    (["-b"], "-b needs a value after it, got nothing"),
+    (["-o", "-b", "4"], "-o needs a value after it, got the flag -b"),
+    (["4"], "got '4' where a flag belongs"),
+    (["-b", "4", "5"], "got '5' where a flag belongs"),
+    (["-h"], "use --help"),
+    (["-i", "train.bin"], "got -i only: add -j"),
+    (["-j", "val.bin"], "got -j only: add -i"),
+])
+def test_a_mistake_is_told_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_settings(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_depend_on_the_data_and_the_device():
+    assert with_defaults(parse_settings([]), "cpu") == BUILT_IN_CPU_DEFAULTS
+    assert with_defaults(parse_settings([]), "gpu") == BUILT_IN_GPU_DEFAULTS
+    on_shards = dataclasses.replace(SHARD_DEFAULTS, train_data="train.bin", val_data="val.bin")
+    assert with_defaults(parse_settings(DATA_FLAGS), "cpu") == on_shards
+    assert with_defaults(parse_settings(DATA_FLAGS), "gpu") == on_shards
+
+
+def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
+    filled = with_defaults(parse_settings(["-b", "3", "-f", "0", "-c", "0"]), "cpu")
+    assert filled == dataclasses.replace(BUILT_IN_CPU_DEFAULTS, batch_size=3, tf32=False, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("defaults", [SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS])
+def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
+    unset = {field.name for field in dataclasses.fields(Settings) if getattr(defaults, field.name) is None}
+    assert unset - {"log_dir"} == {"train_data", "val_data", "total_batch_tokens"}
+
+
+def test_llmc_defaults_are_kept_for_shards():
+    s = SHARD_DEFAULTS
+    assert (s.batch_size, s.sequence_length, s.max_steps, s.schedule, s.learning_rate) == (4, 1024, -1, "cosine", 3e-4)
+    assert (s.warmup_steps, s.final_lr_fraction, s.weight_decay, s.skip_loss_z, s.skip_norm_z) == (0, 1.0, 0, 0, 0)
+    assert (s.val_every, s.val_batches, s.sample_every, s.sample_tokens) == (20, 20, 20, 64)
+    assert (s.overfit_one_batch, s.tf32, s.master_weights, s.recompute, s.seed) == (False, True, True, 1, 42)
+
+
+def test_help_names_every_flag_its_defaults_and_the_descriptors(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # so that no line is broken inside what is looked for
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(["-b", "3", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for short, long, *_ in FLAGS:
+        assert long in text
+        assert short is None or f"{short}" in text.split(long)[0]
+    cpu, gpu = BUILT_IN_CPU_DEFAULTS.batch_size, BUILT_IN_GPU_DEFAULTS.batch_size
+    assert f"[default 4; built-in corpus: {cpu} on a CPU, {gpu} on a GPU]" in text
+    assert "[default 1024;" in text and "[default B * T]" in text and "None" not in text
+    for descriptor in ("d6 d12 d24 d36 d48 d60 d72 d84", "gpt2:dX", "gpt3:cX", "12288", "L=4,NH=4,C=128,T=128,V=257"):
+        assert descriptor in text

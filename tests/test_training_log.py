@@ -1,0 +1,115 @@
+"""main.log, the step line and the speed in it, against llm.c's formats and worked-out values."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.log import MainLog, Throughput, read_main_log, step_line
+
+
+def test_lines_are_llmc_s(tmp_path):
+    log = MainLog(tmp_path / "new" / "directory")
+    log.write_validation(0, 10.98765)
+    log.write_train_step(0, 11.133732, 8.57e-07, 52.9732)
+    log.write_train_step(1, math.nan, 6e-4, math.inf)
+    assert (tmp_path / "new" / "directory" / "main.log").read_text() == (
+        "s:0 tel:10.9877\n"
+        "s:0 trl:11.1337 lr:0.000001 norm:52.97\n"
+        "s:1 trl:nan lr:0.000600 norm:inf\n")
+
+
+def test_lines_are_on_disk_while_the_run_goes_on(tmp_path):
+    log = MainLog(tmp_path)
+    log.write_validation(3, 1.5)
+    assert log.path.read_text() == "s:3 tel:1.5000\n"
+
+
+def test_a_new_run_begins_its_log_anew(tmp_path):
+    (tmp_path / "main.log").write_text("s:9 tel:9.0000\n")
+    assert MainLog(tmp_path).path.read_text() == ""
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = MainLog(None)
+    log.write_validation(0, 1.0)
+    log.write_train_step(0, 1.0, 1.0, 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="-o"):
+        MainLog(tmp_path / "file" / "log")
+
+
+def test_reading_gives_every_series_by_rising_step_and_the_later_of_two_values(tmp_path):
+    path = tmp_path / "main.log"
+    path.write_text("s:0 tel:5.5000\n"
+                    "s:0 trl:5.4000 lr:0.000100 norm:2.00\n"
+                    "s:2 trl:5.2000 lr:0.000300 norm:-nan\n"
+                    "s:1 trl:9.9999 lr:0.000900 norm:9.00\n"
+                    "s:2 eval:0.2500\n"
+                    "s:1 trl:5.3000 lr:0.000200 norm:1.50\n")
+    series = read_main_log(path)
+    expected = {"val_loss": ([0], [5.5]), "eval_accuracy": ([2], [0.25]), "train_loss": ([0, 1, 2], [5.4, 5.3, 5.2]),
+                "learning_rate": ([0, 1, 2], [1e-4, 2e-4, 3e-4]), "norm": ([0, 1, 2], [2.0, 1.5, math.nan])}
+    assert series.keys() == expected.keys()
+    for name, (steps, values) in expected.items():
+        np.testing.assert_array_equal(series[name][0], steps)
+        np.testing.assert_array_equal(series[name][1], values)
+
+
+@pytest.mark.parametrize("line", ["", "loss 3.0", "s:1 foo:2.0", "tel:3.0", "s:1.5 tel:3.0", "s:1 tel:three", "s:1:2"])
+def test_a_foreign_file_is_a_users_mistake_that_names_the_line(tmp_path, line):
+    path = tmp_path / "main.log"
+    path.write_text(f"s:0 tel:5.5000\n{line}\n")
+    with pytest.raises(UserError, match="in line 2 of"):
+        read_main_log(path)
+
+
+def test_a_missing_log_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_main_log(tmp_path / "main.log")
+
+
+def line_with(**changes):
+    values = dict(step=0, max_steps=32000, loss=11.133732, loss_z=math.nan, norm=52.9732, norm_z=math.nan,
+                  learning_rate=8.57e-07, step_seconds=3.05636, mfu=0.426, tokens_per_second=343080.4, seconds_left=754)
+    return step_line(**{**values, **changes})
+
+
+def test_step_line_is_llmc_s_and_the_time_left():
+    assert line_with() == ("step    1/32000 | loss 11.133732 (+nanz)| norm 52.9732 (+nanz)| lr 8.57e-07 | 3056.36 ms | "
+                           "42.6% bf16 MFU | 343080 tok/s | 12:34 left")
+
+
+@pytest.mark.parametrize("changes, part", [
+    (dict(step=31999), "step 32000/32000 |"),
+    (dict(loss=3.25, loss_z=-0.126), "| loss 3.250000 (-0.13z)|"),
+    (dict(norm=0.5, norm_z=2.0), "| norm 0.5000 (+2.00z)|"),
+    (dict(mfu=None), "|   n/a MFU |"),
+    (dict(seconds_left=0), "| 00:00 left"),
+    (dict(seconds_left=59.6), "| 01:00 left"),
+    (dict(seconds_left=3725), "| 1:02:05 left"),
+])
+def test_parts_of_the_step_line(changes, part):
+    assert part in line_with(**changes)
+
+
+def test_throughput_leaves_the_first_step_out_and_corrects_the_bias():
+    throughput = Throughput(tokens_per_step=100)
+    assert throughput.update(50.0) == 2.0  # compiling: shown, not averaged
+    assert throughput.update(1.0) == pytest.approx(100.0)  # the average of one step is that step
+    # Of the steps at 100 and 200 tok/s the later one weighs 1, the earlier 0.95.
+    assert throughput.update(0.5) == pytest.approx((0.95 * 100 + 200) / 1.95)
+
+
+def test_time_left_is_at_the_speed_shown():
+    throughput = Throughput(tokens_per_step=100)
+    throughput.update(4.0)
+    assert throughput.seconds_left(3) == pytest.approx(12.0)
+    throughput.update(2.0)
+    assert throughput.seconds_left(3) == pytest.approx(6.0)

@@ -1,0 +1,46 @@
+"""The outlier detector against the definition of the z-score, and the cases that break a naive one."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt2_numba.training.outliers import OutlierDetector
+
+
+def test_no_score_until_the_window_is_full():
+    detector = OutlierDetector()
+    scores = [detector.update(step % 3) for step in range(129)]
+    assert all(math.isnan(score) for score in scores[:128])
+    assert math.isfinite(scores[128])
+
+
+def test_score_is_taken_against_the_window_that_holds_the_new_value():
+    detector = OutlierDetector(window=5)
+    values = np.random.RandomState(7).normal(3.0, 0.5, size=17)
+    scores = [detector.update(value) for value in values]
+    for end in range(6, 18):
+        window = values[end - 5:end]
+        # Two float64 sums of 5 values each, in different orders.
+        assert scores[end - 1] == pytest.approx((window[-1] - window.mean()) / window.std(), abs=1e-12)
+
+
+def test_one_outlier_among_w_equal_values_scores_the_root_of_w_minus_1():
+    detector = OutlierDetector(window=10)
+    for _ in range(10):
+        detector.update(2.0)
+    assert detector.update(50.0) == pytest.approx(3.0, rel=1e-14)  # sqrt(10 - 1), a few roundings off
+
+
+def test_equal_values_score_zero():
+    detector = OutlierDetector()
+    scores = [detector.update(0.1) for _ in range(130)]  # 0.1 is no binary fraction: a sum rounded often would miss it
+    assert scores[128:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_broken_value_is_forgotten_when_it_leaves_the_window(broken):
+    detector = OutlierDetector(window=3)
+    scores = [detector.update(value) for value in (1.0, 2.0, 3.0, broken, 1.0, 2.0, 3.0)]
+    assert all(math.isnan(score) for score in scores[3:6])
+    assert scores[6] == pytest.approx(math.sqrt(1.5), rel=1e-14)  # of 1, 2, 3: (3 - 2) / sqrt(2 / 3)
