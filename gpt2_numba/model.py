@@ -27,6 +27,7 @@ from gpt2_numba.gpu.backend import (
     copy_to_host,
     gpu_available,
     on_host,
+    synchronize,
 )
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.gpu.gemm import allow_tf32
@@ -398,6 +399,11 @@ class GPT2:
         self._write(acts.places, places)
         self._write(self._memory["starts"], starts)
         encoder_backward(g.wte, g.wpe, dresidual, acts.places, self._memory["starts"], inputs.shape[1])
+
+    def synchronize(self):
+        """Wait until the device has done all that was asked of it."""
+        if self.device == "gpu":
+            synchronize()
 
     # ------------------------------------------------------------------------------------------------------ update
 

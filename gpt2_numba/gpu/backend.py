@@ -81,3 +81,21 @@ def to_device(values, dtype=None):
     device_array = cuda.device_array(values.shape, values.dtype if dtype is None else dtype)
     copy_to_device(device_array, values)
     return device_array
+
+
+def real_gpu():
+    """True where a physical GPU is used (not the simulator)."""
+    return not SIMULATING and gpu_available()
+
+
+def bfloat16_supported():
+    """True where the kernels' bfloat16 instructions exist: compute capability 8.0 (Ampere) and later, and the simulator."""
+    return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) >= (8, 0))
+
+
+def device_name():
+    """The GPU's name as its driver gives it, or what takes its place."""
+    if SIMULATING:
+        return "Numba's CUDA simulator"
+    name = cuda.get_current_device().name
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -52,7 +52,7 @@ def _library():
 
 @functools.cache
 def _workspace():
-    return device_pointer(cuda.device_array(WORKSPACE_BYTES, np.uint8)), WORKSPACE_BYTES
+    return cuda.device_array(WORKSPACE_BYTES, np.uint8)
 
 
 def describe(array, rows, cols):
@@ -135,10 +135,9 @@ def cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulat
         lt.matmul_desc_set_attribute(plan.descriptor, lt.MatmulDescAttribute.BIAS_POINTER, pointer.ctypes.data, 8)
     alpha = _ONE if alpha == 1 else np.array([alpha], np.float32)
     beta = _ONE if accumulate else _ZERO
-    workspace, workspace_bytes = _workspace()
     target = device_pointer(out)
     lt.matmul(
         handle, plan.descriptor, alpha.ctypes.data, device_pointer(b), plan.layouts[0], device_pointer(a), plan.layouts[1],
         beta.ctypes.data, target, plan.layouts[2], target, plan.layouts[2],
-        plan.result.ptr, workspace, workspace_bytes, int(compute_stream()),
+        plan.result.ptr, device_pointer(_workspace()), WORKSPACE_BYTES, int(compute_stream()),
     )  # fmt: skip

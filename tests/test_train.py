@@ -1,0 +1,156 @@
+"""The trainer from its command line: it learns, it repeats to the bit, and it turns down what it cannot do in one line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt2_numba import train as trainer
+from gpt2_numba.config import parse_descriptor
+from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.backend import real_gpu
+from gpt2_numba.model import check_memory, plan_memory
+from gpt2_numba.training.log import read_main_log
+from gpt2_numba.training.settings import parse_settings
+
+V = 37
+TINY = ["-e", f"L=1,NH=2,C=16,V={V}", "-b", "2", "-t", "8", "-x", "4", "-m", "2", "-v", "2", "-s", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Flags that name a training and a validation shard: a text that repeats itself, so that it can be learnt."""
+    rng = np.random.default_rng(5)
+    phrase = rng.integers(0, V, 11)
+    for name, repeats in (("train", 60), ("val", 20)):
+        write_shard(tmp_path / f"{name}.bin", np.tile(phrase, repeats))
+    return ["-i", str(tmp_path / "train.bin"), "-j", str(tmp_path / "val.bin")]
+
+
+def run(argv):
+    return trainer.train(trainer.choose_machine(parse_settings(argv)))
+
+
+def test_run_learns_and_leaves_log_and_picture(shards, tmp_path, capsys):
+    directory = tmp_path / "log"
+    assert trainer.main([*TINY, *shards, "-x", "60", "-v", "20", "-l", "0.01", "-o", str(directory)]) == 0
+    series = read_main_log(directory / "main.log")
+    steps, losses = series["val_loss"]
+    assert list(steps) == [0, 20, 40, 60]
+    assert abs(losses[0] - np.log(V)) < 0.15  # fresh weights know nothing: the loss of a uniform guess
+    assert losses[-1] < 0.5 * losses[0]
+    assert len(series["train_loss"][0]) == 60
+    assert (directory / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert "step   60/60 | loss" in printed and "left" in printed and str(directory) in printed
+
+
+def test_same_command_gives_same_bits(shards):
+    first, second = (run([*TINY, *shards, "-d", "32"]).params_to_host() for _ in range(2))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_other_seed_gives_other_weights(shards):
+    first, second = (run([*TINY, *shards, "--seed", seed]).params_to_host() for seed in ("1", "2"))
+    assert not np.array_equal(first["wte"], second["wte"])
+
+
+def test_gradient_accumulation_sees_the_same_data(shards):
+    """Two micro-batches of 2 rows are, unshuffled, one batch of 4: -a 1 takes the same first tokens each step."""
+    whole = run([*TINY, *shards, "-a", "1", "-b", "4", "-d", "32"]).params_to_host()
+    parts = run([*TINY, *shards, "-a", "1", "-b", "2", "-d", "32"]).params_to_host()
+    # float32 sums in another order, through 4 steps of AdamW, whose steps of 3e-4 magnify where gradients nearly vanish
+    assert all(np.abs(whole[name] - parts[name]).max() < 2e-5 for name in whole)
+
+
+def test_overfit_one_batch_reaches_nearly_zero(shards, tmp_path):
+    run([*TINY, *shards, "-a", "1", "-x", "150", "-v", "0", "-l", "0.02", "-o", str(tmp_path)])
+    assert read_main_log(tmp_path / "main.log")["train_loss"][1][-1] < 0.05
+
+
+def test_outlier_updates_are_skipped():
+    assert trainer.is_outlier(3.5, 3.0)
+    assert not trainer.is_outlier(2.5, 3.0)
+    assert not trainer.is_outlier(99.0, 0)  # 0 is off
+    assert not trainer.is_outlier(float("nan"), 3.0)  # the window is not full yet
+
+
+def test_sample_continues_a_learnt_text(tmp_path):
+    """Overfit on a text that repeats, the model writes it."""
+    write_shard(tmp_path / "abc.bin", np.tile([256, *b"abcdefg"], 40))
+    flags = ["-i", str(tmp_path / "abc.bin"), "-j", str(tmp_path / "abc.bin")]
+    model = run([*TINY, *flags, "-e", "L=1,NH=2,C=16,V=257,T=16", "-t", "16", "-x", "120", "-l", "0.02"])
+    encoding = trainer.encoding_for_vocab(257)
+    assert trainer.sample(model, encoding, 23).startswith("abcdefg")
+
+
+def test_built_in_corpus_needs_nothing_but_python(tmp_path):
+    """The README's command, cut down to two steps."""
+    command = [sys.executable, "-m", "gpt2_numba.train", "--device", "cpu", "-x", "2", "-m", "1", "-g", "8", "-o", str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "generating:" in done.stdout and "step    2/2" in done.stdout
+    assert (tmp_path / "log" / "loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batchsize", "4"], ["--batchsize", "--batch-size"]),
+        (["-e", "d13"], ["d13", "d12"]),
+        (["-e", "L=1,NH=3,C=16"], ["NH", "C=16"]),
+        (["-e", "L=1,NH=2,C=24"], ["multiple of 8", "12"]),
+        (["-b", "0"], ["-b", "at least 1"]),
+        (["-d", "17"], ["-d", "16", "17"]),
+        (["-t", "16", "-e", "L=1,NH=2,C=16,V=37,T=8"], ["-t", "8", "16"]),
+        (["-i", "nowhere/*.bin"], ["nowhere/*.bin"]),
+        (["-e", "L=1,NH=2,C=16,V=20"], ["20", "val.bin"]),
+        (["-b", "400"], ["-b", "val.bin"]),
+        (["--precision", "bf16"], ["bf16", "GPU"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(shards, capsys, flags, words):
+    assert trainer.main([*TINY, *shards, *flags]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    for word in words:
+        assert word in message, message
+
+
+def test_foreign_file_is_named(tmp_path, shards, capsys):
+    foreign = tmp_path / "picture.bin"
+    foreign.write_bytes(b"\x89PNG" + bytes(2000))
+    assert trainer.main([*TINY, *shards, "-i", str(foreign)]) == 2
+    message = capsys.readouterr().err
+    assert "picture.bin" in message and message.count("\n") == 1
+
+
+@pytest.mark.skipif(real_gpu(), reason="there is a GPU on this machine")
+def test_gpu_is_refused_where_there_is_none(shards):
+    code = "import sys; from gpt2_numba.train import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *TINY, *shards, "--device", "gpu"],
+        capture_output=True, text=True, timeout=300, env={"PATH": "", "PYTHONPATH": ":".join(sys.path), "NUMBA_ENABLE_CUDASIM": "0"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "none that works" in done.stderr and "--device cpu" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_too_little_memory_names_what_would_fit():
+    config = parse_descriptor("d12")
+    needs = {batch: plan_memory(config, batch, 1024, "bf16", 0, True).nbytes for batch in (16, 17)}
+    free = (needs[16] + needs[17]) // 2 + (32 << 20)
+    with pytest.raises(UserError, match=r"needs .* GiB.* are free.*-b 16\)"):
+        check_memory(config, 64, 1024, "bf16", 0, True, free)
+    check_memory(config, 16, 1024, "bf16", 0, True, free)
+
+
+def test_training_on_the_device_repeats_to_the_bit(shards):
+    """Two steps of the whole trainer with the kernels, on the GPU or in the simulator."""
+    flags = [*TINY, *shards, "-t", "4", "-b", "1", "-x", "2", "-v", "0", "--device", "gpu", "--precision", "bf16"]
+    first, second = (run(flags).params_to_host() for _ in range(2))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+    fresh = run([*flags, "-x", "1"]).params_to_host()
+    assert not np.array_equal(first["qkvw"], fresh["qkvw"])  # the second step has changed something
