@@ -1,0 +1,101 @@
+"""Speed of the trainer as a user sees it: runs a training, reads its step lines, keeps what is needed to compare and to repeat.
+
+    python -m dev.bench.train_speed --out DIR [--twice] -- FLAGS OF gpt2_numba.train
+
+Writes DIR/result.json (command, date, GPU, versions, median speed of the steps after the third, first and last loss, memory) and the
+run's console.txt, main.log and loss.png. With --twice the same command runs again and all losses and norms must repeat to the last
+digit printed, and the parameters' SHA-256 to the last bit.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+STEP = re.compile(r"step +(\d+)/\d+ \| loss ([\d.na]+) .*\| norm ([\d.na]+) .*\| ([\d.]+) ms \|")
+PACKAGES = ("gpt2_numba", "numba", "numba-cuda", "numpy", "nvmath-python", "nvidia-cublas", "nvidia-cublas-cu12")
+RUN = (
+    "import hashlib, sys\n"
+    "from gpt2_numba.train import choose_machine, parse_settings, train\n"
+    "model = train(choose_machine(parse_settings(sys.argv[1:])))\n"
+    "bits = b''.join(tensor.tobytes() for tensor in model.params_to_host().values())\n"
+    "print('parameters sha256', hashlib.sha256(bits).hexdigest())\n"
+)
+
+
+def versions():
+    """Installed versions of what the speed depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def gpu():
+    """Name and driver of the GPUs, as nvidia-smi tells them, or None."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run(flags, directory):
+    """One training; its console goes to a file. Returns (step lines as (step, loss, norm, ms), SHA-256 of the parameters)."""
+    console = directory / "console.txt"
+    with open(console, "w") as file:
+        subprocess.run([sys.executable, "-c", RUN, *flags, "-o", str(directory)], stdout=file, check=True)
+    text = console.read_text()
+    steps = [(int(step), loss, norm, float(ms)) for step, loss, norm, ms in STEP.findall(text)]
+    return steps, text.rsplit("parameters sha256 ", 1)[1].strip(), re.search(r"  all +([\d.,]+ MiB)", text).group(1)
+
+
+def main(argv):
+    """The command line. Returns the exit code: 1 if a repeated run differs."""
+    parser = argparse.ArgumentParser(prog="python -m dev.bench.train_speed", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--twice", action="store_true", help="run twice and compare the bits")
+    parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    steps, digest, memory = run(arguments.flags, arguments.out)
+    milliseconds = statistics.median(ms for _, _, _, ms in steps[3:])
+    flags = dict(zip(arguments.flags[::2], arguments.flags[1::2]))
+    tokens = int(flags.get("-d") or int(flags["-b"]) * int(flags["-t"]))
+    result = {
+        "command": "python -m gpt2_numba.train " + " ".join(arguments.flags),
+        "date": datetime.date.today().isoformat(),
+        "gpu": gpu(),
+        "machine": platform.platform(),
+        "versions": versions(),
+        "steps": len(steps),
+        "median_ms": round(milliseconds, 2),
+        "tokens_per_second": round(tokens / milliseconds * 1000),
+        "first_loss": steps[0][1],
+        "last_loss": steps[-1][1],
+        "memory": memory,
+        "parameters_sha256": digest,
+    }
+    if arguments.twice:
+        again = arguments.out / "again"
+        again.mkdir(exist_ok=True)
+        steps_again, digest_again, _ = run(arguments.flags, again)
+        same = digest == digest_again and [s[:3] for s in steps] == [s[:3] for s in steps_again]
+        result["same_bits_twice"] = same
+    (arguments.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return 0 if result.get("same_bits_twice", True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""HellaSwag (Zellers et al. 2019) as an evaluation file.
+
+    python -m dev.data.hellaswag hellaswag_val.jsonl --out hellaswag_val.bin
+
+reads JSON lines with at least `ctx`, `label` and `endings`, which the original file has, and writes the format of
+`gpt2_numba.data.multiple_choice`. The context is `ctx` as it stands, and each ending has a space put in front, as
+in llm.c. The original is github.com/rowanz/hellaswag, data/hellaswag_val.jsonl: 10,042 examples.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from pathlib import Path
+
+from dev.data.tokenize_text import ENCODINGS, Parser
+from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.errors import UserError
+
+
+def parse_arguments(argv):
+    parser = Parser(prog="python -m dev.data.hellaswag", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", type=Path, metavar="JSONL", help="JSON lines, UTF-8; NAME.gz is unpacked")
+    parser.add_argument("--out", type=Path, default=Path("hellaswag_val.bin"),
+                        help="file to write (default: hellaswag_val.bin)")
+    parser.add_argument("--limit", type=int, help="take the first so many examples (default: all)")
+    parser.add_argument("--tokenizer", choices=sorted(ENCODINGS), default="gpt2",
+                        help="the model's: bytes (257 tokens) or gpt2 (50,257 tokens) (default: gpt2)")
+    arguments = parser.parse_args(argv)
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit must be at least 1 example, got {arguments.limit}; leave it out for all")
+    return arguments
+
+
+def read_questions(path, limit):
+    """Yield (context, label, endings) of the first `limit` lines (None: of all): text, int, list of texts."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if limit is not None and number > limit:
+                    return
+                yield _parse_line(path, number, line)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the questions must be a readable file of UTF-8 text: "
+                        f"{getattr(error, 'strerror', None) or error}. Check the path") from error
+
+
+def _parse_line(path, number, line):
+    try:
+        row = json.loads(line)
+        context, label, endings = row["ctx"], int(row["label"]), list(row["endings"])  # some copies have "label": "3"
+        if not all(isinstance(text, str) for text in [context, *endings]):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}, line {number}: each line must be a JSON object with ctx (text), label (number) and "
+                        f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, the validation file for "
+                        f"example") from error
+    return context, label, endings
+
+
+def run(argv):
+    arguments = parse_arguments(argv)
+    encode = ENCODINGS[arguments.tokenizer]().encode_ordinary
+    # GPT-2's tokens carry the space in front of a word: with it, the ending is cut as in running text.
+    examples = [Example(label, encode(context), [encode(" " + ending) for ending in endings])
+                for context, label, endings in read_questions(arguments.questions, arguments.limit)]
+    try:
+        write_examples(arguments.out, examples)
+    except OSError as error:
+        raise UserError(f"--out {arguments.out}: must be a file that can be written: {error.strerror}. "
+                        f"Choose another") from error
+    longest = max(len(example.context) + max(map(len, example.endings)) for example in examples)
+    print(f"{arguments.out}: {len(examples):,} examples, the longest of {longest} tokens")
+
+
+def main(argv=None):
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
