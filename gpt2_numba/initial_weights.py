@@ -3,11 +3,19 @@
 NumPy's RandomState gives the same raw 32-bit numbers as torch.manual_seed with the same seed. What is made of them follows
 PyTorch's CPU normal_() for 16 and more values: blocks of 16 uniforms become 16 normals, the first eight giving the radius and the
 last eight the angle. If the count is not a multiple of 16, the last 16 are drawn again.
+
+Logarithm and cosine are not the library's, which differ from processor to processor in the last bit, but polynomials made of additions,
+multiplications and square roots, which do not: the weights are the same on every machine. They are within 1e-7 of llm.c's and PyTorch's.
+
+The raw numbers come one after the other; making normals of them takes longer and is shared out over threads.
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numba import njit
 
 STD = 0.02
 CHUNK = 1 << 20  # normals made at a time; a multiple of 16. Keeps the temporaries at a few MiB.
@@ -16,57 +24,116 @@ CHUNK = 1 << 20  # normals made at a time; a multiple of 16. Keeps the temporari
 _PER_LAYER = ("qkvw", "attprojw", "fcw", "fcprojw")
 _BRANCH_ENDS = ("attprojw", "fcprojw")
 
+_LN2 = math.log(2)
+_TWO_PI_FLOAT32 = np.float32(2 * math.pi)
+_SMALLEST = np.float32(1e-12)  # keeps the logarithm finite; added in float32, as PyTorch does
+
+
+@njit(cache=True, nogil=True)
+def _box_muller(out, bits, std):
+    """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. Scratch stays in registers and in `out`."""
+    scale = np.float32(2.0**-24)
+    one = np.float32(1.0)
+    log_argument = np.empty(8, np.float64)
+    log_bits = log_argument.view(np.int64)
+    for start in range(0, len(bits), 16):
+        for t in range(8):
+            u1 = one - np.float32(bits[start + t] & np.uint32(0xFFFFFF)) * scale
+            log_argument[t] = np.float64(u1 + _SMALLEST)
+        for t in range(8):
+            # log(x) = e ln 2 + log(m), with x = m 2^e and m in [0.75, 1.5); log(m) = 2 artanh(s), s = (m - 1) / (m + 1)
+            shifted = log_bits[t] - np.int64(0x3FE8000000000000)
+            exponent = shifted >> np.int64(52)
+            log_bits[t] -= exponent << np.int64(52)
+            m = log_argument[t]
+            s = (m - 1.0) / (m + 1.0)
+            s2 = s * s
+            series = 1 / 15 + s2 * (1 / 17 + s2 * (1 / 19))
+            series = 1 / 9 + s2 * (1 / 11 + s2 * (1 / 13 + s2 * series))
+            series = 1.0 + s2 * (1 / 3 + s2 * (1 / 5 + s2 * (1 / 7 + s2 * series)))
+            logarithm = np.float32(exponent * _LN2 + 2.0 * s * series)
+            radius = np.sqrt(np.float32(-2.0) * logarithm)
+
+            u2 = np.float32(bits[start + t + 8] & np.uint32(0xFFFFFF)) * scale
+            angle = np.float64(_TWO_PI_FLOAT32 * u2)
+            quarter = np.floor(angle * (2 / math.pi) + 0.5)
+            a = angle - quarter * (math.pi / 2)  # in [-pi/4, pi/4]
+            a2 = a * a
+            sine = a * (1 + a2 * (-1 / 6 + a2 * (1 / 120 + a2 * (-1 / 5040 + a2 * (1 / 362880 + a2 * (-1 / 39916800))))))
+            cosine = 1 + a2 * (-1 / 2 + a2 * (1 / 24 + a2 * (-1 / 720 + a2 * (1 / 40320 + a2 * (-1 / 3628800 + a2 / 479001600)))))
+            q = np.int64(quarter) & 3
+            if q & 1:
+                sine, cosine = cosine, sine
+            if q == 1 or q == 2:
+                cosine = -cosine
+            if q >= 2:
+                sine = -sine
+            out[start + t] = radius * np.float32(cosine) * std
+            out[start + t + 8] = radius * np.float32(sine) * std
+
 
 class NormalStream:
     """Normal random numbers, float32, as torch.Tensor.normal_ draws them on a CPU."""
 
     def __init__(self, seed):
         self._generator = np.random.RandomState(seed)
+        self._pool = ThreadPoolExecutor(os.cpu_count())
 
-    def _uniform(self, n):
-        bits = self._generator.randint(0, 1 << 32, size=n, dtype=np.uint32)
-        return (bits & np.uint32((1 << 24) - 1)).astype(np.float32) * np.float32(2.0**-24)
+    def _raw(self, n):
+        return self._generator.randint(0, 1 << 32, size=n, dtype=np.uint32)
 
-    def fill(self, out, std):
-        """Fill the flat float32 array `out` (16 values or more) with normals of mean 0 and standard deviation `std`."""
-        n = len(out)
+    def draw(self, n, std):
+        """n >= 16 normals of mean 0 and standard deviation std: a new float32 array (n,). Raises ValueError for fewer."""
         if n < 16:
-            raise ValueError(f"NormalStream.fill: needs 16 values or more, got {n}")
-        tail = np.empty(0, np.float32)  # uniforms of the last, incomplete block: drawn, so that the stream moves on, then redrawn
-        for start in range(0, n, CHUNK):
-            piece = out[start : start + CHUNK]
-            piece[:] = self._uniform(len(piece))
-            whole = len(piece) // 16 * 16
-            piece[:whole] = _box_muller(piece[:whole], std)
-            tail = piece[whole:]
-        if len(tail):
-            out[-16:] = _box_muller(self._uniform(16), std)
+            raise ValueError(f"NormalStream.draw: needs 16 values or more, got {n}")
+        out, std = np.empty(n, np.float32), np.float32(std)
+        whole = n // 16 * 16
+        jobs = []
+        for start in range(0, whole, CHUNK):
+            piece = out[start : min(start + CHUNK, whole)]
+            jobs.append(self._pool.submit(_box_muller, piece, self._raw(len(piece)), std))
+            if len(jobs) > 2 * os.cpu_count():  # raw numbers made ahead stay few
+                jobs.pop(0).result()
+        for job in jobs:
+            job.result()
+        if whole < n:
+            self._raw(n - whole)  # drawn, so that the stream moves on, and not used: the last 16 are drawn again
+            _box_muller(out[-16:], self._raw(16), std)
+        return out
 
 
-def _box_muller(uniforms, std):
-    blocks = uniforms.reshape(-1, 2, 8)
-    u1, u2 = np.float32(1) - blocks[:, 0], blocks[:, 1]
-    radius = np.sqrt(np.float32(-2) * np.log(u1 + np.float32(1e-12)))
-    angle = np.float32(2 * math.pi) * u2
-    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return (normals * np.float32(std)).reshape(-1)
-
-
-def initial_weights(config, shapes, seed=42):
+def draw_initial_weights(config, shapes, seed=42):
     """Fresh parameters, GPT-2's way: N(0, 0.02) for weights, smaller at the residual branches' ends, 1 and 0 for LayerNorm, biases 0.
 
     config  GPT2Config    shapes  name -> shape, the parameter table of model.py    seed  of the generator
-    Returns name -> float32 array.
+    Yields (name, layer, values): float32 arrays, one for each tensor of each layer (layer 0 for those that are there once). Every
+    tensor comes exactly once. One at a time, so that a model of billions never lies in the host's memory twice.
     """
-    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    for name in ("ln1w", "ln2w", "lnfw"):
-        weights[name][:] = 1
     stream = NormalStream(seed)
     for layer in range(config.L):
         if layer == 0:
-            stream.fill(weights["wte"][: config.V].reshape(-1), STD)
-            stream.fill(weights["wpe"].reshape(-1), STD)
+            wte = np.zeros(shapes["wte"], np.float32)  # the padding rows stay zero
+            wte[: config.V] = stream.draw(config.V * config.C, STD).reshape(config.V, config.C)
+            yield "wte", 0, wte
+            yield "wpe", 0, stream.draw(math.prod(shapes["wpe"]), STD).reshape(shapes["wpe"])
         for name in _PER_LAYER:
             std = STD / math.sqrt(2 * config.L) if name in _BRANCH_ENDS else STD
-            stream.fill(weights[name][layer].reshape(-1), std)
+            yield name, layer, stream.draw(math.prod(shapes[name][1:]), std).reshape(shapes[name][1:])
+    for name, shape in shapes.items():
+        if name in ("wte", "wpe", *_PER_LAYER):
+            continue
+        value = np.float32(1 if name in ("ln1w", "ln2w", "lnfw") else 0)
+        if len(shape) == 1:
+            yield name, 0, np.full(shape, value)
+        else:
+            for layer in range(config.L):
+                yield name, layer, np.full(shape[1:], value)
+
+
+def initial_weights(config, shapes, seed=42):
+    """The same as a dictionary, name -> float32 array of the table's shape: for models that are small enough."""
+    weights = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    for name, layer, values in draw_initial_weights(config, shapes, seed):
+        target = weights[name] if weights[name].shape == values.shape else weights[name][layer]
+        target[:] = values
     return weights

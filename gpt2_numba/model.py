@@ -45,6 +45,7 @@ from gpt2_numba.layers.residual import residual_forward
 __all__ = ["GPT2", "GPT2Config", "parameter_shapes", "parse_descriptor", "plan_memory"]
 
 DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
+ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
 
 
 def parameter_shapes(config):
@@ -219,23 +220,35 @@ class GPT2:
         views = SimpleNamespace()
         for (name, shape), start, stop in zip(parameter_shapes(self.config).items(), self._offsets, self._offsets[1:]):
             tensor = flat[start:stop].reshape(shape)
-            per_block = name not in ("wte", "wpe", "lnfw", "lnfb")
-            setattr(views, name, [tensor[layer] for layer in range(self.config.L)] if per_block else tensor)
+            setattr(views, name, tensor if name in ONCE else [tensor[layer] for layer in range(self.config.L)])
         return views
+
+    def load_pieces(self, pieces):
+        """Set parameters from (name, layer, float array) triples, one for each tensor of each block. Optimizer state starts anew."""
+        copies = [self.params] + ([self._parameter_views(self._memory["master"])] if "master" in self._memory else [])
+        for name, layer, values in pieces:
+            for views in copies:
+                target = getattr(views, name)
+                target = target[layer] if isinstance(target, list) else target
+                if tuple(values.shape) != tuple(target.shape):
+                    raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
+                self._write(target, values)
+        zero(self._memory["m"])
+        zero(self._memory["v"])
 
     def load_params(self, tensors):
         """Set all parameters from name -> float array of the table's shape. Optimizer state starts anew."""
         shapes = parameter_shapes(self.config)
         if set(tensors) != set(shapes):
             raise ValueError(f"load_params: the tensors must be {sorted(shapes)}, got {sorted(tensors)}")
-        flat = np.concatenate([np.ascontiguousarray(tensors[name], np.float32).reshape(-1) for name in shapes])
-        if len(flat) != self._offsets[-1]:
-            raise ValueError(f"load_params: expected {self._offsets[-1]} numbers in all, got {len(flat)}")
-        for name in ("params", "master"):
-            if name in self._memory:
-                self._write(self._memory[name], flat)
-        zero(self._memory["m"])
-        zero(self._memory["v"])
+        for name, shape in shapes.items():
+            if tuple(tensors[name].shape) != shape:
+                raise ValueError(f"load_params: {name} must be {shape}, got {tuple(tensors[name].shape)}")
+        self.load_pieces(
+            (name, layer, tensors[name] if name in ONCE else tensors[name][layer])
+            for name in shapes
+            for layer in range(1 if name in ONCE else self.config.L)
+        )
 
     def params_to_host(self):
         """All parameters, name -> float32 array of the table's shape (a copy)."""

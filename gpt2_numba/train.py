@@ -16,7 +16,7 @@ from gpt2_numba.data.token_shards import find_shards
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import bfloat16_supported, device_name, real_gpu
-from gpt2_numba.initial_weights import initial_weights
+from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.training.log import MainLog, Throughput, step_line
@@ -44,7 +44,7 @@ def train(settings):
         config, B, T, settings.device, settings.precision, settings.recompute, settings.master_weights, settings.tf32
     )
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
-    model.load_params(initial_weights(config, parameter_shapes(config), settings.seed))
+    model.load_pieces(draw_initial_weights(config, parameter_shapes(config), settings.seed))
 
     log = MainLog(settings.log_dir)
     loss_outliers, norm_outliers = OutlierDetector(), OutlierDetector()
