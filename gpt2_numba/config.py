@@ -52,7 +52,7 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
     if "=" in name:
         return _parse_free_form(name, default_T, default_V)
     family, _, size = name.rpartition(":")
-    number = int(size[1:]) if size[1:].isdigit() else None
+    number = int(size[1:]) if size[1:].isdecimal() else None
     if family in ("", "gpt2") and size[:1] == "d" and number in _GPT2_SIZES:
         C, NH = _GPT2_SIZES[number]
         return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB)
@@ -70,7 +70,7 @@ def _parse_free_form(text, default_T, default_V):
     given = set()
     for part in text.split(","):
         key, _, value = part.strip().partition("=")
-        if key not in ("L", "NH", "C", "T", "V") or key in given or not value.isdigit() or int(value) == 0:
+        if key not in ("L", "NH", "C", "T", "V") or key in given or not value.isdecimal() or int(value) == 0:
             raise UserError(f"model {text!r}: cannot read {part.strip()!r}. Write each size once, as a whole number: {_FREE_FORM}")
         given.add(key)
         sizes[key] = int(value)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpt2_numba.gpu.backend import on_host
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, on_host
 
 _KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
 
@@ -39,10 +39,21 @@ def check_arrays(function, sizes, hint="", **arrays):
         if wanted_dtype is None:
             model_dtype = model_dtype or array.dtype
             wanted_dtype = model_dtype
+            if not on_host(array) and model_dtype not in (FLOAT32, BFLOAT16_BITS):
+                raise TypeError(f"{function}: {name} must have type float32 or uint16 (bfloat16 bits) on a GPU, got {array.dtype}")
         elif array.dtype == np.float64 and on_host(array):
             continue
         if array.dtype != wanted_dtype:
             raise TypeError(f"{function}: {name} must have type {wanted_dtype}, got {array.dtype}")
+
+
+def check_scratch(function, scratch, count):
+    """Raise ValueError or TypeError unless `scratch` is a float32 device array of at least `count` elements."""
+    if scratch is None or on_host(scratch) or scratch.dtype != np.float32:
+        got = "None" if scratch is None else f"{scratch.dtype} on the {_side(on_host(scratch))}"
+        raise TypeError(f"{function}: scratch must be a float32 device array, got {got}")
+    if scratch.size < count:
+        raise ValueError(f"{function}: scratch must have at least {count} elements, got {scratch.size}")
 
 
 def check_width(function, **sizes):

@@ -99,13 +99,14 @@ def _plan(a, b, out, M, N, K, transpose_a, transpose_b, batch, dtype, has_bias, 
 
     layouts = (layout(b), layout(a), layout(out))
     preference = lt.matmul_preference_create()
-    alignments = lt.MatmulPreferenceAttribute
+    attributes = lt.MatmulPreferenceAttribute
     for attribute, value in (
-        (alignments.MAX_WORKSPACE_BYTES, WORKSPACE_BYTES),
-        (alignments.MIN_ALIGNMENT_A_BYTES, b.alignment),
-        (alignments.MIN_ALIGNMENT_B_BYTES, a.alignment),
-        (alignments.MIN_ALIGNMENT_C_BYTES, out.alignment),
-        (alignments.MIN_ALIGNMENT_D_BYTES, out.alignment),
+        (attributes.MAX_WORKSPACE_BYTES, WORKSPACE_BYTES),
+        (attributes.REDUCTION_SCHEME_MASK, lt.ReductionScheme.COMPUTE_TYPE),  # partial sums meet in float32, not in bfloat16
+        (attributes.MIN_ALIGNMENT_A_BYTES, b.alignment),
+        (attributes.MIN_ALIGNMENT_B_BYTES, a.alignment),
+        (attributes.MIN_ALIGNMENT_C_BYTES, out.alignment),
+        (attributes.MIN_ALIGNMENT_D_BYTES, out.alignment),
     ):
         set_attribute(
             lt.matmul_preference_set_attribute, lt.get_matmul_preference_attribute_dtype, preference, attribute, value

@@ -4,7 +4,7 @@ A bfloat16 weight has 8 bits of mantissa. An update smaller than half of its las
 step anew, and the weight would stand still. Rounded up with a probability that equals the part cut off, it arrives on average.
 
 The noise is a hash of the element's index and a seed: no state, and the same whatever the launch. It is Squirrel Eiserloh's
-"SquirrelNoise5" (public domain, 2021), as in llm.c. All arithmetic is modulo 2**32, done in uint64 and masked, so that the same
+"SquirrelNoise5" (2021, CC BY 3.0), as in llm.c. All arithmetic is modulo 2**32, done in uint64 and masked, so that the same
 lines serve on the GPU, in the simulator and on NumPy arrays.
 """
 
@@ -43,5 +43,7 @@ squirrel_noise_on_device = cuda.jit(device=True)(squirrel_noise)
 @cuda.jit(device=True)
 def round_to_bfloat16_stochastically(value, index, seed):
     """A float32 whose lower 16 bits are zero: `value` rounded up or down. index (int), seed (uint64) choose the noise."""
+    if value != value:  # NaN, on a GPU 0x7fffffff: noise would carry into the sign and leave -0
+        return value
     noise = squirrel_noise_on_device(uint64(index), seed) & _LOW_HALF
     return float_of_bits(uint32((uint64(bits_of_float(value)) + noise) & _HIGH_HALF))

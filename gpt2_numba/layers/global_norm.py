@@ -18,7 +18,7 @@ import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
+from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.memory_access import WIDTH, load8
 from gpt2_numba.gpu.reductions import block_sum
 
@@ -69,5 +69,6 @@ def sum_of_squares(sum_squares, grads, scratch):
     if on_host(grads):
         return sum_of_squares_ref(sum_squares, grads, scratch)
     check_width("sum_of_squares", count=count)
+    check_scratch("sum_of_squares", scratch, BLOCKS)
     sum_of_squares_kernel[BLOCKS, THREADS, compute_stream()](scratch, grads)
     sum_of_partials_kernel[1, THREADS, compute_stream()](sum_squares, scratch)

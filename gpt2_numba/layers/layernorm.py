@@ -26,7 +26,7 @@ import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
+from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import (
@@ -230,6 +230,7 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scra
     if on_host(inp):
         return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch)
     check_width("layernorm_backward", C=C)
+    check_scratch("layernorm_backward", scratch, layernorm_scratch_size(C))
     chunks, rows_per_chunk = chunk_rows(N)
     columns = -(-C // COLUMNS_PER_WARP)
     threads = COLUMN_WARPS * WARP_SIZE

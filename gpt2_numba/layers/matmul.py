@@ -21,7 +21,7 @@ import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
+from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import (
@@ -121,9 +121,11 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch):
     )  # fmt: skip
     if on_host(inp):
         return matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight, scratch)
+    if dbias is not None:  # before anything is accumulated
+        check_width("matmul_backward", OC=OC)
+        check_scratch("matmul_backward", scratch, matmul_scratch_size(OC))
     gemm(dweight, dout, inp, OC, C, N, transpose_a=True, accumulate=True)
     if dbias is not None:
-        check_width("matmul_backward", OC=OC)
         chunks, rows_per_chunk = chunk_rows(N)
         grid = (chunks, -(-OC // COLUMNS_PER_WARP))
         bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)

@@ -1,0 +1,1 @@
+"""Independent implementations that the project is compared with. They need PyTorch."""

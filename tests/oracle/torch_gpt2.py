@@ -1,0 +1,84 @@
+"""GPT-2 in PyTorch, as plain as can be: modules, autograd, torch.optim.AdamW. Shares nothing with the package but the names of tensors."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Our tensor that has one matrix or vector for each block -> the module of a Block, and its attribute.
+PER_BLOCK = {
+    "ln1w": ("ln1", "weight"),
+    "ln1b": ("ln1", "bias"),
+    "qkvw": ("qkv", "weight"),
+    "qkvb": ("qkv", "bias"),
+    "attprojw": ("attproj", "weight"),
+    "attprojb": ("attproj", "bias"),
+    "ln2w": ("ln2", "weight"),
+    "ln2b": ("ln2", "bias"),
+    "fcw": ("fc", "weight"),
+    "fcb": ("fc", "bias"),
+    "fcprojw": ("fcproj", "weight"),
+    "fcprojb": ("fcproj", "bias"),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, C, NH):
+        super().__init__()
+        self.NH = NH
+        self.ln1, self.ln2 = nn.LayerNorm(C, eps=1e-5), nn.LayerNorm(C, eps=1e-5)
+        self.qkv, self.attproj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.fc, self.fcproj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.NH, C // self.NH).transpose(1, 2) for part in self.qkv(self.ln1(x)).split(C, dim=2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attproj(attended.transpose(1, 2).reshape(B, T, C))
+        return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))
+
+
+class TorchGPT2(nn.Module):
+    """sizes: L, NH, C, max_T, V as in the package's GPT2Config. The vocabulary is not padded here."""
+
+    def __init__(self, L, NH, C, max_T, V):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(max_T, C)
+        self.blocks = nn.ModuleList(Block(C, NH) for _ in range(L))
+        self.lnf = nn.LayerNorm(C, eps=1e-5)
+
+    def forward(self, tokens, targets):
+        """Mean cross-entropy of (B, T) targets, a scalar tensor."""
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.lnf(x) @ self.wte.weight.T
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def by_name(self):
+        """Our tensor's name -> the parameter, or the list of parameters of all blocks."""
+        tensors = {"wte": self.wte.weight, "wpe": self.wpe.weight, "lnfw": self.lnf.weight, "lnfb": self.lnf.bias}
+        for name, (module, attribute) in PER_BLOCK.items():
+            tensors[name] = [getattr(getattr(block, module), attribute) for block in self.blocks]
+        return tensors
+
+    def load(self, arrays):
+        """Set all parameters from our 16 arrays; the padding of wte is left out."""
+        with torch.no_grad():
+            for name, tensor in self.by_name().items():
+                values = torch.from_numpy(arrays[name])
+                for target, source in zip(tensor, values) if isinstance(tensor, list) else [(tensor, values[: len(tensor)])]:
+                    target.copy_(source)
+
+    def to_numpy(self, what=lambda parameter: parameter):
+        """Our 16 tensors as NumPy arrays: the parameters, or what(parameter) of each; wte without its padding."""
+        return {
+            name: (torch.stack([what(t) for t in tensor]) if isinstance(tensor, list) else what(tensor)).detach().numpy().copy()
+            for name, tensor in self.by_name().items()
+        }
+
+    def adamw(self, weight_decay):
+        """AdamW with GPT-2's settings: matrices decay, biases and LayerNorms do not."""
+        matrices = [parameter for parameter in self.parameters() if parameter.ndim == 2]
+        vectors = [parameter for parameter in self.parameters() if parameter.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)

@@ -1,0 +1,129 @@
+"""Arrows point down only: train -> model -> layers -> gpu. Whoever reads a layer need not know the model; the package needs no tests.
+
+Read from the source (all import statements, those inside of functions too), so that nothing has to be installed or run.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "gpt2_numba"
+OUTSIDE = ("dev", "tutorials", "tests")  # the package never imports these
+
+# What a room may import of the package, its own modules besides. Rooms that are not named here are programs: at the top, free to
+# import everything (train, doctor, plot, ...), and imported by nobody below.
+SIZES = {"config", "errors"}  # plain values, below everything
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "gpu": {"errors"},
+    "layers": {"gpu", "errors"},
+    "initial_weights": SIZES,
+    "model": {"layers", "gpu", "initial_weights"} | SIZES,
+    "data": SIZES,
+    "training": {"data"} | SIZES,
+}
+
+
+def source_files():
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path, source=None):
+    """Dotted names that a file imports, relative ones made absolute. `from a import b` counts as a.b, which may be a module or not."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8") if source is None else source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
+            names.update(arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+    return names
+
+
+def room_of(name):
+    """gpt2_numba.layers.gelu.gelu_forward -> layers; None for what is not of the package."""
+    parts = name.split(".")
+    return (parts[1] if len(parts) > 1 else "") if parts[0] == PACKAGE else None
+
+
+def faults(path, source=None):
+    """What a file imports and must not, as text."""
+    name = module_name(path)
+    room = room_of(name)
+    found = []
+    for imported in sorted(imports_of(path, source)):
+        other = room_of(imported)
+        if imported.split(".")[0] in OUTSIDE:
+            found.append(f"{name} imports {imported}: the package stands without {', '.join(OUTSIDE)}")
+        elif other is None or room not in ALLOWED:
+            continue
+        elif other != room and other not in ALLOWED[room]:
+            found.append(f"{name} imports {imported}: {room} may import {', '.join(sorted(ALLOWED[room])) or 'nothing'} only")
+        elif room == other == "layers" and not imported.startswith(name + "."):
+            found.append(f"{name} imports {imported}: layers do not import each other")
+    return found
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_arrows_point_down(path):
+    assert faults(path) == []
+
+
+def test_all_rooms_are_there():
+    rooms = {room_of(module_name(path)) for path in source_files()}
+    assert set(ALLOWED) <= rooms, f"rooms of the rule that have no file: {set(ALLOWED) - rooms}"
+
+
+@pytest.mark.parametrize(
+    "file, source",
+    [
+        ("layers/gelu.py", "from gpt2_numba.layers.matmul import matmul_forward"),
+        ("layers/gelu.py", "from .matmul import matmul_forward"),
+        ("layers/gelu.py", "from . import matmul"),
+        ("layers/gelu.py", "import gpt2_numba.model"),
+        ("layers/gelu.py", "def f():\n    from gpt2_numba import config"),
+        ("layers/gelu.py", "from gpt2_numba.data import loader"),
+        ("gpu/gemm.py", "from ..layers import gelu"),
+        ("gpu/gemm.py", "from gpt2_numba.model import GPT2"),
+        ("data/loader.py", "from gpt2_numba.model import GPT2"),
+        ("data/loader.py", "import importlib\nimportlib.import_module('gpt2_numba.layers.gelu')"),
+        ("training/log.py", "from gpt2_numba.layers import gelu"),
+        ("training/log.py", "from gpt2_numba.train import main"),
+        ("data/loader.py", "from gpt2_numba.training.log import MainLog"),
+        ("model.py", "from gpt2_numba.data.loader import DataLoader"),
+        ("model.py", "from gpt2_numba import train"),
+        ("plot.py", "from dev.data import tokenize_text"),
+        ("plot.py", "import tests.oracle"),
+        ("errors.py", "from gpt2_numba.config import GPT2Config"),
+    ],
+)
+def test_the_rule_sees_what_is_wrong(file, source):
+    assert len(faults(ROOT / PACKAGE / file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    "file, source",
+    [
+        ("layers/gelu.py", "import numpy\nfrom gpt2_numba.gpu.gemm import gemm\nfrom gpt2_numba.errors import UserError"),
+        ("gpu/gemm.py", "from gpt2_numba.gpu.backend import SIMULATING\nfrom .backend import SIMULATING"),
+        ("model.py", "from gpt2_numba.layers.gelu import gelu_forward"),
+        ("data/loader.py", "from gpt2_numba.data.token_shards import read_shard\nfrom ..errors import UserError"),
+        ("plot.py", "from gpt2_numba.training.log import read_main_log\nimport development"),
+    ],
+)
+def test_the_rule_allows_what_is_right(file, source):
+    assert faults(ROOT / PACKAGE / file, source) == []

@@ -1,0 +1,67 @@
+"""The NumPy references are the oracle for the kernels, so they are checked themselves: backward against differences of forward."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_bits, bfloat16_values
+from gpt2_numba.layer_checks import LAYERS, Row, central_differences, check_reference, compare, format_table, half_ulp
+from gpt2_numba.layers import layernorm
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_reference(layer):
+    rows = check_reference(layer)
+    print("\n" + format_table(rows))
+    assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
+
+
+def test_every_layer_has_a_check():
+    files = {path.stem.replace("_", " ") for path in Path(layernorm.__file__).parent.glob("[a-z]*.py")}
+    assert "layernorm" in files and files <= set(LAYERS)
+
+
+def test_central_differences_of_a_function_whose_gradient_is_known():
+    x = np.array([[0.5, -1.25, 3.0]])
+    gradient = central_differences(lambda: float((x**3).sum()), x)
+    np.testing.assert_allclose(gradient, 3 * x**2, rtol=1e-9)
+    np.testing.assert_array_equal(x, [[0.5, -1.25, 3.0]])
+
+
+# ------------------------------------------------------------------------------- the checks' own tools can tell wrong from right
+
+
+def test_half_ulp_is_half_the_distance_to_the_next_number():
+    values = np.array([1.0, 1.9999, 2.0, -3.7e-5, 65504.0], np.float32)
+    np.testing.assert_array_equal(half_ulp(values, FLOAT32), np.spacing(np.abs(values)) / 2)
+    bits = bfloat16_bits(np.abs(values))
+    stored = bfloat16_values(bits)
+    np.testing.assert_array_equal(half_ulp(stored, BFLOAT16_BITS), (bfloat16_values(bits + np.uint16(1)) - stored) / 2)
+
+
+def test_compare_names_the_element_that_exceeds_its_own_bound_most():
+    expected = np.zeros((2, 3))
+    got = np.array([[0.0, 0.5, 0.0], [0.0, 0.0, -0.25]])
+    bound = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.125]])  # 0.5 is within its bound, -0.25 twice its bound
+    row = compare("some layer", "out", got, expected, bound)
+    assert row == Row("some layer", "out", (2, 3), 0.25, 0.125, (1, 2), -0.25, 0.0)
+    assert not row.ok
+    assert str(row) == "some layer: out (2, 3) at (1, 2): got -0.25, expected 0, error 0.25, bound 0.125"
+    assert "FAILED some layer: out (2, 3) at (1, 2)" in format_table([row])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_compare_finds_what_is_not_a_number(wrong):
+    got = np.zeros((700, 1000), np.float32)  # several blocks
+    got[613, 31] = wrong
+    row = compare("some layer", "out", got, np.zeros((700, 1000)), 1e9)
+    assert not row.ok and row.index == (613, 31)
+
+
+def test_compare_allows_half_a_unit_of_the_stored_type_and_no_more():
+    expected = np.array([1.0 + 2**-8])  # halfway between the bfloat16 numbers 1 and 1 + 2^-7
+    bits = bfloat16_bits(np.array([1.0], np.float32))
+    assert compare("some layer", "out", bits, expected, 1e-9, BFLOAT16_BITS).ok
+    assert not compare("some layer", "out", bits, expected + 2**-12, 1e-9, BFLOAT16_BITS).ok
+    assert not compare("some layer", "out", bits, expected, 0.0, BFLOAT16_BITS).ok  # no arithmetic: bits must agree

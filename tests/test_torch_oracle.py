@@ -1,0 +1,177 @@
+"""The whole model against an independent GPT-2 in PyTorch: ten training steps, and every gradient tensor of the first.
+
+PyTorch is an extra of its own (`pip install -e '.[oracle]'`); without it these tests are left out, and say so.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt2_numba.config import GPT2Config
+from gpt2_numba.gpu.backend import real_gpu
+from gpt2_numba.initial_weights import initial_weights
+from gpt2_numba.model import GPT2, parameter_shapes
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[oracle]' to compare the model with it")
+
+from oracle.torch_gpt2 import TorchGPT2  # noqa: E402  (it imports torch)
+
+CONFIG = GPT2Config(L=3, NH=3, C=48, max_T=47, V=101)
+B, T, STEPS = 3, 40, 10
+MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
+HALF_ULP = 2.0**-24  # one rounding to float32
+
+on_both_devices = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "gpu", marks=pytest.mark.skipif(not real_gpu(), reason="no GPU; in the simulator it would take an hour")
+        ),
+    ],
+)
+
+
+def lively_weights():
+    """Larger than at the start, biases not zero, LayerNorms not one: every gradient counts."""
+    rng = np.random.default_rng(11)
+    weights = {}
+    for name, shape in parameter_shapes(CONFIG).items():
+        values = rng.normal(size=shape) * (0.08 if name in MATRICES else 0.15)
+        weights[name] = (values + (name in ("ln1w", "ln2w", "lnfw"))).astype(np.float32)
+    weights["wte"][CONFIG.V :] = 0
+    return weights
+
+
+def batches():
+    rng = np.random.default_rng(12)
+    return [tuple(rng.integers(0, CONFIG.V, (B, T)) for _ in range(2)) for _ in range(STEPS)]
+
+
+def learning_rate(step):
+    return 1e-4 * (step + 1)  # rising, so that a step's number matters
+
+
+@pytest.fixture(scope="module")
+def torch_run():
+    """Ten steps in PyTorch: losses, norms, gradients of the first step, parameters at the end."""
+    model = TorchGPT2(CONFIG.L, CONFIG.NH, CONFIG.C, CONFIG.max_T, CONFIG.V)
+    model.load(lively_weights())
+    optimizer = model.adamw(weight_decay=0.1)
+    losses, norms, first_gradients = [], [], None
+    for step, (inputs, targets) in enumerate(batches()):
+        optimizer.zero_grad()
+        loss = model(torch.from_numpy(inputs), torch.from_numpy(targets))
+        loss.backward()
+        first_gradients = first_gradients or model.to_numpy(lambda parameter: parameter.grad)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, first_gradients, model.to_numpy()
+
+
+@pytest.fixture(scope="module")
+def our_run():
+    """device -> the same of our model; run once for each device."""
+    runs = {}
+
+    def run(device):
+        if device not in runs:
+            model = GPT2(CONFIG, B, T, device=device, precision="fp32", recompute=1, tf32=False)
+            model.load_params(lively_weights())
+            losses, norms, first_gradients = [], [], None
+            for step, (inputs, targets) in enumerate(batches()):
+                model.zero_grad()
+                model.forward(inputs)
+                model.backward(targets)
+                first_gradients = first_gradients or model.grads_to_host()
+                norm = model.grad_norm()
+                model.update(step, learning_rate(step), weight_decay=0.1, grad_scale=1 / norm if norm > 1 else 1.0)
+                losses.append(model.take_loss())
+                norms.append(norm)
+            runs[device] = losses, norms, first_gradients, model.params_to_host()
+        return runs[device]
+
+    return run
+
+
+@on_both_devices
+def test_every_gradient_of_the_first_step(device, our_run, torch_run):
+    ours, theirs = our_run(device)[2], torch_run[2]
+    assert sorted(ours) == sorted(theirs)
+    # Float32 on both sides, sums in another order. A gradient has come through about 6 L + 4 = 22 layers; each has sums of up to 4C = 192
+    # products, whose roundings are independent: sqrt(192) of them a layer, sqrt(22) times that in all, of the tensor's largest number.
+    roundings = math.sqrt(22 * 192)
+    print(f"\n{device}, fp32\n{'tensor':<10}{'shape':<16}{'largest':>12}{'error':>12}{'bound':>12}")
+    faults = []
+    for name, want in theirs.items():
+        got = ours[name]
+        if name == "wte":
+            assert not got[CONFIG.V :].any(), "the padding of the vocabulary has no gradient"
+            got = got[: CONFIG.V]
+        assert got.shape == want.shape, name
+        error = np.abs(got.astype(np.float64) - want)
+        at = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+        bound = roundings * HALF_ULP * np.abs(want).max()
+        print(f"{name:<10}{str(want.shape):<16}{np.abs(want).max():12.3e}{error[at]:12.3e}{bound:12.3e}")
+        if not error[at] <= bound:
+            faults.append(f"{name}{want.shape} at {at}: {got[at]!r}, PyTorch {want[at]!r}, bound {bound:.3e}")
+    assert not faults, "\n".join(faults)
+
+
+@on_both_devices
+def test_ten_losses_and_norms(device, our_run, torch_run):
+    (losses, norms, _, _), (their_losses, their_norms, _, _) = our_run(device), torch_run
+    assert max(their_norms) > 1.1, "the clipping would not be tested"
+    # A loss is a mean of 120 logarithms of sums over 101 logits: a few roundings at the first step. Later the parameters differ too, by
+    # what the test below allows, which the loss feels in proportion to its gradient: it stays within a few roundings a step.
+    print(f"\n{device}, fp32\nstep        loss     PyTorch       error       bound        norm     PyTorch")
+    faults = []
+    for step, (loss, want) in enumerate(zip(losses, their_losses)):
+        bound = (4 + 4 * step) * HALF_ULP * want
+        print(f"{step:4}{loss:12.7f}{want:12.7f}{abs(loss - want):12.2e}{bound:12.2e}{norms[step]:12.6f}{their_norms[step]:12.6f}")
+        if not abs(loss - want) <= bound:
+            faults.append(f"step {step}: loss {loss}, PyTorch {want}, bound {bound:.2e}")
+    assert not faults, "\n".join(faults)
+    np.testing.assert_allclose(norms, their_norms, rtol=5e-6)
+
+
+@on_both_devices
+def test_parameters_after_ten_steps(device, our_run, torch_run):
+    """AdamW divides every gradient by its own size, so a gradient near zero turns its error into a step of any length up to the
+    learning rate: single numbers may differ. A tensor as a whole must have gone the same way.
+
+    The bias of the keys is all of that kind: it adds the same to all scores of a query, which softmax does not notice. Its gradient
+    is zero, but for rounding errors, and where it goes is chance.
+    """
+    ours, theirs, start = our_run(device)[3], torch_run[3], lively_weights()
+    print(f"\n{device}, fp32\n{'tensor':<10}{'way':>12}{'error':>12}")
+    for name, want in theirs.items():
+        got, begin = ours[name][: len(want)], start[name][: len(want)]
+        if name == "qkvb":
+            keys = slice(CONFIG.C, 2 * CONFIG.C)
+            farthest = sum(learning_rate(step) for step in range(STEPS)) * 1.1  # Adam's step may exceed the rate a little; decay is 0
+            assert np.abs(got[:, keys] - begin[:, keys]).max() <= farthest
+            got, want, begin = (np.delete(array, keys, axis=1) for array in (got, want, begin))
+        way, error = np.linalg.norm(want - begin), np.linalg.norm(got - want)
+        print(f"{name:<10}{way:12.3e}{error:12.3e}")
+        # 1e-4 of the way: a gradient is off by 1e-6 of the tensor's largest (above), so where it is a hundred times smaller than that,
+        # the step is off by 1e-4; a smaller one has a larger error, but there are few of them.
+        assert error < 1e-4 * way, name
+
+
+def test_initial_weights_are_those_of_torch():
+    """torch.manual_seed, then normal_ in llm.c's order. C = 8, odd V and max_T: counts that are no multiples of 16, too."""
+    config = GPT2Config(L=2, NH=1, C=8, max_T=5, V=37)
+    weights = initial_weights(config, parameter_shapes(config), seed=42)
+    torch.manual_seed(42)
+    drawn = [("wte", weights["wte"][: config.V]), ("wpe", weights["wpe"])]
+    drawn += [(name, weights[name][layer]) for layer in range(2) for name in ("qkvw", "attprojw", "fcw", "fcprojw")]
+    for name, ours in drawn:
+        std = 0.02 / math.sqrt(4) if name in ("attprojw", "fcprojw") else 0.02
+        theirs = torch.empty(ours.shape).normal_(0.0, std).numpy()
+        # PyTorch's vectorised logarithm and cosine are off by a few last bits: up to 4.4e-8 has been seen at std 0.02.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7, err_msg=name)
