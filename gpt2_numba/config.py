@@ -1,5 +1,6 @@
 """The sizes of a GPT-2, and the short names for them: descriptors such as d12, gpt3:c384, or L=4,NH=4,C=128,T=128,V=257."""
 
+import math
 from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
@@ -84,3 +85,31 @@ def _parse_free_form(text, default_T, default_V):
             f"model {text!r}: the head size C / NH must be a multiple of 8 (16-byte loads), got {sizes['C'] // sizes['NH']}"
         )
     return GPT2Config(L=sizes["L"], NH=sizes["NH"], C=sizes["C"], max_T=sizes["T"], V=sizes["V"])
+
+
+def parameter_shapes(config):
+    """The 16 parameter tensors, name -> shape, in the order they have in memory and in llm.c's files. Weights are (out, in)."""
+    L, C = config.L, config.C
+    return {
+        "wte": (config.Vp, C),  # token embedding; the classifier's matrix is the same
+        "wpe": (config.max_T, C),  # position embedding
+        "ln1w": (L, C),
+        "ln1b": (L, C),
+        "qkvw": (L, 3 * C, C),
+        "qkvb": (L, 3 * C),
+        "attprojw": (L, C, C),
+        "attprojb": (L, C),
+        "ln2w": (L, C),
+        "ln2b": (L, C),
+        "fcw": (L, 4 * C, C),
+        "fcb": (L, 4 * C),
+        "fcprojw": (L, C, 4 * C),
+        "fcprojb": (L, C),
+        "lnfw": (C,),
+        "lnfb": (C,),
+    }
+
+
+def count_parameters(config):
+    """How many numbers the 16 tensors hold, the padding of wte included."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())

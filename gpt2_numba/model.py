@@ -17,20 +17,23 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gpt2_numba.config import GPT2Config, parse_descriptor
+from gpt2_numba.config import GPT2Config, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import Arena, free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
     FLOAT32,
+    bfloat16_values,
     copy_to_device,
     copy_to_host,
     gpu_available,
     on_host,
+    real_gpu,
     synchronize,
 )
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.gpu.gemm import allow_tf32
+from gpt2_numba.gpu.staging import PinnedRing
 from gpt2_numba.layers.adamw import adamw_update
 from gpt2_numba.layers.attention import attention_backward, attention_forward, padded_keys
 from gpt2_numba.layers.classifier import accumulate_mean, classifier_forward, classifier_forward_backward
@@ -39,41 +42,14 @@ from gpt2_numba.layers.gelu import gelu_backward, gelu_forward
 from gpt2_numba.layers.global_norm import BLOCKS as NORM_BLOCKS
 from gpt2_numba.layers.global_norm import sum_of_squares
 from gpt2_numba.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_scratch_size
-from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_scratch_size
+from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_gelu_forward, matmul_scratch_size
 from gpt2_numba.layers.residual import residual_forward
 
-__all__ = ["GPT2", "GPT2Config", "parameter_shapes", "parse_descriptor", "plan_memory"]
+__all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor", "plan_memory"]
 
 DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
+LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
-
-
-def parameter_shapes(config):
-    """The 16 parameter tensors, name -> shape, in the order they have in memory and in llm.c's files. Weights are (out, in)."""
-    L, C = config.L, config.C
-    return {
-        "wte": (config.Vp, C),  # token embedding; the classifier's matrix is the same
-        "wpe": (config.max_T, C),  # position embedding
-        "ln1w": (L, C),
-        "ln1b": (L, C),
-        "qkvw": (L, 3 * C, C),
-        "qkvb": (L, 3 * C),
-        "attprojw": (L, C, C),
-        "attprojb": (L, C),
-        "ln2w": (L, C),
-        "ln2b": (L, C),
-        "fcw": (L, 4 * C, C),
-        "fcb": (L, 4 * C),
-        "fcprojw": (L, C, 4 * C),
-        "fcprojb": (L, C),
-        "lnfw": (C,),
-        "lnfb": (C,),
-    }
-
-
-def count_parameters(config):
-    """How many numbers the 16 tensors hold, the padding of wte included."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
 def activation_shapes(config, B, T):
@@ -178,10 +154,11 @@ class GPT2:
     precision       "fp32", or "bf16" on a GPU: parameters, gradients and activations in bfloat16, sums in float32
     recompute       0, 1 or 2         master_weights  keep float32 copies of bfloat16 parameters
     tf32            allow TF32 in float32 matmuls on a GPU; it holds for the whole process
+    gelu_fusion     0, 1: GELU in the epilogue of the matmul before it, 2: its backward, too. On a real GPU; elsewhere it changes nothing
     Raises UserError where these do not go together or the memory is too small. Parameters are zero until loaded.
     """
 
-    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True):
+    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0):
         if T > config.max_T:
             raise UserError(f"the sequence length T={T} must be at most the model's longest context, {config.max_T}: use -t {config.max_T}")
         if device not in ("cpu", "gpu") or precision not in ("fp32", "bf16") or recompute not in (0, 1, 2):
@@ -196,7 +173,9 @@ class GPT2:
                 )
             check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes())
             allow_tf32(tf32)
-        self.config, self.B, self.T, self.device, self.recompute = config, B, T, device, recompute
+        self.config, self.B, self.T = config, B, T
+        self.device, self.precision, self.recompute = device, precision, recompute
+        self.gelu_fusion = gelu_fusion if device == "gpu" and real_gpu() else 0
         self.arena = plan_memory(config, B, T, precision, recompute, master_weights)
         self._memory = self.arena.allocate(on_gpu=device == "gpu")
         for name in ("params", "grads", "m", "v", "mean_loss"):
@@ -204,6 +183,7 @@ class GPT2:
         self._offsets = np.cumsum([0] + [math.prod(shape) for shape in parameter_shapes(config).values()]).tolist()
         self.params = self._parameter_views(self._memory["params"])
         self.grads = self._parameter_views(self._memory["grads"])
+        self._staging = PinnedRing(max(B * T, config.V + 1)) if device == "gpu" and real_gpu() else None
         self._losses_gathered = 0
         self._batch = None
 
@@ -249,6 +229,24 @@ class GPT2:
             for name in shapes
             for layer in range(1 if name in ONCE else self.config.L)
         )
+
+    def raw(self, which):
+        """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory, all tensors in the table's order; or None."""
+        return self._memory.get(which)
+
+    def load_raw(self, which, values):
+        """Overwrite a flat array (see `raw`) with a host array of the same length, converting between float32 and bfloat16 bits.
+
+        In pieces, since `values` may be a memory map of gigabytes. Raises ValueError where the length differs.
+        """
+        target = self._memory[which]
+        if values.shape != target.shape:
+            raise ValueError(f"load_raw: {which} has {target.shape} numbers, got {values.shape}")
+        for start in range(0, len(values), LOAD_PIECE):
+            piece = np.asarray(values[start : start + LOAD_PIECE])
+            if piece.dtype == BFLOAT16_BITS and target.dtype == FLOAT32:
+                piece = bfloat16_values(piece)
+            self._write(target[start : start + LOAD_PIECE], piece)
 
     def params_to_host(self):
         """All parameters, name -> float32 array of the table's shape (a copy)."""
@@ -302,8 +300,15 @@ class GPT2:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.V:
             raise UserError(f"{name} must be tokens from 0 to V - 1 = {self.config.V - 1}, got {low if low < 0 else high}: is the data another vocabulary's?")
-        self._write(target, tokens.reshape(target.shape))
+        self._write_integers(target, tokens)
         return tokens
+
+    def _write_integers(self, target, values):
+        """Copy integers to the device without waiting for what it is doing."""
+        if self._staging is None:
+            self._write(target, values.reshape(target.shape))
+        else:
+            self._staging.copy(target, values)
 
     # ----------------------------------------------------------------------------------------------- forward pass
 
@@ -325,8 +330,11 @@ class GPT2:
             residual_forward(acts.residual2[l], residual, acts.branch)
 
             layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
-            matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
-            gelu_forward(acts.fch_gelu[l], acts.fch[l])
+            if self.gelu_fusion >= 1:
+                matmul_gelu_forward(acts.fch_gelu[l], acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
+            else:
+                matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
+                gelu_forward(acts.fch_gelu[l], acts.fch[l])
             matmul_forward(acts.branch, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l])
             residual_forward(acts.residual3[l], acts.residual2[l], acts.branch)
             residual = acts.residual3[l]
@@ -353,6 +361,11 @@ class GPT2:
         zero(self._memory["mean_loss"])
         self._losses_gathered = 0
         return loss
+
+    def losses_to_host(self):
+        """Loss of each token of the last `evaluate`, (b, t) float32, nats."""
+        acts, inputs = self._batch
+        return self._read(acts.losses).reshape(inputs.shape)
 
     def logits_to_host(self):
         """Logits of the last forward pass, (b, t, V) float32."""
@@ -390,8 +403,10 @@ class GPT2:
             residual = acts.residual3[l - 1] if l else acts.encoded
             if self.recompute >= 1:
                 gelu_forward(acts.fch_gelu[l], acts.fch[l])
-            matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], dresidual, acts.fch_gelu[l], p.fcprojw[l], sums)
-            gelu_backward(acts.dfch, acts.dfch, acts.fch[l])
+            fused = acts.fch[l] if self.gelu_fusion >= 2 else None
+            matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], dresidual, acts.fch_gelu[l], p.fcprojw[l], sums, before_gelu=fused)
+            if fused is None:
+                gelu_backward(acts.dfch, acts.dfch, acts.fch[l])
             if self.recompute >= 2:
                 layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
             matmul_backward(acts.dbranch, g.fcw[l], g.fcb[l], acts.dfch, acts.ln2[l], p.fcw[l], sums)
@@ -409,8 +424,8 @@ class GPT2:
             )
 
         places, starts = places_by_token(inputs, self.config.V)
-        self._write(acts.places, places)
-        self._write(self._memory["starts"], starts)
+        self._write_integers(acts.places, places)
+        self._write_integers(self._memory["starts"], starts)
         encoder_backward(g.wte, g.wpe, dresidual, acts.places, self._memory["starts"], inputs.shape[1])
 
     def synchronize(self):
@@ -425,12 +440,16 @@ class GPT2:
         sum_of_squares(self._memory["sum_squares"], self._memory["grads"], self._memory["sums"])
         return math.sqrt(float(self._read(self._memory["sum_squares"])[0]))
 
-    def update(self, step, learning_rate, weight_decay=0.0, grad_scale=1.0, beta1=0.9, beta2=0.95, eps=1e-8):
-        """One step of AdamW on all parameters. step counts from 0; grad_scale multiplies the gradients (for clipping)."""
+    def update(self, step, learning_rate, weight_decay=0.0, grad_scale=1.0, beta1=0.9, beta2=0.95, eps=1e-8, rounding_seed=0):
+        """One step of AdamW on all parameters.
+
+        step counts from 0; grad_scale multiplies the gradients (for clipping); rounding_seed, below 2**32, chooses the noise of
+        stochastic rounding and should differ from step to step.
+        """
         flat = {which: self._flat_parameters(which) for which in ("params", "grads", "m", "v", "master")}
         for name, first_index in zip(parameter_shapes(self.config), self._offsets):
             adamw_update(
                 *(flat[which][name] for which in ("params", "grads", "m", "v", "master")),
                 learning_rate, beta1, beta2, eps, weight_decay if name in DECAYED else 0.0, grad_scale,
-                t=step + 1, first_index=first_index, seed=step,
+                t=step + 1, first_index=first_index, seed=rounding_seed,
             )  # fmt: skip

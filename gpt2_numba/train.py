@@ -3,6 +3,7 @@
 Without flags: a small model on text that every Python carries, on the GPU if there is one, else on the CPU.
 """
 
+import signal
 import sys
 import time
 from dataclasses import fields, replace
@@ -12,19 +13,25 @@ import numpy as np
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
+from gpt2_numba.data.multiple_choice import MultipleChoice
+from gpt2_numba.data.prefetch import Prefetcher
 from gpt2_numba.data.token_shards import find_shards
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
 from gpt2_numba.errors import UserError
-from gpt2_numba.gpu.backend import bfloat16_supported, device_name, real_gpu
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
 from gpt2_numba.plot import plot_losses
+from gpt2_numba.resume import Checkpoint, Course, open_newest, restore, save
+from gpt2_numba.training.checkpoint import CheckpointFailed, complete_checkpoints
+from gpt2_numba.training.gpu_info import gpu_info
 from gpt2_numba.training.log import MainLog, Throughput, step_line
-from gpt2_numba.training.outliers import OutlierDetector
+from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 from gpt2_numba.training.schedules import learning_rate
 from gpt2_numba.training.settings import parse_settings, with_defaults
 from gpt2_numba.training.speed import flops_per_token, peak_flops
+from gpt2_numba.training.stop_request import StopRequest
 
 GRAD_CLIP = 1.0  # largest norm of all gradients together
 SAMPLING_SEED = 1337
@@ -32,77 +39,112 @@ SMALLEST_SAMPLING_CONTEXT = 32  # a forward pass for sampling has 32, 64, 128, .
 
 
 def train(settings):
-    """Run one training from start to end. settings: Settings with defaults filled in. Returns the trained GPT2."""
-    config, encoding = choose_model(settings)
+    """Run one training from start to end. settings: Settings as choose_machine gives them. Returns the trained GPT2.
+
+    Raises Stopped if it was asked to stop, UserError if something that was asked for cannot be had.
+    """
+    start_from = open_start(settings)
+    settings = choose_precision(settings, start_from)
+    config, encoding = choose_model(settings, start_from)
+    grad_accum_steps = accumulation_steps(settings)
     train_loader, val_loader = make_loaders(settings, config)
     B, T = settings.batch_size, settings.sequence_length
-    grad_accum_steps = accumulation_steps(settings)
     tokens_per_step = B * T * grad_accum_steps
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
+    questions = MultipleChoice(settings.eval_file, B, T, vocab_size=config.V) if settings.hellaswag else None
 
     model = GPT2(
-        config, B, T, settings.device, settings.precision, settings.recompute, settings.master_weights, settings.tf32
-    )
+        config, B, T, settings.device, settings.precision, settings.recompute, settings.master_weights, settings.tf32,
+        settings.gelu_fusion,
+    )  # fmt: skip
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
-    model.load_pieces(draw_initial_weights(config, parameter_shapes(config), settings.seed))
+    course = Course(settings.rank)
+    first_step = load_start(model, start_from, train_loader, course, settings.seed)
 
-    log = MainLog(settings.log_dir)
-    loss_outliers, norm_outliers = OutlierDetector(), OutlierDetector()
+    log = MainLog(settings.log_dir, go_on=first_step > 0)
     throughput = Throughput(tokens_per_step)
-    peak = peak_flops(device_name()) if settings.device == "gpu" else None
+    peak = chip_peak(settings)
     flops_per_step = tokens_per_step * flops_per_token(count_parameters(config), config.L, config.C, T)
 
-    step = 0
-    while True:
-        last = step == max_steps
+    step = first_step
+    with Prefetcher(train_loader) as batches, StopRequest() as stop:
+        while True:
+            last = step == max_steps
 
-        # Once in a while: how good is the model on text that it has not seen?
-        if settings.val_every and (step % settings.val_every == 0 or last):
-            val_loss = validate(model, val_loader, settings.val_batches)
-            print(f"val loss {val_loss:.6f}")
-            log.write_validation(step, val_loss)
+            # Once in a while: how good is the model on text that it has not seen?
+            if settings.val_every and (step % settings.val_every == 0 or last):
+                val_loss = validate(model, val_loader, settings.val_batches)
+                print(f"val loss {val_loss:.6f}")
+                log.write_validation(step, val_loss)
 
-        # Once in a while: what does it write?
-        if settings.sample_every and (step > 0 and step % settings.sample_every == 0 or last):
-            print(f"generating:\n---\n{sample(model, encoding, settings.sample_tokens)}\n---")
+            # Once in a while: does it choose the right endings?
+            if questions and (step > 0 and settings.val_every and step % settings.val_every == 0 or last):
+                score = answer(model, questions)
+                low, high = score.interval
+                print(f"HellaSwag: {score.correct}/{score.examples} = {score.accuracy:.4f} (95 % between {low:.4f} and {high:.4f})")
+                log.write_accuracy(step, score.accuracy)
 
-        if last:
-            break
+            # Once in a while: what does it write?
+            if settings.sample_every and (step > 0 and step % settings.sample_every == 0 or last):
+                print(f"generating:\n---\n{sample(model, encoding, settings.sample_tokens)}\n---")
 
-        # One step: gradients of all micro-batches, then the update.
-        start = time.perf_counter()
-        model.zero_grad()
-        if settings.overfit_one_batch:
-            train_loader.reset()
-        for _ in range(grad_accum_steps):
-            inputs, targets = train_loader.next_batch()
-            model.forward(inputs)
-            model.backward(targets, grad_accum_steps)
-        loss, norm = model.take_loss(), model.grad_norm()
-        loss_z, norm_z = loss_outliers.update(loss), norm_outliers.update(norm)
-        rate = learning_rate(
-            settings.schedule, step, max_steps, settings.learning_rate, settings.warmup_steps, settings.final_lr_fraction
-        )
-        if is_outlier(loss_z, settings.skip_loss_z) or is_outlier(norm_z, settings.skip_norm_z):
-            print(f"skipping the update: z-score of the loss {loss_z:.2f}, of the norm {norm_z:.2f}")
-        else:
-            clip = GRAD_CLIP / norm if norm > GRAD_CLIP else 1.0
-            model.update(step, rate, settings.weight_decay, grad_scale=clip)
-        model.synchronize()
-        seconds = time.perf_counter() - start
+            # Once in a while, and when asked to stop: keep all that is needed to go on.
+            due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or last)
+            if settings.log_dir and step > first_step and (due or stop.requested):
+                save_or_say_why_not(settings, step, model, batches, course)
 
-        tokens_per_second = throughput.update(seconds)
-        mfu = flops_per_step / seconds / peak if peak else None
-        seconds_left = throughput.seconds_left(max_steps - step - 1)
-        print(step_line(step, max_steps, loss, loss_z, norm, norm_z, rate, seconds, mfu, tokens_per_second, seconds_left))
-        log.write_train_step(step, loss, rate, norm)
-        step += 1
+            if last or stop.requested:
+                break
 
+            # One step: gradients of all micro-batches, then the update.
+            start = time.perf_counter()
+            model.zero_grad()
+            if settings.overfit_one_batch:
+                batches.reset()
+            for _ in range(grad_accum_steps):
+                inputs, targets = batches.next_batch()
+                model.forward(inputs)
+                model.backward(targets, grad_accum_steps)
+            loss, norm = model.take_loss(), model.grad_norm()
+            loss_z, norm_z = course.loss_outliers.update(loss), course.norm_outliers.update(norm)
+            rate = learning_rate(
+                settings.schedule, step, max_steps, settings.learning_rate, settings.warmup_steps, settings.final_lr_fraction
+            )
+            if is_outlier(loss_z, settings.skip_loss_z) or is_outlier(norm_z, settings.skip_norm_z):
+                print(f"skipping the update: z-score of the loss {loss_z:.2f}, of the norm {norm_z:.2f}")
+            else:
+                clip = GRAD_CLIP / norm if norm > GRAD_CLIP else 1.0
+                seed = course.next_rounding_seed()
+                model.update(step, rate, settings.weight_decay, grad_scale=clip, rounding_seed=seed)
+            model.synchronize()
+            seconds = time.perf_counter() - start
+
+            tokens_per_second = throughput.update(seconds)
+            mfu = flops_per_step / seconds / peak if peak else None
+            seconds_left = throughput.seconds_left(max_steps - step - 1)
+            print(step_line(step, max_steps, loss, loss_z, norm, norm_z, rate, seconds, mfu, tokens_per_second, seconds_left))
+            if settings.gpu_info_every > 0 and settings.device == "gpu" and (step + 1) % settings.gpu_info_every == 0:
+                print(gpu_info())
+            log.write_train_step(step, loss, rate, norm)
+            step += 1
+
+    if stop.requested and not last:
+        raise Stopped(stop.requested, step, settings)
     if log.path:
         picture = log.path.with_name("loss.png")
         plot_losses(log.path, picture, f"{config}, {count_parameters(config) / 1e6:.1f} M parameters")
         print(f"wrote {log.path} and {picture}")
     return model
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did so after `step` updates."""
+
+    def __init__(self, signal_name, step, settings):
+        how = "no checkpoint was written, since no log directory was given (-o)"
+        if settings.log_dir:
+            how = f"to go on, give the same command with -y 1: it resumes from the newest checkpoint in {settings.log_dir}"
+        super().__init__(f"stopped by {signal_name} after {step} steps; {how}")
 
 
 # ------------------------------------------------------------------------------------------------- parts of the loop
@@ -114,6 +156,24 @@ def validate(model, loader, batches):
     for _ in range(batches):
         model.evaluate(*loader.next_batch())
     return model.take_loss()
+
+
+def answer(model, questions):
+    """The Score of the model on multiple-choice questions."""
+    for inputs, targets, _ in questions:
+        model.evaluate(inputs, targets)
+        questions.score(model.losses_to_host())
+    model.take_loss()  # the mean over the batches says nothing here
+    return questions.result()
+
+
+def save_or_say_why_not(settings, step, model, batches, course):
+    """Write a checkpoint; if that fails, for want of space for instance, the run goes on."""
+    try:
+        save(settings.log_dir, step, model, batches, course, settings.keep_checkpoints, settings.major_checkpoint_every)
+        print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
+    except CheckpointFailed as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def sample(model, encoding, count):
@@ -144,21 +204,68 @@ def is_outlier(z, threshold):
 
 
 def choose_machine(settings):
-    """Settings with device and precision decided: what "auto" means on this machine."""
+    """Settings with the device decided, and every flag that was not given filled in."""
     device = settings.device if settings.device not in (None, "auto") else ("gpu" if real_gpu() else "cpu")
-    settings = with_defaults(settings, device)
+    return replace(with_defaults(settings, device), device=device)
+
+
+def choose_precision(settings, start_from):
+    """Settings with the precision decided: "auto" is that of the files to start from; without any, bf16 on a GPU that has it."""
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if device == "gpu" and bfloat16_supported() else "fp32"
-    if precision == "bf16" and device == "gpu" and real_gpu() and not bfloat16_supported():
+        params = None if start_from is None else start_from.params
+        wants_bf16 = params is None or params.dtype == BFLOAT16_BITS
+        precision = "bf16" if wants_bf16 and settings.device == "gpu" and bfloat16_supported() else "fp32"
+    if precision == "bf16" and settings.device == "gpu" and real_gpu() and not bfloat16_supported():
         raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, {device_name()} has less: use --precision fp32")
-    return replace(settings, device=device, precision=precision)
+    return replace(settings, precision=precision)
 
 
-def choose_model(settings):
-    """The GPT2Config that the settings ask for, and its tokenizer (None if V is neither tokenizer's)."""
-    default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
-    config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
+def open_start(settings):
+    """What the run begins with: a Checkpoint (-y 1, or only its config and params: -e FILE.bin), or None: a fresh model."""
+    if settings.processes > 1:
+        raise UserError(f"-pn (processes) must be 1: this version trains with one process, got {settings.processes}")
+    if settings.resume and not settings.log_dir:
+        raise UserError("-y 1 (resume) needs the log directory of the run that is to go on: add -o DIR")
+    there = complete_checkpoints(settings.log_dir) if settings.log_dir else []
+    if settings.resume and there:
+        return open_newest(settings.log_dir)
+    if settings.resume:
+        print(f"no checkpoint in {settings.log_dir}: the run begins anew")
+    elif settings.checkpoint_every and there:
+        raise UserError(
+            f"{settings.log_dir} has the checkpoints of an earlier run, up to step {there[0]}: go on with it (-y 1), or name another directory (-o)"
+        )
+    if settings.model.endswith(".bin"):
+        return Checkpoint(0, *read_model_file(settings.model))
+    return None
+
+
+def load_start(model, start_from, train_loader, course, seed):
+    """Load what the run begins with. Returns the number of steps that it has behind it."""
+    if start_from is None:
+        model.load_pieces(draw_initial_weights(model.config, parameter_shapes(model.config), seed))
+        return 0
+    restore(start_from, model, train_loader, course)
+    if start_from.state is not None:
+        print(f"resumed after {start_from.step} steps")
+    return start_from.step
+
+
+def chip_peak(settings):
+    """The chip's dense bf16 peak in FLOP/s: asked for, or the GPU's; None if it is not known."""
+    if settings.peak_tflops:
+        return settings.peak_tflops * 1e12
+    return peak_flops(device_name(), *device_properties()) if settings.device == "gpu" and real_gpu() else None
+
+
+def choose_model(settings, start_from):
+    """The GPT2Config of the run, and its tokenizer (None if V is neither tokenizer's)."""
+    if start_from is None:
+        default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
+        config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
+    else:
+        config = start_from.config
     if settings.sequence_length > config.max_T:
         raise UserError(
             f"the sequence length (-t) must be at most the model's longest context, {config.max_T}, got {settings.sequence_length}"
@@ -217,15 +324,18 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
 
 
 def main(argv):
-    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line."""
+    """The command line. Returns the exit code: 0, 2 for a mistake of the user's, told in one line, 130 if it was stopped."""
     try:
         train(choose_machine(parse_settings(argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + signal.SIGINT
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        print("\nstopped at once", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

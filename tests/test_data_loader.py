@@ -1,5 +1,7 @@
 """The loader: which tokens come in which batch. The oracle for shuffling is llm.c's order, written out plainly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -185,3 +187,96 @@ def test_vocabulary_of_a_later_shard_is_checked_when_it_is_opened():
     loader.next_batch()
     with pytest.raises(UserError, match="token number 6 is 37"):
         loader.next_batch()
+
+
+LENGTHS = [61, 100, 75]
+
+
+def some_shards(lengths=LENGTHS):
+    return [counting_shard(length, first=1000 * i) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("ranks, rank", [(1, 0), (3, 1)])
+def test_a_loaded_state_goes_on_as_the_loader_would_have(shuffle, ranks, rank):
+    """At each place of two epochs: the first sample, inside a shard, after a shard's last sample, after an epoch's."""
+    def make():
+        return DataLoader(some_shards(), B, T, rank=rank, ranks=ranks, shuffle=shuffle)
+
+    loader = make()
+    batches = 2 * loader.batches_per_epoch
+    states = []
+    for _ in range(batches):
+        states.append(loader.state())
+        loader.next_batch()
+    expected = first_tokens(make(), 2 * batches)  # never asked for a state
+    for place, state in enumerate(states):
+        resumed = make()
+        first_tokens(resumed, 1 + place % 3)  # whatever it has done before does not count
+        resumed.load_state(state)
+        assert first_tokens(resumed, batches) == expected[place:place + batches]
+
+
+def test_state_counts_the_next_sample_and_says_what_llmc_keeps():
+    loader = DataLoader(some_shards(), B, T, rank=1, ranks=2, shuffle=True)
+    state = loader.state()
+    assert (state.shuffle, state.current_shard, state.current_sample, state.seed) == (True, 0, 0, 43)
+    assert state.shard_order.dtype == state.sample_order.dtype == np.int32
+    assert state.generator_words.dtype == np.uint32 and state.generator_words.shape == (624,)
+    shuffles = (len(LENGTHS) - 1) + (len(state.sample_order) - 1)  # draws so far
+    assert state.generator_position == shuffles
+    first_tokens(loader, 2)
+    assert loader.state().current_sample == 2
+
+    plain = DataLoader(some_shards(), B, T)
+    first_tokens(plain, 11)  # all of the first shard, one of the second
+    state = plain.state()
+    assert (state.shuffle, state.current_shard, state.current_sample) == (False, 1, 1)
+    assert state.shard_order is state.sample_order is state.generator_words is None
+
+
+def test_state_is_a_snapshot():
+    loader = DataLoader(some_shards(), B, T, shuffle=True)
+    state = loader.state()
+    before = [array.copy() for array in (state.shard_order, state.sample_order, state.generator_words)]
+    other = DataLoader(some_shards(), B, T, shuffle=True)
+    other.load_state(state)
+    for shuffling in (loader, other):  # neither the loader that it came from nor one that goes on from it alters it
+        first_tokens(shuffling, 2 * shuffling.batches_per_epoch)
+    for array, copy in zip((state.shard_order, state.sample_order, state.generator_words), before):
+        np.testing.assert_array_equal(array, copy)
+    assert not np.array_equal(loader.state().shard_order, state.shard_order)  # this epoch has another order
+
+
+def test_a_state_of_another_loader_is_refused():
+    state = DataLoader(some_shards(), B, T, shuffle=True).state()
+    for loader, reason in [
+        (DataLoader(some_shards(), B, T), "is of a shuffling loader and this one does not shuffle"),
+        (DataLoader(some_shards(LENGTHS[:2]), B, T, shuffle=True), "order of 3 shards is not one of the 2"),
+        (DataLoader(some_shards(), B + 1, T, shuffle=True), r"order of \d+ samples is not one of the \d+ in"),
+        (DataLoader(some_shards(), B, T, ranks=2, shuffle=True), r"order of \d+ samples is not one of the \d+ in"),
+    ]:
+        expected = first_tokens(loader, 3)
+        loader.reset()
+        with pytest.raises(UserError, match=reason) as raised:
+            loader.load_state(state)
+        assert "\n" not in str(raised.value)
+        if not loader.shuffle:
+            assert first_tokens(loader, 3) == expected  # the loader is as it was
+
+
+@pytest.mark.parametrize("shuffle, change, reason", [
+    (True, {"current_shard": 3}, "shard number 3, and there are 3"),
+    (True, {"current_shard": -1}, "shard number -1"),
+    (True, {"current_sample": 17}, "sample 17"),
+    (True, {"shard_order": np.array([0, 0, 1])}, "order of 3 shards"),
+    (True, {"sample_order": np.zeros(12, np.int32)}, "order of 12 samples"),  # as many as there should be
+    (True, {"generator_position": 625}, "position 625"),
+    (True, {"generator_words": np.zeros(623, np.uint32)}, "623 words"),
+    (False, {"current_sample": 11}, "sample 11, and shard .* has 10"),
+    (False, {"current_sample": -1}, "sample -1"),
+])
+def test_a_damaged_state_is_refused(shuffle, change, reason):
+    loader = DataLoader(some_shards(), B, T, shuffle=shuffle)
+    with pytest.raises(UserError, match=reason):
+        loader.load_state(replace(loader.state(), **change))

@@ -33,6 +33,22 @@ FLAGS = [
     ("-f", "--tf32", "0", "tf32", False),
     ("-w", "--master-weights", "0", "master_weights", False),
     ("-r", "--recompute", "2", "recompute", 2),
+    ("-ge", "--gelu-fusion", "1", "gelu_fusion", 1),
+    ("-h", "--hellaswag", "1", "hellaswag", True),
+    (None, "--eval-file", "some.bin", "eval_file", "some.bin"),
+    ("-lg", "--gpu-info-every", "5", "gpu_info_every", 5),
+    ("-n", "--checkpoint-every", "8", "checkpoint_every", 8),
+    ("-nk", "--keep-checkpoints", "3", "keep_checkpoints", 3),
+    ("-nm", "--major-checkpoint-every", "90", "major_checkpoint_every", 90),
+    ("-y", "--resume", "1", "resume", True),
+    (None, "--peak-tflops", "91.5", "peak_tflops", 91.5),
+    ("-z", "--zero-stage", "1", "zero_stage", 1),
+    ("-pn", "--processes", "2", "processes", 2),
+    ("-pr", "--rank", "1", "rank", 1),
+    ("-pg", "--gpus-per-node", "4", "gpus_per_node", 4),
+    ("-pi", "--init-method", "fs", "init_method", "fs"),
+    ("-ps", "--server-address", "10.0.0.1", "server_address", "10.0.0.1"),
+    ("-pf", "--shared-path", "some/dir", "shared_path", "some/dir"),
     (None, "--device", "gpu", "device", "gpu"),
     (None, "--precision", "bf16", "precision", "bf16"),
     (None, "--seed", "0", "seed", 0),
@@ -98,7 +114,7 @@ def test_a_flag_is_never_guessed(arguments):
     (["-o", "-b", "4"], "-o needs a value after it, got the flag -b"),
     (["4"], "got '4' where a flag belongs"),
     (["-b", "4", "5"], "got '5' where a flag belongs"),
-    (["-h"], "use --help"),
+    (["-h"], "-h needs a value"),
     (["-i", "train.bin"], "got -i only: add -j"),
     (["-j", "val.bin"], "got -j only: add -i"),
 ])
@@ -124,7 +140,9 @@ def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
 @pytest.mark.parametrize("defaults", [SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS])
 def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
     unset = {field.name for field in dataclasses.fields(Settings) if getattr(defaults, field.name) is None}
-    assert unset - {"log_dir"} == {"train_data", "val_data", "total_batch_tokens"}
+    assert unset - {"log_dir"} == {
+        "train_data", "val_data", "total_batch_tokens", "peak_tflops", "server_address", "shared_path"
+    }
 
 
 def test_llmc_defaults_are_kept_for_shards():

@@ -15,7 +15,7 @@ from gpt2_numba.model import GPT2, parameter_shapes
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[oracle]' to compare the model with it")
 
-from oracle.torch_gpt2 import TorchGPT2  # noqa: E402  (it imports torch)
+from dev.oracle.torch_gpt2 import TorchGPT2  # noqa: E402  (it imports torch)
 
 CONFIG = GPT2Config(L=3, NH=3, C=48, max_T=47, V=101)
 B, T, STEPS = 3, 40, 10

@@ -8,6 +8,7 @@ import pytest
 
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parse_descriptor
+from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
@@ -68,6 +69,23 @@ def test_gradient_accumulation_sees_the_same_data(shards):
 def test_overfit_one_batch_reaches_nearly_zero(shards, tmp_path):
     run([*TINY, *shards, "-a", "1", "-x", "150", "-v", "0", "-l", "0.02", "-o", str(tmp_path)])
     assert read_main_log(tmp_path / "main.log")["train_loss"][1][-1] < 0.05
+
+
+def test_multiple_choice_questions_are_answered_and_logged(shards, tmp_path, capsys):
+    """A model that has learnt the text knows how it goes on; the questions ask for that."""
+    phrase = np.random.default_rng(5).integers(0, V, 11)  # the shards' phrase
+    rng = np.random.default_rng(6)
+    questions = []
+    for start in range(9):
+        text = np.roll(np.tile(phrase, 2), -start)
+        endings = [text[4:7] if answer == start % 4 else rng.integers(0, V, 3) for answer in range(4)]
+        questions.append(Example(start % 4, text[:4], endings))
+    write_examples(tmp_path / "questions.bin", questions)
+    flags = ["-h", "1", "--eval-file", str(tmp_path / "questions.bin"), "-x", "60", "-v", "60", "-l", "0.01", "-o", str(tmp_path / "log")]
+    run([*TINY, *shards, *flags])
+    steps, accuracies = read_main_log(tmp_path / "log" / "main.log")["eval_accuracy"]
+    assert list(steps) == [60] and accuracies[0] > 0.8  # 0.25 by chance
+    assert "HellaSwag: " in capsys.readouterr().out
 
 
 def test_outlier_updates_are_skipped():

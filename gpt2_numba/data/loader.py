@@ -11,12 +11,41 @@ B * T tokens at its own place in it, and one more, because the target of a token
 Without shuffling, samples and shards come one after the other. With it, each epoch permutes the shards, and each shard
 that is opened permutes its samples. The generator is a Mersenne Twister seeded with seed + rank, and its draws are
 those of llm.c, so the same settings give the same batches there and here.
+
+`state` and `load_state` take a loader's place out and in, for checkpoints: the batches that follow are the same.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from gpt2_numba.data.token_shards import read_shard
 from gpt2_numba.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)  # eq would compare arrays as if they were numbers
+class LoaderState:
+    """Where a loader stands: what a checkpoint keeps of it. Without shuffling only the first three fields say anything.
+
+    shuffle             whether the loader permutes
+    current_shard       place in the shard order, from 0
+    current_sample      place in the sample order of the next sample to be used, from 0; the number of samples after the
+                        shard's last
+    shard_order         int32 (shards,), the shards in this epoch's order; None without shuffling
+    sample_order        int32 (samples in the current shard,); None without shuffling
+    seed                of the generator, for the record: the words below are its state
+    generator_words     uint32 (624,), the Mersenne Twister's state; None without shuffling
+    generator_position  words of it that are used up, 0 to 624, as np.random.RandomState counts (624 when just seeded)
+    """
+
+    shuffle: bool
+    current_shard: int
+    current_sample: int
+    shard_order: np.ndarray | None = None
+    sample_order: np.ndarray | None = None
+    seed: int = 0
+    generator_words: np.ndarray | None = None
+    generator_position: int = 0
 
 
 class DataLoader:
@@ -39,12 +68,13 @@ class DataLoader:
         self.B, self.T = B, T
         self.rank, self.ranks = rank, ranks
         self.shuffle = shuffle
+        self.seed = seed + rank
         self.vocab_size = vocab_size
         self.name = name
         self.sample_tokens = ranks * B * T
         # RandomState seeds as mt19937ar and llm.c do; NumPy's newer generators seed otherwise.
-        self.generator = np.random.RandomState(seed + rank)
-        self.shard_order = np.arange(len(self.shards))
+        self.generator = np.random.RandomState(self.seed)
+        self.shard_order = np.arange(len(self.shards), dtype=np.int32)
         self.checked_shards = set()  # whose tokens are known to be in the vocabulary
 
         # All shards are looked at now: a bad file should stop a run at its start, not in its second hour.
@@ -69,6 +99,65 @@ class DataLoader:
         start = sample * self.sample_tokens + self.rank * self.B * self.T
         return self._rows(start), self._rows(start + 1)
 
+    def state(self):
+        """Return the LoaderState of now, which `next_batch` does not alter. `load_state` goes on from it."""
+        if not self.shuffle:
+            return LoaderState(False, self.current_shard, self.current_sample)
+        _, words, position, *_ = self.generator.get_state()
+        return LoaderState(
+            True, self.current_shard, self.current_sample,
+            shard_order=self.shard_order.copy(),  # permuted in place by the next epoch
+            sample_order=self.sample_order,  # each shard makes a new one, so it need not be copied for every batch
+            seed=self.seed, generator_words=words, generator_position=position)
+
+    def load_state(self, state):
+        """Go on from `state` (LoaderState): the next batches are those that followed it, in later epochs too.
+
+        Raises UserError, and leaves this loader as it was, if the state is another loader's: other shards, batch size,
+        sequence length, number of ranks, or shuffling.
+        """
+        self._check_state(state)
+        self.current_shard = state.current_shard
+        if self.shuffle:
+            self.shard_order = np.array(state.shard_order, dtype=np.int32)
+        self._open_shard()
+        if self.shuffle:
+            self.sample_order = np.array(state.sample_order, dtype=np.int32)
+            self.seed = state.seed
+            self.generator.set_state(("MT19937", state.generator_words, state.generator_position))
+        self.current_sample = state.current_sample
+
+    def _check_state(self, state):
+        """Raise UserError if this loader cannot go on from `state`."""
+        if state.shuffle != self.shuffle:
+            raise UserError(
+                f"{self._name_of(0)}: the saved place in the data must be of the same order, it is of a "
+                f"{'shuffling' if state.shuffle else 'not shuffling'} loader and this one does "
+                f"{'' if self.shuffle else 'not '}shuffle. Resume with the settings of the run that was saved")
+        if not 0 <= state.current_shard < len(self.shards):
+            raise self._foreign_state(f"it is in shard number {state.current_shard}, and there are {len(self.shards)}")
+        shard = state.current_shard
+        if self.shuffle:
+            if not _is_permutation(state.shard_order, len(self.shards)):
+                raise self._foreign_state(f"its order of {len(state.shard_order)} shards is not one of the "
+                                          f"{len(self.shards)} there are")
+            if len(state.generator_words) != 624 or not 0 <= state.generator_position <= 624:
+                raise self._foreign_state(f"its generator has {len(state.generator_words)} words and position "
+                                          f"{state.generator_position}, not 624 words and at most 624")
+            shard = state.shard_order[shard]
+        samples = self._samples_in(len(self._read(shard)))
+        if self.shuffle and not _is_permutation(state.sample_order, samples):
+            raise self._foreign_state(f"its order of {len(state.sample_order)} samples is not one of the {samples} "
+                                      f"in shard {self._name_of(shard)}")
+        if not 0 <= state.current_sample <= samples:
+            raise self._foreign_state(f"it is at sample {state.current_sample}, and shard {self._name_of(shard)} has "
+                                      f"{samples}")
+
+    def _foreign_state(self, reason):
+        return UserError(
+            f"{self._name_of(0)}: the saved place in the data must fit the shards and the batch: {reason}. Resume with "
+            f"the shards (-i), batch size (-b), sequence length (-t) and number of processes of the run that was saved")
+
     def _rows(self, start):
         """B*T tokens of the open shard from `start` on, copied out of the file: int32 (B, T)."""
         return np.array(self.tokens[start:start + self.B * self.T], dtype=np.int32).reshape(self.B, self.T)
@@ -81,13 +170,18 @@ class DataLoader:
             self._open_current_shard()
 
     def _open_current_shard(self):
-        shard = self.shard_order[self.current_shard]
-        self.tokens = self._read(shard)
-        self._check_vocabulary(shard)
-        self.sample_order = np.arange(self._samples_in(len(self.tokens)))
+        """Open the shard and begin at its first sample."""
+        self._open_shard()
         if self.shuffle:
             permute(self.sample_order, self.generator)
         self.current_sample = 0
+
+    def _open_shard(self):
+        """Open the shard, its samples in their own order."""
+        shard = self.shard_order[self.current_shard]
+        self.tokens = self._read(shard)
+        self._check_vocabulary(shard)
+        self.sample_order = np.arange(self._samples_in(len(self.tokens)), dtype=np.int32)
 
     def _read(self, shard):
         """The tokens of shard number `shard`, uint16 (tokens,)."""
@@ -134,3 +228,8 @@ def permute(items, generator):
     for i, draw in zip(range(len(items) - 1, 0, -1), draws.tolist()):
         j = draw % (i + 1)
         items[i], items[j] = items[j], items[i]
+
+
+def _is_permutation(items, count):
+    """True if the array `items` holds 0 .. count - 1, each once."""
+    return np.array_equal(np.sort(items), np.arange(count))

@@ -93,6 +93,12 @@ def bfloat16_supported():
     return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) >= (8, 0))
 
 
+def device_properties():
+    """(compute capability, multiprocessors, highest clock in Hz) of a real GPU."""
+    device = cuda.get_current_device()
+    return tuple(device.compute_capability), device.MULTIPROCESSOR_COUNT, device.CLOCK_RATE * 1000
+
+
 def device_name():
     """The GPU's name as its driver gives it, or what takes its place."""
     if SIMULATING:

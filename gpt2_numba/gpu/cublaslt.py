@@ -40,7 +40,6 @@ class Plan:
     descriptor: int
     layouts: tuple  # of cuBLASLt's A, B, D
     result: object  # the heuristic's result; keeps the algorithm's memory alive
-    has_bias: bool
 
 
 @functools.cache
@@ -63,7 +62,7 @@ def describe(array, rows, cols):
 
 
 @functools.cache
-def _plan(a, b, out, M, N, K, transpose_a, transpose_b, batch, dtype, has_bias, tf32):
+def _plan(a, b, out, M, N, K, transpose_a, transpose_b, batch, dtype, epilogue, tf32):
     from nvmath.bindings import cublas
 
     lt, handle = _library()
@@ -83,9 +82,12 @@ def _plan(a, b, out, M, N, K, transpose_a, transpose_b, batch, dtype, has_bias, 
     # cuBLASLt's A is our b, its B is our a: see the module's docstring.
     set_desc(lt.MatmulDescAttribute.TRANSA, cublas.Operation.T if transpose_b else cublas.Operation.N)
     set_desc(lt.MatmulDescAttribute.TRANSB, cublas.Operation.T if transpose_a else cublas.Operation.N)
-    if has_bias:
-        set_desc(lt.MatmulDescAttribute.EPILOGUE, lt.Epilogue.BIAS)
+    set_desc(lt.MatmulDescAttribute.EPILOGUE, lt.Epilogue[epilogue])
+    if "BIAS" in epilogue:
         set_desc(lt.MatmulDescAttribute.BIAS_DATA_TYPE, cuda_type)
+    if "GELU" in epilogue:
+        set_desc(lt.MatmulDescAttribute.EPILOGUE_AUX_LD, out.row_stride)
+        set_desc(lt.MatmulDescAttribute.EPILOGUE_AUX_DATA_TYPE, cuda_type)
 
     def layout(operand):
         handle = lt.matrix_layout_create(cuda_type, operand.cols, operand.rows, operand.row_stride)
@@ -117,23 +119,37 @@ def _plan(a, b, out, M, N, K, transpose_a, transpose_b, batch, dtype, has_bias, 
     )
     lt.matmul_preference_destroy(preference)
     if found[0] == 0:
-        raise RuntimeError(f"cuBLASLt has no algorithm for M={M} N={N} K={K} batch={batch} {dtype} bias={has_bias}")
-    return Plan(descriptor, layouts, result, has_bias)
+        raise RuntimeError(f"cuBLASLt has no algorithm for M={M} N={N} K={K} batch={batch} {dtype} {epilogue}")
+    return Plan(descriptor, layouts, result)
 
 
-def cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, tf32):
+def _epilogue(bias, gelu_to, gelu_of):
+    """Name of cuBLASLt's epilogue: what it does with the product before it writes it."""
+    if gelu_of is not None:
+        return "DGELU"
+    if gelu_to is not None:
+        return "GELU_AUX_BIAS"
+    return "DEFAULT" if bias is None else "BIAS"
+
+
+def cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, tf32, gelu_to, gelu_of):
     """Arguments as in `gemm.gemm`."""
     batch = out.shape[0] if out.ndim == 3 else 1
     plan = _plan(
         describe(a, *((K, M) if transpose_a else (M, K))),
         describe(b, *((N, K) if transpose_b else (K, N))),
         describe(out, M, N),
-        M, N, K, transpose_a, transpose_b, batch, out.dtype, bias is not None, tf32,
+        M, N, K, transpose_a, transpose_b, batch, out.dtype, _epilogue(bias, gelu_to, gelu_of), tf32,
     )  # fmt: skip
     lt, handle = _library()
-    if bias is not None:
-        pointer = np.array([device_pointer(bias)], np.int64)
-        lt.matmul_desc_set_attribute(plan.descriptor, lt.MatmulDescAttribute.BIAS_POINTER, pointer.ctypes.data, 8)
+    attributes = lt.MatmulDescAttribute
+    for attribute, array in (
+        (attributes.BIAS_POINTER, bias),
+        (attributes.EPILOGUE_AUX_POINTER, gelu_to if gelu_of is None else gelu_of),
+    ):
+        if array is not None:
+            pointer = np.array([device_pointer(array)], np.int64)
+            lt.matmul_desc_set_attribute(plan.descriptor, attribute, pointer.ctypes.data, pointer.nbytes)
     alpha = _ONE if alpha == 1 else np.array([alpha], np.float32)
     beta = _ONE if accumulate else _ZERO
     target = device_pointer(out)

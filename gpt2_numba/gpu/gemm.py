@@ -13,7 +13,7 @@ def allow_tf32(allowed):
     _tf32_allowed = bool(allowed)
 
 
-def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None):
+def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None, gelu_to=None, gelu_of=None):
     """out = alpha op(a) op(b) (+ out if accumulate) (+ bias), summed in float32, then rounded to the type of out.
 
     With accumulate in bfloat16, cuBLASLt rounds twice: the product, then its sum with what stood in out (seen with 13.1 on an H200:
@@ -21,10 +21,14 @@ def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, ac
 
     out  [w] or [+] (M, N)    a [r] (M, K), stored (K, M) if transpose_a    b [r] (K, N), stored (N, K) if transpose_b
     bias [r] (N,) or None, added to every row
+    gelu_to [w] (M, N) or None: the result goes there, and its GELU into out; needs a bias. cuBLASLt only
+    gelu_of [r] (M, N) or None: the product is multiplied by the derivative of the GELU at gelu_of. cuBLASLt only
     All three with a leading batch axis, or none. Stored rows may be longer than the part in use: only the part is touched.
     All of one type, float32 or bfloat16 bits, C-contiguous, on the device.
     """
     if SIMULATING:
+        if gelu_to is not None or gelu_of is not None:
+            raise ValueError("gemm: GELU in the epilogue needs cuBLASLt; in the simulator call the GELU layer")
         tiled_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias)
     else:
-        cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, _tf32_allowed)
+        cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, _tf32_allowed, gelu_to, gelu_of)

@@ -106,18 +106,34 @@ def matmul_forward(out, inp, weight, bias):
     gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias)
 
 
-def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch):
+def matmul_gelu_forward(out, before_gelu, inp, weight, bias):
+    """out = GELU(before_gelu), before_gelu = inp weightᵀ + bias, in one pass: cuBLASLt's epilogue. On a real GPU only.
+
+    out, before_gelu [w] (N, OC)   inp [r] (N, C)   weight [r] (OC, C)   bias [r] (OC,)
+    Raises ValueError or TypeError where a shape or type does not fit.
+    """
+    (N, C), OC = inp.shape, weight.shape[0]
+    check_arrays(
+        "matmul_gelu_forward", {"N": N, "C": C, "OC": OC}, "Weights are (out, in).",
+        out=(out, "N OC"), before_gelu=(before_gelu, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), bias=(bias, "OC"),
+    )  # fmt: skip
+    gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias, gelu_to=before_gelu)
+
+
+def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch, before_gelu=None):
     """Gradients of matmul_forward.
 
     dinp [w] (N, C)   dweight [+] (OC, C)   dbias [+] (OC,) or None   dout [r] (N, OC)   inp [r] (N, C)   weight [r] (OC, C)
     scratch [w] float32, flat, at least matmul_scratch_size(OC); None on the host or without dbias
+    before_gelu [r] (N, C) or None: if inp is GELU(before_gelu), dinp becomes the gradient of before_gelu, in cuBLASLt's epilogue.
+    On a real GPU only.
     Raises ValueError or TypeError where a shape or type does not fit.
     """
     (N, C), OC = inp.shape, weight.shape[0]
     check_arrays(
         "matmul_backward", {"N": N, "C": C, "OC": OC}, "Weights are (out, in).",
         dinp=(dinp, "N C"), dweight=(dweight, "OC C"), dbias=(dbias, "OC"),
-        dout=(dout, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"),
+        dout=(dout, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), before_gelu=(before_gelu, "N C"),
     )  # fmt: skip
     if on_host(inp):
         return matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight, scratch)
@@ -130,4 +146,4 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch):
         grid = (chunks, -(-OC // COLUMNS_PER_WARP))
         bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
         accumulate_partials(dbias, scratch, 0, chunks)
-    gemm(dinp, dout, weight, N, C, OC)
+    gemm(dinp, dout, weight, N, C, OC, gelu_of=before_gelu)

@@ -22,15 +22,15 @@ _SERIES_NAMES = {"tel": "val_loss", "eval": "eval_accuracy", "trl": "train_loss"
 class MainLog:
     """Writes DIRECTORY/main.log; with None for a directory it writes nothing."""
 
-    def __init__(self, directory):
-        """directory: made if absent; a main.log in it is begun anew. Raises UserError if it cannot be written."""
+    def __init__(self, directory, go_on=False):
+        """directory: made if absent; a main.log in it is begun anew, or added to if go_on. Raises UserError if it cannot be written."""
         self.path = None
         if directory is None:
             return
         self.path = Path(directory) / "main.log"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("")
+            open(self.path, "a" if go_on else "w").close()
         except OSError as error:
             raise UserError(f"the log directory must be one that can be written, got {str(directory)!r} "
                             f"({error.strerror}): choose another with -o") from error
@@ -38,6 +38,10 @@ class MainLog:
     def write_validation(self, step, loss):
         """One validation: its step and mean loss (nats per token)."""
         self._append(f"s:{step} tel:{loss:.4f}")
+
+    def write_accuracy(self, step, accuracy):
+        """One evaluation: its step and the share of questions answered rightly."""
+        self._append(f"s:{step} eval:{accuracy:.4f}")
 
     def write_train_step(self, step, loss, learning_rate, norm):
         """One training step: its mean loss (nats per token), learning rate, and gradient norm before clipping."""

@@ -15,6 +15,15 @@ class OutlierDetector:
         """window: how many of the latest values (steps) a new one is judged by."""
         self._values = deque(maxlen=window)
 
+    def values(self):
+        """The values in the window, oldest first: what a checkpoint keeps."""
+        return list(self._values)
+
+    def load(self, values):
+        """Go on from the values of another detector's window."""
+        self._values.clear()
+        self._values.extend(values)
+
     def update(self, value):
         """Take in one value and return its z-score, a Python float.
 

@@ -19,15 +19,15 @@ class Xorshift64Star:
         """seed: the first state, 1 .. 2**64 - 1. Raises ValueError for 0, from which XORs never get away."""
         if not 0 < seed <= _MASK_64:
             raise ValueError(f"Xorshift64Star: the seed must lie in 1 .. 2**64 - 1, got {seed}")
-        self._state = seed
+        self.state = seed
 
     def next_u32(self):
         """The next 32 random bits, as a Python int: the high half of a product, which are its best mixed bits."""
-        x = self._state
+        x = self.state
         x ^= x >> 12
         x ^= (x << 25) & _MASK_64  # Python's integers grow; those of the generator have 64 bits
         x ^= x >> 27
-        self._state = x
+        self.state = x
         return ((x * 0x2545F4914F6CDD1D) & _MASK_64) >> 32
 
     def next_coin(self):

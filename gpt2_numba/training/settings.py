@@ -118,11 +118,15 @@ class Settings:
         "-j", "data", "PATTERN", _text, "token shards for validation; -i must come with it",
         unset="the built-in corpus")
 
-    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor, see below")
+    model: str | None = _setting(
+        "-e", "model", "MODEL", _text, "model descriptor, see below, or a model file to start from: FILE.bin")
     recompute: int | None = _setting(
         "-r", "model", "LEVEL", _whole_number(0, 2),
         "what backward computes again instead of keeping it: 0 nothing (fastest, most memory), 1 GELU, "
         "2 GELU and LayerNorm")
+    gelu_fusion: int | None = _setting(
+        "-ge", "model", "LEVEL", _whole_number(0, 2),
+        "GELU in cuBLASLt's epilogue: 0 no, 1 forward, 2 forward and backward; changes nothing on a CPU")
     seed: int | None = _setting(None, "model", "N", _whole_number(0, 2**32 - 1), "seed of the initial weights")
 
     batch_size: int | None = _setting("-b", "batch", "B", _whole_number(1), "sequences per forward pass")
@@ -154,11 +158,27 @@ class Settings:
     val_every: int | None = _setting(
         "-v", "progress", "STEPS", _whole_number(0), "steps between validations, with one at the end; 0 = off")
     val_batches: int | None = _setting("-m", "progress", "N", _whole_number(1), "batches of B * T per validation")
+    hellaswag: bool | None = _setting(
+        "-h", "progress", "0|1", _switch, "1 = accuracy on multiple-choice questions at every validation but the first")
+    eval_file: str | None = _setting(
+        None, "progress", "FILE", _text, "the questions of -h, made by python -m dev.data.hellaswag or by llm.c")
     sample_every: int | None = _setting(
         "-s", "progress", "STEPS", _whole_number(0), "steps between samples, with one at the end; 0 = off")
     sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _whole_number(1), "tokens in a sample")
     log_dir: str | None = _setting(
-        "-o", "progress", "DIR", _text, "directory for main.log and the picture of the loss", unset="no log")
+        "-o", "progress", "DIR", _text, "directory for main.log, the picture of the loss, and checkpoints", unset="no log")
+    gpu_info_every: int | None = _setting(
+        "-lg", "progress", "STEPS", _whole_number(1, or_value=-1),
+        "steps between lines about the GPU: clock, power, temperature, load; -1 = off")
+
+    checkpoint_every: int | None = _setting(
+        "-n", "checkpoints", "STEPS", _whole_number(0), "steps between checkpoints, with one at the end; 0 = off")
+    keep_checkpoints: int | None = _setting(
+        "-nk", "checkpoints", "N", _whole_number(0), "how many checkpoints are kept, the newest; 0 = all")
+    major_checkpoint_every: int | None = _setting(
+        "-nm", "checkpoints", "STEPS", _whole_number(0), "checkpoints at multiples of this are never deleted; 0 = none")
+    resume: bool | None = _setting(
+        "-y", "checkpoints", "0|1", _switch, "1 = go on from the newest checkpoint in the log directory, if there is one")
 
     device: str | None = _setting(
         None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
@@ -170,15 +190,33 @@ class Settings:
         "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)")
     master_weights: bool | None = _setting(
         "-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
+    peak_tflops: float | None = _setting(
+        None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU",
+        unset="by the chip's name or its properties")
+
+    zero_stage: int | None = _setting(
+        "-z", "processes", "STAGE", _whole_number(0, 1), "ZeRO stage; with one process both are the same")
+    processes: int | None = _setting("-pn", "processes", "N", _whole_number(1), "number of processes")
+    rank: int | None = _setting("-pr", "processes", "RANK", _whole_number(0), "rank of this process")
+    gpus_per_node: int | None = _setting("-pg", "processes", "N", _whole_number(1), "GPUs on each host")
+    init_method: str | None = _setting(
+        "-pi", "processes", "NAME", _one_of("mpi", "tcp", "fs"), "how the processes find each other")
+    server_address: str | None = _setting(
+        "-ps", "processes", "ADDRESS", _text, "with -pi tcp: address of rank 0", unset="none")
+    shared_path: str | None = _setting(
+        "-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes see", unset="none")
 
 
 # llm.c's defaults, for runs on token shards.
 SHARD_DEFAULTS = Settings(
-    model="d12", recompute=1, seed=42,
+    model="d12", recompute=1, gelu_fusion=0, seed=42,
     batch_size=4, sequence_length=1024,
     max_steps=-1, schedule="cosine", learning_rate=3e-4, warmup_steps=0, final_lr_fraction=1.0, weight_decay=0.0,
     skip_loss_z=0.0, skip_norm_z=0.0, overfit_one_batch=False,
     val_every=20, val_batches=20, sample_every=20, sample_tokens=64,
+    hellaswag=False, eval_file="dev/data/hellaswag/hellaswag_val.bin", gpu_info_every=-1,
+    checkpoint_every=0, keep_checkpoints=0, major_checkpoint_every=0, resume=False,
+    zero_stage=0, processes=1, rank=0, gpus_per_node=8, init_method="mpi",
     device="auto", precision="auto", tf32=True, master_weights=True,
 )
 
@@ -255,8 +293,6 @@ def _split(argv):
 
 
 def _unknown_flag_message(argument, known_flags):
-    if argument == "-h":
-        return "-h is not the help (llm.c uses that letter for HellaSwag), got -h: use --help"
     if not argument.startswith("-"):
         return (f"the command line is made of flags with one value each, got {argument!r} where a flag belongs: "
                 f"see --help")

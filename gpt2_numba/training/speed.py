@@ -6,10 +6,16 @@ _PEAK_BF16 = {
     "RTX 4090": 165e12, "RTX 3090": 71e12, "A10G": 70e12, "A10": 125e12, "A6000": 155e12,
 }  # fmt: skip
 
+# What a multiprocessor's tensor cores do per clock in dense bfloat16 with float32 sums, by compute capability: the vendor's
+# architecture white papers. Consumer chips of 8.6, 8.9 and 12.0 do half of it with float32 sums; the figure here is theirs.
+_FLOP_PER_CLOCK = {(8, 0): 2048, (8, 6): 512, (8, 7): 1024, (8, 9): 512, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192, (12, 0): 512}
 
-def peak_flops(device_name):
-    """Dense bfloat16 peak of a chip in FLOP/s, or None if it is not in the table."""
-    return next((peak for part, peak in _PEAK_BF16.items() if part in device_name), None)
+
+def peak_flops(device_name, compute_capability, multiprocessors, clock_hz):
+    """Dense bfloat16 peak of a chip in FLOP/s: by its name if that is known, else by its properties; None if those are not known."""
+    by_name = next((peak for part, peak in _PEAK_BF16.items() if part in device_name), None)
+    per_clock = _FLOP_PER_CLOCK.get(tuple(compute_capability))
+    return by_name or (per_clock and per_clock * multiprocessors * clock_hz)
 
 
 def flops_per_token(parameters, L, C, T):

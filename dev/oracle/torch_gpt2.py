@@ -46,13 +46,16 @@ class TorchGPT2(nn.Module):
         self.blocks = nn.ModuleList(Block(C, NH) for _ in range(L))
         self.lnf = nn.LayerNorm(C, eps=1e-5)
 
-    def forward(self, tokens, targets):
-        """Mean cross-entropy of (B, T) targets, a scalar tensor."""
+    def logits(self, tokens):
+        """Logits of (B, T) tokens, (B, T, V)."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
-        logits = self.lnf(x) @ self.wte.weight.T
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return self.lnf(x) @ self.wte.weight.T
+
+    def forward(self, tokens, targets):
+        """Mean cross-entropy of (B, T) targets, a scalar tensor."""
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
 
     def by_name(self):
         """Our tensor's name -> the parameter, or the list of parameters of all blocks."""

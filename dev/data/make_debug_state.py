@@ -1,0 +1,126 @@
+"""A model file, a debug state and ten losses from PyTorch, for `python -m gpt2_numba.test_gpt2` to compare with.
+
+    python -m dev.data.make_debug_state -e L=2,NH=2,C=32,T=16,V=101 -b 3 -t 13 --out data
+
+writes
+
+    data/model.bin              random initial weights, as a training begins with; float32
+    data/model_debug_state.bin  one batch of random tokens, and PyTorch's logits, loss and gradients for it
+    data/model_losses.txt       PyTorch's losses over ten training steps on that batch, one to a line
+
+PyTorch computes in float32 on the CPU. It is an extra of its own: pip install -e '.[oracle]'.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_numba.config import parameter_shapes, parse_descriptor
+from gpt2_numba.errors import UserError
+from gpt2_numba.initial_weights import initial_weights
+from gpt2_numba.test_gpt2 import ADAMW, GRAD_CLIP, STEPS
+from gpt2_numba.training.debug_state_file import DebugState, write_debug_state
+from gpt2_numba.training.model_file import write_model_file
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is one line like every other mistake."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse_arguments(argv):
+    parser = Parser(prog="python -m dev.data.make_debug_state",
+                    description="Make a model file, its debug state and its first ten losses with PyTorch.")
+    parser.add_argument("-e", "--model", default="d12", help="descriptor of the model (default: d12)")
+    parser.add_argument("-b", "--batch-size", type=int, default=4, metavar="B", help="rows of the batch (default: 4)")
+    parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
+    parser.add_argument("--seed", type=int, default=42, help="of weights and tokens (default: 42)")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="directory for the files (default: this one)")
+    parser.add_argument("--name", default="model", help="beginning of the files' names (default: model)")
+    arguments = parser.parse_args(argv)
+    arguments.config = parse_descriptor(arguments.model)
+    if arguments.batch_size < 1:
+        raise UserError(f"the batch size (-b) must be at least 1, got {arguments.batch_size}")
+    if not 1 <= arguments.sequence_length <= arguments.config.max_T:
+        raise UserError(f"the sequence length (-t) must be from 1 to the model's longest context, {arguments.config.max_T}, "
+                        f"got {arguments.sequence_length}")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to 2**32 - 1, got {arguments.seed}")
+    return arguments
+
+
+def debug_state_of(model, config, inputs, targets):
+    """The DebugState of a TorchGPT2 for a batch, int32 (B, T) arrays. Its gradients stay in the model."""
+    import torch
+
+    tokens = torch.from_numpy(inputs).long()
+    model.zero_grad()
+    loss = model(tokens, torch.from_numpy(targets).long())
+    loss.backward()
+    gradients = model.to_numpy(lambda parameter: parameter.grad)
+    gradients["wte"] = np.pad(gradients["wte"], ((0, config.Vp - config.V), (0, 0)))  # the padding has none
+    with torch.no_grad():
+        logits = model.logits(tokens).numpy()
+    return DebugState(inputs, targets, logits, loss.item(), gradients)
+
+
+def ten_losses(model, inputs, targets):
+    """The losses of the training that test_gpt2 repeats. Changes the model."""
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), ADAMW["learning_rate"], (ADAMW["beta1"], ADAMW["beta2"]), ADAMW["eps"], ADAMW["weight_decay"])
+    inputs, targets = torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def run(argv):
+    arguments = parse_arguments(argv)
+    try:
+        from dev.oracle.torch_gpt2 import TorchGPT2
+    except ImportError as error:
+        raise UserError(f"debug states are made with PyTorch, which is missing ({error}): pip install -e '.[oracle]'") from error
+    config, shapes = arguments.config, parameter_shapes(arguments.config)
+    weights = initial_weights(config, shapes, arguments.seed)
+    generator = np.random.default_rng(arguments.seed)
+    batch = [generator.integers(0, config.V, (arguments.batch_size, arguments.sequence_length), np.int32) for _ in range(2)]
+    model = TorchGPT2(config.L, config.NH, config.C, config.max_T, config.V)
+    model.load(weights)
+    state = debug_state_of(model, config, *batch)
+    losses = ten_losses(model, *batch)
+
+    stem = arguments.out / arguments.name
+    paths = [stem.with_name(stem.name + ending) for ending in (".bin", "_debug_state.bin", "_losses.txt")]
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_model_file(paths[0], config, np.concatenate([weights[name].reshape(-1) for name in shapes]))
+        write_debug_state(paths[1], config, shapes, state)
+        paths[2].write_text("".join(f"{loss:.9g}\n" for loss in losses))
+    except OSError as error:
+        raise UserError(f"--out {arguments.out}: must be a directory that can be written: {error.strerror}. Choose another") from error
+    print(f"test with: python -m gpt2_numba.test_gpt2 {paths[0]} {paths[1]} --losses {paths[2]}")
+
+
+def main(argv=None):
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

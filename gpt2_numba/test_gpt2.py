@@ -1,0 +1,312 @@
+"""Is the whole model right?  python -m gpt2_numba.test_gpt2 MODEL.bin DEBUG_STATE.bin [--losses FILE]
+
+A debug state holds one batch, and the logits, the loss and the gradients of the 16 tensors that another implementation (PyTorch) has
+got for it with the parameters in the model file. This program computes them as well, and prints a table of the differences. It goes
+on for ten steps on the same batch (clipping at norm 1.0, AdamW with learning rate 1e-4), and compares their losses with FILE's, ten
+numbers, if it is given: the debug state has the first one only. At last it is checked that a run repeats to the bit: ten steps on
+shuffled data, from a checkpoint that is written and read again, must give the same losses, parameters and averages.
+
+`python -m dev.data.make_debug_state` makes all three files for any model; llm.c's own debug states can be read as well.
+Exit code: 0 all is well, 1 something differs, 2 a mistake of the user's, told in one line.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_numba.config import parameter_shapes
+from gpt2_numba.data.loader import DataLoader
+from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.backend import bfloat16_supported, device_name, on_host, real_gpu
+from gpt2_numba.layer_checks import UNIT, compare
+from gpt2_numba.model import GPT2
+from gpt2_numba.resume import Course, open_newest, restore, save
+from gpt2_numba.training.debug_state_file import read_debug_state
+from gpt2_numba.training.model_file import read_model_file
+
+STEPS = 10
+ADAMW = dict(learning_rate=1e-4, weight_decay=0.0, beta1=0.9, beta2=0.95, eps=1e-8)
+GRAD_CLIP = 1.0
+
+# ------------------------------------------------------------------------------------------------------------- bounds
+
+UNIT_BF16 = 2.0**-8  # largest relative error of one rounding to bfloat16
+UNIT_TF32 = 2.0**-10  # TF32 has ten bits behind the point; a tensor core may cut off what is behind them instead of rounding
+
+# Tensors on the longest way through the model that are rounded when they are stored.
+STORED_FORWARD = 12 + 9  # encoded, ln1, qkv, att, atty, branch, ln2, fch, fch_gelu, branch, lnf, logits; nine parameter tensors
+STORED_BACKWARD = 12  # dlogits, dlnf, dfch twice, dln2, datty, datt, dscore, dheads, dqkv, dln1, the parameter's own gradient
+PRODUCTS_FORWARD = 7  # qkv, scores, att, attproj, fc, fcproj, logits
+PRODUCTS_BACKWARD = 8  # of logits, fcproj, fc, attproj, att, scores, qkv by their inputs, and one by its weight
+
+
+def relative_error(config, B, T, precision, tf32, backward):
+    """Bound for the error of a tensor that has come through the model, relative to its largest number: logits, or gradients (`backward`).
+
+    Three kinds of roundings, which are as good as independent, so that the root of the sum of their squares counts:
+      in sums      Float32, in fp32 as in bf16. One number's error grows with the root of the additions that it comes through: C or 4C
+                   in a product by weights and C in a LayerNorm, HS and T in attention, V in the softmax and behind it, N = B * T in a
+                   weight's gradient.
+      in storage   The tensors listed above, to float32 or bfloat16.
+      in products  The two factors of each product, to TF32 if allowed.
+    They count for one block, however many there are: the residual stream is a sum of the blocks' branches, of about one size, so an
+    error in one of them counts for its share only. The stream itself is rounded anew by each of its two additions in every block.
+    Other implementations in float32 have the errors of sums as well. That they are of the same size is covered, since sums are made
+    in parts, which leaves fewer additions to a number than are counted here; and rounding errors are below a unit, 0.3 on average.
+    """
+    C, HS, N = config.C, config.HS, B * T
+    additions = 11 * C + HS + 2 * T
+    stored, products = STORED_FORWARD + 2 * config.L, PRODUCTS_FORWARD
+    if backward:
+        additions += 12 * C + HS + 2 * T + config.V + N
+        stored, products = stored + STORED_BACKWARD + 2 * config.L, products + PRODUCTS_BACKWARD
+    squares = additions * UNIT**2
+    squares += stored * (UNIT_BF16 if precision == "bf16" else UNIT) ** 2
+    if precision == "fp32" and tf32:
+        squares += 2 * products * UNIT_TF32**2
+    return math.sqrt(squares)
+
+
+def largest_numbers(name, gradient, config, T):
+    """What a gradient's errors are relative to, broadcastable to its shape: the largest numbers of those that belong together.
+
+    Blocks are apart, and so are values from queries and keys, whose gradients can be smaller by far. Queries and keys stay together:
+    the gradient of the keys' bias is zero, but for rounding, since the same number added to all scores of a row changes no softmax.
+    Where no token comes, in the padding of wte and in wpe beyond T, there is 0: these gradients must be zero, exactly.
+    """
+    sizes = np.abs(gradient)
+    if name in ("wte", "wpe", "lnfw", "lnfb"):
+        largest = np.full(sizes.shape, sizes.max())
+        largest[{"wte": config.V, "wpe": T}.get(name, len(largest)) :] = 0
+    elif name in ("qkvw", "qkvb"):
+        parts = sizes[:, : 2 * config.C], sizes[:, 2 * config.C :]
+        largest = np.concatenate([np.broadcast_to(_largest_of_block(part), part.shape) for part in parts], axis=1)
+    else:
+        largest = _largest_of_block(sizes)
+    return np.where(np.isfinite(largest), largest, 0)  # an infinite number in the file must not allow everything
+
+
+def _largest_of_block(sizes):
+    return sizes.max(axis=tuple(range(1, sizes.ndim)), keepdims=True)
+
+
+def loss_bounds(config, state, expected, precision, tf32):
+    """Bounds for the losses of the first steps, an array like `expected`, which are that many losses (nats per token).
+
+    The loss's own arithmetic, float32 in every precision, here and there: eight roundings for logarithm, differences and mean.
+    The logits' errors: an error of a logit changes a token's loss by no more, and the mean is over as many independent draws as
+    there are different targets; errors are relative to a logit's typical size. Twice of that after the first step, when bfloat16
+    parameters have been rounded stochastically, which is off by up to twice as much as rounding to the nearest.
+    The steps' errors: what the steps have gained is off as the gradients are. AdamW divides each by its size, so the small ones with
+    large relative errors are heard as loud as the others, but these errors are independent, at least from channel to channel.
+    """
+    typical_logit = math.sqrt(float(np.mean(np.square(state.logits, dtype=np.float64))))
+    forward = relative_error(config, *state.inputs.shape, precision, tf32, backward=False)
+    backward = relative_error(config, *state.inputs.shape, precision, tf32, backward=True)
+    of_logits = forward * typical_logit / math.sqrt(len(np.unique(state.targets)))
+    steps = np.arange(len(expected))
+    return 8 * UNIT * expected + of_logits * (1 + (steps > 0)) + backward / math.sqrt(config.C) * np.abs(expected - expected[0])
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+def train_step(model, step, inputs, targets, course):
+    """One step of the training that is compared. Returns its loss and its gradients' norm."""
+    model.zero_grad()
+    model.forward(inputs)
+    model.backward(targets)
+    loss, norm = model.take_loss(), model.grad_norm()
+    clip = GRAD_CLIP / norm if norm > GRAD_CLIP else 1.0
+    model.update(step, grad_scale=clip, rounding_seed=course.next_rounding_seed(), **ADAMW)
+    return loss, norm
+
+
+def compare_first_step(model, state, tf32):
+    """Rows (layer_checks.Row) for logits, loss and the 16 gradient tensors. Changes only the gradients of the model."""
+    config, (B, T) = model.config, state.inputs.shape
+    forward, backward = (relative_error(config, B, T, model.precision, tf32, which) for which in (False, True))
+    model.zero_grad()
+    model.forward(state.inputs)
+    logits = model.logits_to_host()
+    model.backward(state.targets)
+    loss = np.array([state.loss])
+    largest_logit = np.abs(state.logits).max()
+    rows = [
+        compare("forward", "logits", logits, state.logits, forward * largest_logit if np.isfinite(largest_logit) else 0.0),
+        compare("forward", "loss", np.array([model.take_loss()]), loss, loss_bounds(config, state, loss, model.precision, tf32)),
+    ]
+    for name, gradient in model.grads_to_host().items():
+        expected = state.gradients[name]
+        bound = backward * largest_numbers(name, expected, config, T)
+        rows.append(compare("backward", f"d{name}", gradient, expected, bound))
+    return rows
+
+
+def compare_losses(model, state, expected, tf32):
+    """Ten steps on the state's batch. Returns (losses, Rows: one for each expected loss)."""
+    course = Course()
+    losses = [train_step(model, step, state.inputs, state.targets, course)[0] for step in range(STEPS)]
+    bounds = loss_bounds(model.config, state, expected, model.precision, tf32)
+    rows = [
+        compare(f"step {step}", "loss", np.array([losses[step]]), expected[step : step + 1], bounds[step : step + 1])
+        for step in range(len(expected))
+    ]
+    return losses, rows
+
+
+def check_determinism(model, directory, first_step=STEPS):
+    """Ten steps on shuffled data, twice from one checkpoint, which is written into `directory`. Returns what differs, as text lines.
+
+    The tokens are random and few, so that the ten steps see several epochs.
+    """
+    config, B, T = model.config, model.B, model.T
+    tokens = np.random.default_rng(0).integers(0, config.V, 4 * B * T + 1).astype(np.uint16)
+    loader, course = DataLoader([tokens], B, T, shuffle=True, vocab_size=config.V), Course()
+    course.next_rounding_seed()  # anything but its first state, which a program that forgets to restore it would have
+    loader.next_batch()
+
+    def ten_steps():
+        batches, losses = [], []
+        for step in range(first_step, first_step + STEPS):
+            inputs, targets = loader.next_batch()
+            losses.append(train_step(model, step, inputs, targets, course))
+            batches.append(inputs)
+        return {"tokens": np.array(batches), "losses and norms": np.array(losses)} | bits_of(model)
+
+    save(directory, first_step, model, loader, course, keep=0, major_every=0)
+    first = ten_steps()
+    restore(open_newest(directory), model, loader, course)
+    second = ten_steps()
+    return [line for name in first for line in difference(name, first[name], second[name])]
+
+
+def bits_of(model):
+    """Parameters and AdamW's state, name -> flat host array (a copy) with the bits as they are."""
+    model.synchronize()
+    arrays = {name: model.raw(name) for name in ("params", "m", "v", "master")}
+    return {
+        name: array.copy() if on_host(array) else array.copy_to_host()
+        for name, array in arrays.items() if array is not None
+    }  # fmt: skip
+
+
+def difference(name, first, second):
+    """A line of text if the arrays' bits are not the same, in a list; else an empty list."""
+    as_bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[first.itemsize]
+    differ = first.view(as_bits) != second.view(as_bits)
+    if not differ.any():
+        return []
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(differ), differ.shape))
+    count = np.count_nonzero(differ)
+    return [f"{name}: {count} of {differ.size} differ, the first at {at}: {first[at]!r}, after reloading {second[at]!r}"]
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def print_rows(rows):
+    """The first step's table: how far off, and where."""
+    print(f"{'tensor':<10}{'shape':<18}{'largest error':>14}{'bound':>11}  {'':<8}at")
+    for row in rows:
+        verdict, at = "ok" if row.ok else "FAILED", "x".join(map(str, row.shape))
+        print(f"{row.tensor:<10}{at:<18}{row.error:14.2e}{row.bound:11.2e}  {verdict:<8}{row.index}")
+
+
+def print_losses(losses, rows):
+    """All losses, and how far off those are that can be compared."""
+    print(f"{'step':<6}{'loss':>13}{'expected':>13}{'error':>11}{'bound':>11}")
+    for step, loss in enumerate(losses):
+        row = rows[step] if step < len(rows) else None
+        rest = f"{row.expected:13.7f}{row.error:11.2e}{row.bound:11.2e}  {'ok' if row.ok else 'FAILED'}" if row else ""
+        print(f"{step:<6}{loss:13.7f}{rest}")
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is one line like every other mistake."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse_arguments(argv):
+    parser = Parser(prog="python -m gpt2_numba.test_gpt2", description="Compare the model with a debug state, and check that it repeats.")
+    parser.add_argument("model", metavar="MODEL.bin", help="model file, float32 or bfloat16")
+    parser.add_argument("state", metavar="DEBUG_STATE.bin", help="debug state that goes with it")
+    parser.add_argument("--losses", metavar="FILE", help=f"text file of the {STEPS} losses to be expected (default: only the first is known)")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: the GPU if there is one")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--tf32", choices=("0", "1"), default="0", help="allow TF32 in fp32 matmuls on a GPU (default: 0)")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "auto":
+        arguments.device = "gpu" if real_gpu() else "cpu"
+    arguments.tf32 = arguments.tf32 == "1" and arguments.device == "gpu"
+    if arguments.precision == "bf16" and arguments.device == "gpu" and real_gpu() and not bfloat16_supported():
+        raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, {device_name()} has less: use --precision fp32")
+    return arguments
+
+
+def read_losses(path):
+    """The expected losses in a text file, float64 (STEPS,). Raises UserError if it does not hold as many numbers."""
+    try:
+        words = Path(path).read_text().split()
+        losses = np.array([float(word) for word in words])
+    except OSError as error:
+        raise UserError(f"{path}: the losses must be a readable file: {error.strerror}. Check the path") from error
+    except ValueError as error:  # also of text that is no UTF-8
+        raise UserError(f"{path}: the losses must be {STEPS} numbers in a text file: {error}") from error
+    if len(losses) != STEPS or not np.isfinite(losses).all():
+        raise UserError(f"{path}: the losses must be {STEPS} finite numbers, one for each step, this file has {len(losses)} "
+                        f"numbers, {np.count_nonzero(np.isfinite(losses))} of them finite")
+    return losses
+
+
+def run(arguments):
+    """Returns the failures as text lines."""
+    config, parameters = read_model_file(arguments.model)
+    state = read_debug_state(arguments.state, config, parameter_shapes(config))
+    expected = np.array([state.loss]) if arguments.losses is None else read_losses(arguments.losses)
+    B, T = state.inputs.shape
+    model = GPT2(config, B, T, arguments.device, arguments.precision, tf32=arguments.tf32)
+    for name in ("params", "master"):
+        if model.raw(name) is not None:
+            model.load_raw(name, parameters)
+    machine = device_name() if arguments.device == "gpu" else "CPU, by NumPy"
+    tf32 = f", TF32 {'on' if arguments.tf32 else 'off'}" if arguments.precision == "fp32" and arguments.device == "gpu" else ""
+    print(f"{config}, B={B}, T={T}, {arguments.precision}{tf32}, {machine}\n")
+
+    rows = compare_first_step(model, state, arguments.tf32)
+    print_rows(rows)
+    losses, loss_rows = compare_losses(model, state, expected, arguments.tf32)
+    print()
+    print_losses(losses, loss_rows)
+    failures = [str(row) for row in rows + loss_rows if not row.ok]
+
+    with tempfile.TemporaryDirectory() as directory:
+        differences = check_determinism(model, directory)
+    print(f"\nten steps again from a checkpoint: {'FAILED' if differences else 'the same bits'}")
+    return failures + differences
+
+
+def main(argv):
+    """The command line. Returns the exit code: 0, 1 if something differs, 2 for a mistake of the user's."""
+    try:
+        failures = run(parse_arguments(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for failure in failures:
+        print(f"FAILED {failure}")
+    print("not all is well" if failures else "all is well")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

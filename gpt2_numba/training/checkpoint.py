@@ -1,0 +1,207 @@
+"""Checkpoints: a directory in which a run can be killed at any moment and still be gone on with.
+
+A checkpoint of step S is these files, named as llm.c does, so that either program finds the other's:
+
+    model_SSSSSSSS.bin          the parameters
+    state_SSSSSSSS_RRRRR.bin    what else a run must remember, one for each rank R
+    outliers_SSSSSSSS.json      the windows of the outlier detectors, which llm.c does not keep
+    DONE_SSSSSSSS               empty, and the last: without it the others do not count
+
+All are first written aside, under hidden names, and brought to the disk; then they get their names, DONE after the
+others. So a checkpoint is there as a whole or is ignored, and a full disk costs no older one. The disk must have room
+for one checkpoint more than are kept.
+"""
+
+import json
+import os
+import re
+import struct
+import sys
+from pathlib import Path
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.state_file import MAGIC as STATE_MAGIC
+
+_ASIDE = ".aside"  # ends the hidden name of a file that is being written
+
+
+class CheckpointFailed(UserError):
+    """A checkpoint could not be written. The older ones are as they were, and the run can go on."""
+
+
+def model_file_name(step):
+    return f"model_{step:08d}.bin"
+
+
+def state_file_name(step, rank):
+    return f"state_{step:08d}_{rank:05d}.bin"
+
+
+def outliers_file_name(step):
+    return f"outliers_{step:08d}.json"
+
+
+def done_file_name(step):
+    return f"DONE_{step:08d}"
+
+
+def save_checkpoint(directory, step, write_files, keep=0, major_every=0):
+    """Write the checkpoint of `step` as a whole, then delete old ones.
+
+    directory    made if absent
+    write_files  file name -> function that writes the file at the path it is given, such as
+                 {model_file_name(step): lambda path: write_model_file(path, config, flat)}
+    keep         complete checkpoints to be left, this one included, the newest ones; 0 keeps all
+    major_every  checkpoints whose step is a multiple of it are never deleted; 0 makes none major
+    Raises CheckpointFailed if a file cannot be written or deleted. Other errors of the functions come through. Either
+    way the files written aside are removed and the older checkpoints are still there.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_files_aside(directory)  # of a run that was killed: they take up room
+        try:
+            _write_whole(directory, done_file_name(step), write_files)
+        finally:
+            _remove_files_aside(directory)
+    except OSError as error:
+        raise CheckpointFailed(
+            f"the checkpoint of step {step} could not be written to {directory} ({_reason(error)}); the older ones are "
+            f"as they were. Free some space, or name another directory with -o") from error
+    try:
+        _delete_old(directory, step, keep, major_every)
+    except OSError as error:
+        raise CheckpointFailed(f"the checkpoint of step {step} is written to {directory}, but older ones could not be "
+                               f"deleted ({_reason(error)}). Delete them by hand") from error
+
+
+def complete_checkpoints(directory):
+    """Steps of the complete checkpoints in `directory`, newest first; empty if there is no such directory.
+
+    Complete: DONE, the model file and the state files of all processes are there. What is in them is not looked at.
+    """
+    matches = (re.fullmatch(r"DONE_(\d{8,})", path.name) for path in Path(directory).glob("DONE_*"))
+    steps = sorted((int(match[1]) for match in matches if match), reverse=True)
+    return [step for step in steps if _is_complete(Path(directory), step)]
+
+
+def load_newest(directory, load):
+    """Return load(step) for the newest complete checkpoint that can be loaded.
+
+    load  function of a step; raises UserError if the checkpoint is damaged or does not fit. Then a warning says so, and
+          the one before it is tried.
+    Raises UserError if none can be loaded; the message has the newest one's reason.
+    """
+    steps = complete_checkpoints(directory)
+    reasons = []
+    for step in steps:
+        try:
+            return load(step)
+        except UserError as error:
+            print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
+            reasons.append(str(error))
+    if not steps:
+        raise UserError(f"{directory}: to resume, there must be a complete checkpoint, with DONE, model and state "
+                        f"files; there is none. Check the directory (-o), or start without -y 1")
+    raise UserError(f"{directory}: to resume, one complete checkpoint must fit this run, none of {len(steps)} does. "
+                    f"The newest: {reasons[0]}")
+
+
+def write_outliers(path, loss_values, norm_values):
+    """Write the windows of the two outlier detectors, oldest value first, bit for bit (NaN and infinity, too)."""
+    windows = {"loss": loss_values, "norm": norm_values}
+    Path(path).write_text(json.dumps({name: [float(x).hex() for x in values] for name, values in windows.items()}))
+
+
+def read_outliers(path):
+    """Return (loss_values, norm_values), lists of floats, as write_outliers got them.
+
+    Both are empty if there is no such file: a checkpoint of llm.c has none.
+    Raises UserError if the file is something else.
+    """
+    try:
+        windows = json.loads(Path(path).read_text())
+        return tuple([float.fromhex(x) for x in windows[name]] for name in ("loss", "norm"))
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: the windows of the outlier detectors must be two lists of numbers, this file was cut "
+                        f"off or altered ({type(error).__name__}). Use an older checkpoint") from error
+
+
+def _write_whole(directory, done_name, write_files):
+    """The files of one checkpoint: all aside first, then all to their names, DONE last."""
+    for name, write in write_files.items():
+        write(_aside(directory, name))
+        _flush_file(_aside(directory, name))
+    # DONE, too, is made now: afterwards nothing needs space on the disk any more.
+    _aside(directory, done_name).touch()
+    _flush_file(_aside(directory, done_name))
+
+    # Where a run repeats a step, its old files are replaced one by one: meanwhile the checkpoint must not count.
+    (directory / done_name).unlink(missing_ok=True)
+    _flush_directory(directory)
+    for name in write_files:
+        os.replace(_aside(directory, name), directory / name)
+    _flush_directory(directory)  # the names before DONE's, even if the power fails
+    os.replace(_aside(directory, done_name), directory / done_name)
+    _flush_directory(directory)
+
+
+def _delete_old(directory, newest, keep, major_every):
+    """Delete all but `keep` of the complete checkpoints up to step `newest`, major ones excepted.
+
+    Later steps do not count: a run that had to go on from an older checkpoint leaves a damaged one ahead of it.
+    """
+    steps = [step for step in complete_checkpoints(directory) if step <= newest]
+    for step in steps[keep:] if keep else []:
+        if not (major_every and step % major_every == 0):
+            (directory / done_file_name(step)).unlink()  # first: what is half deleted must not count
+            _flush_directory(directory)
+            for pattern in (model_file_name(step), f"state_{step:08d}_*.bin", outliers_file_name(step)):
+                for path in directory.glob(pattern):
+                    path.unlink()
+
+
+def _is_complete(directory, step):
+    processes = _processes(directory / state_file_name(step, 0))
+    names = (state_file_name(step, rank) for rank in range(processes))
+    return (directory / model_file_name(step)).exists() and all((directory / name).exists() for name in names)
+
+
+def _processes(path):
+    """How many processes the state file of rank 0 speaks of; 1 if it is damaged: loading it then tells the reason."""
+    try:
+        with open(path, "rb") as file:
+            magic, _, processes = struct.unpack("<3i", file.read(12))
+    except (OSError, struct.error):
+        return 1
+    return processes if magic == STATE_MAGIC else 1
+
+
+def _aside(directory, name):
+    return directory / f".{name}{_ASIDE}"
+
+
+def _remove_files_aside(directory):
+    for path in directory.glob(f".*{_ASIDE}"):
+        path.unlink(missing_ok=True)
+
+
+def _flush_file(path):
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_directory(directory):
+    """Bring the directory's names to the disk. Windows has no way to, and does so by itself."""
+    if os.name != "nt":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error):
+    return error.strerror or type(error).__name__

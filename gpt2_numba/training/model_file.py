@@ -1,0 +1,109 @@
+"""Model files: the parameters of a GPT-2 in llm.c's format, so that its files work here and ours there.
+
+    256 int32, little-endian   [0] = 20240326, [1] = 3 (float32) or 5 (bfloat16), [2] = longest context, [3] = V,
+                               [4] = L, [5] = NH, [6] = C, [7] = Vp, the rest 0
+    the 16 tensors, one after the other in the order of model.py's table, float32 or bfloat16, little-endian
+
+The file's size is exactly 1024 bytes and those of the tensors. bfloat16 is kept as its 16 bits, in uint16.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.data.token_shards import MAGIC as TOKEN_SHARD_MAGIC
+from gpt2_numba.data.token_shards import OTHER_FILES
+from gpt2_numba.errors import UserError
+
+MAGIC = 20240326
+DTYPES = {3: np.dtype("<f4"), 5: np.dtype("<u2")}  # by the version in the header
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+PIECE = 1 << 24  # numbers that are written at a time: 64 MiB of float32
+
+_KINDS = OTHER_FILES | {TOKEN_SHARD_MAGIC: "a token shard"}
+_REMEDY = "Give a model file that llm.c or this program has written, or a descriptor such as d12"
+
+
+def write_model_file(path, config, flat):
+    """Write the parameters `flat` of a GPT2Config to `path`; an older file is replaced.
+
+    flat  [r] (parameters,) float32, or uint16 with the bits of bfloat16: all tensors in the table's order. On the host,
+          or on a device: it is read in pieces.
+    Raises ValueError if dtype or size are others, OSError if the file cannot be written.
+    """
+    versions = [version for version, dtype in DTYPES.items() if dtype == flat.dtype]
+    if not versions or tuple(flat.shape) != (count_parameters(config),):
+        raise ValueError(f"write_model_file: {config} has ({count_parameters(config)},) float32 or uint16 parameters, "
+                         f"got {flat.dtype} {tuple(flat.shape)}")
+    header = np.zeros(HEADER_INTS, dtype="<i4")
+    header[:8] = MAGIC, versions[0], config.max_T, config.V, config.L, config.NH, config.C, config.Vp
+    with open(path, "wb") as file:
+        file.write(header.tobytes())
+        write_array(file, flat, DTYPES[versions[0]])
+
+
+def read_model_file(path):
+    """Return (GPT2Config, flat) of the model file at `path`.
+
+    flat  read-only memory map (parameters,): float32, or uint16 with the bits of bfloat16; all tensors in the table's
+          order
+    Raises UserError if the file is missing or is not exactly a model file.
+    """
+    path = Path(path)
+    header = read_header(path, "a model file", MAGIC, DTYPES, _REMEDY)
+    max_T, V, L, NH, C, Vp = (int(size) for size in header[2:8])
+    try:
+        config = parse_descriptor(f"L={L},NH={NH},C={C},T={max_T},V={V}")  # it knows which sizes go together
+    except UserError as error:
+        raise UserError(f"{path}: a model file must hold sizes of a GPT-2: {error}") from error
+    if Vp != config.Vp:
+        raise UserError(f"{path}: a vocabulary of {V} must be padded to {config.Vp} rows, the next multiple of 128; "
+                        f"this file has {Vp}. Write it again with so many rows, zeros in the padding")
+    dtype, count = DTYPES[int(header[1])], count_parameters(config)
+    expected, size = HEADER_BYTES + count * dtype.itemsize, path.stat().st_size
+    if size != expected:
+        raise UserError(f"{path}: a model file of {config} must have {expected} bytes, this file has {size}: it was "
+                        f"cut off or altered. Copy or make it again")
+    return config, np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+# --- Shared with the other files of a run: they all begin with 256 int32. ---
+
+
+def read_header(path, kind, magic, versions, remedy):
+    """Return the header of the file at `path`, int32 (256,).
+
+    kind    what the file must be, such as "a model file"
+    magic   the number that it begins with; versions  those that can be read
+    remedy  what to do if it is another, a sentence without its full stop
+    Raises UserError if the file cannot be read or begins otherwise.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: {kind} must be a readable file: {error.strerror}. Check the path") from error
+    if len(start) < HEADER_BYTES:
+        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in "
+                        f"all. {remedy}")
+    header = np.frombuffer(start, dtype="<i4")
+    found, version = int(header[0]), int(header[1])
+    if found != magic:
+        raise UserError(f"{path}: {kind} begins with the number {magic}; this file begins with {found}, so it is "
+                        f"{_KINDS.get(found, 'something else')}. {remedy}")
+    if version not in versions:
+        raise UserError(f"{path}: {kind} must have version {' or '.join(map(str, versions))}, this one has {version}. "
+                        f"{remedy}")
+    return header
+
+
+def write_array(file, array, dtype):
+    """Append `array` to an open binary file as `dtype`, in pieces: a device array needs no copy as large as itself.
+
+    array  [r] 1-D, of NumPy or any kind whose slices NumPy can turn into its own, as it can those of device arrays.
+           The device must be done with it: the copies do not wait for the model's stream.
+    """
+    for start in range(0, array.shape[0], PIECE):
+        file.write(memoryview(np.ascontiguousarray(array[start:start + PIECE], dtype=dtype)))

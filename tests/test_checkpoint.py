@@ -1,0 +1,333 @@
+"""Checkpoints: whole or ignored, whatever happens while they are written; old ones go, the others stay."""
+
+import errno
+import math
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.training.checkpoint import (
+    CheckpointFailed,
+    complete_checkpoints,
+    done_file_name,
+    load_newest,
+    model_file_name,
+    outliers_file_name,
+    read_outliers,
+    save_checkpoint,
+    state_file_name,
+    write_outliers,
+)
+
+
+def contents(step, generation=0, processes=1):
+    """What the files of a checkpoint hold here, name -> bytes: they need no more than the header's first numbers."""
+    text = f"step {step}, generation {generation}".encode()
+    state = struct.pack("<3i", 20240527, 1, processes) + text
+    return {model_file_name(step): text, outliers_file_name(step): text,
+            **{state_file_name(step, rank): state for rank in range(processes)}}
+
+
+def writers(step, generation=0, processes=1):
+    return {name: lambda path, content=content: path.write_bytes(content)
+            for name, content in contents(step, generation, processes).items()}
+
+
+def save(directory, *steps, keep=0, major_every=0):
+    for step in steps:
+        save_checkpoint(directory, step, writers(step), keep, major_every)
+
+
+def names(directory):
+    return sorted(os.listdir(directory))
+
+
+def test_names_are_llmcs():
+    assert model_file_name(20) == "model_00000020.bin" and state_file_name(20, 3) == "state_00000020_00003.bin"
+    assert done_file_name(123456789) == "DONE_123456789"
+
+
+def test_a_checkpoint_is_its_files(tmp_path):
+    save(tmp_path / "new" / "run", 20)
+    expected = contents(20) | {"DONE_00000020": b""}
+    assert {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")} == expected
+
+
+def test_done_is_last(tmp_path, monkeypatch):
+    seen, replace = [], os.replace
+
+    def watch(old, new):
+        assert Path(old).name.startswith(".") and Path(old).parent == Path(new).parent == tmp_path
+        seen.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", watch)
+    save(tmp_path, 20)
+    assert seen == [*contents(20), "DONE_00000020"]
+
+
+def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
+    events, replace, fsync = [], os.replace, os.fsync
+
+    def watch_fsync(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def watch_replace(old, new):
+        assert os.stat(old).st_ino in events
+        events.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(os, "replace", watch_replace)
+    save(tmp_path, 20)
+    directory = os.stat(tmp_path).st_ino
+    assert events[-6:] == [*contents(20), directory, "DONE_00000020", directory]
+
+
+def test_files_of_a_killed_run_are_removed_before_others_are_written(tmp_path):
+    (tmp_path / ".model_00000010.bin.aside").write_bytes(b"half of it")
+
+    def write(path):
+        assert names(tmp_path) == []
+        path.touch()
+
+    save_checkpoint(tmp_path, 20, {model_file_name(20): write})
+
+
+def test_complete_checkpoints(tmp_path):
+    assert complete_checkpoints(tmp_path / "none") == []
+    save(tmp_path, 9, 100, 20, 30, 40, 123456789)
+    (tmp_path / done_file_name(20)).unlink()
+    (tmp_path / model_file_name(30)).unlink()
+    (tmp_path / state_file_name(40, 0)).unlink()
+    (tmp_path / outliers_file_name(9)).unlink()  # llm.c writes none
+    (tmp_path / "DONE_notes").touch()
+    assert complete_checkpoints(tmp_path) == [123456789, 100, 9]
+
+
+def test_complete_checkpoints_of_several_processes(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, writers(step, processes=3))
+    (tmp_path / state_file_name(20, 2)).unlink()
+    assert complete_checkpoints(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("state", [
+    b"", b"cut", struct.pack("<3i", 20240527, 1, -4), struct.pack("<3i", 7, 1, 2**31 - 1),
+])
+def test_a_damaged_state_file_is_not_passed_over_in_silence(tmp_path, state):
+    save(tmp_path, 10)
+    (tmp_path / state_file_name(10, 0)).write_bytes(state)
+    assert complete_checkpoints(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("keep, major_every, left", [
+    (0, 0, [60, 50, 40, 30, 20, 10]), (9, 0, [60, 50, 40, 30, 20, 10]), (0, 20, [60, 50, 40, 30, 20, 10]),
+    (1, 0, [60]), (2, 0, [60, 50]), (2, 30, [60, 50, 30]), (1, 20, [60, 40, 20]),
+])
+def test_old_checkpoints_are_deleted(tmp_path, keep, major_every, left):
+    save(tmp_path, 10, 20, 30, 40, 50, 60, keep=keep, major_every=major_every)
+    assert complete_checkpoints(tmp_path) == left
+    assert names(tmp_path) == sorted(name for step in left for name in [*contents(step), done_file_name(step)])
+
+
+def test_all_states_of_an_old_checkpoint_are_deleted(tmp_path):
+    for step in (10, 20):
+        save_checkpoint(tmp_path, step, writers(step, processes=3), keep=1)
+    assert names(tmp_path) == sorted([*contents(20, processes=3), done_file_name(20)])
+
+
+def test_incomplete_checkpoints_are_not_counted(tmp_path):
+    save(tmp_path, 10, 20)
+    (tmp_path / model_file_name(20)).unlink()
+    save(tmp_path, 30, keep=2)
+    assert complete_checkpoints(tmp_path) == [30, 10]
+
+
+def test_the_new_checkpoint_is_never_deleted_for_later_ones(tmp_path):
+    save(tmp_path, 10, 50)  # 50 may be damaged, and the run have gone on from 10
+    save(tmp_path, 20, keep=1)
+    assert complete_checkpoints(tmp_path) == [50, 20]
+
+
+def full_disk(path):
+    path.write_bytes(b"as far as there was room")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", [model_file_name(20), state_file_name(20, 0), outliers_file_name(20)])
+def test_a_full_disk(tmp_path, name):
+    save(tmp_path, 10)
+    before = names(tmp_path)
+    with pytest.raises(CheckpointFailed) as raised:
+        save_checkpoint(tmp_path, 20, writers(20) | {name: full_disk}, keep=1)
+    message = str(raised.value)
+    assert "step 20" in message and "No space left" in message and str(tmp_path) in message and "\n" not in message
+    assert isinstance(raised.value, UserError)
+    assert names(tmp_path) == before
+    save(tmp_path, 20, keep=1)  # there is room again
+    assert complete_checkpoints(tmp_path) == [20]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+def test_a_disk_that_is_really_full(tmp_path):
+    def write(path):
+        path.symlink_to("/dev/full")
+        path.write_bytes(b"something")
+
+    with pytest.raises(CheckpointFailed, match="No space left"):
+        save_checkpoint(tmp_path, 20, writers(20) | {state_file_name(20, 0): write})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_disk_that_fails_later(tmp_path, monkeypatch, function):
+    save(tmp_path, 10)
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(CheckpointFailed, match="Input/output error"):
+        save(tmp_path, 20, keep=1)
+    assert complete_checkpoints(tmp_path) == [10] and not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointFailed, match="Not a directory|exists"):
+        save(tmp_path / "file" / "run", 10)
+
+
+def test_old_ones_that_cannot_be_deleted(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+    (tmp_path / model_file_name(10)).unlink()
+    (tmp_path / model_file_name(10)).mkdir()  # unlink refuses a directory
+    with pytest.raises(CheckpointFailed, match="step 20 is written to .*older ones could not be deleted"):
+        save(tmp_path, 20, keep=1)
+    assert complete_checkpoints(tmp_path) == [20]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, UserError])
+def test_other_errors_come_through(tmp_path, error):
+    def write(path):
+        path.touch()
+        raise error("stop")
+
+    with pytest.raises(error) as raised:
+        save_checkpoint(tmp_path, 20, writers(20) | {outliers_file_name(20): write})
+    assert not isinstance(raised.value, CheckpointFailed) and names(tmp_path) == []
+
+
+def run_and_kill(directory, step, generation, keep, at):
+    """Save a checkpoint in a process of its own, which dies before its operation number `at` on the file system.
+
+    True if it was killed, False if it came to its end before.
+    """
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def kill_at(event, args):
+            nonlocal count
+            if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(directory) in str(args[0]):
+                count += 1
+                if count > at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill_at)
+        save_checkpoint(directory, step, writers(step, generation), keep)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork and threads: the child only writes files
+@pytest.mark.parametrize("step, newest", [(30, {20, 30}), (20, {10, 20})])  # a new step, and one that is done again
+def test_killed_at_any_moment(tmp_path, step, newest):
+    for at in range(100):
+        directory = tmp_path / str(at)
+        save(directory, 10, 20)
+        killed = run_and_kill(directory, step, generation=1, keep=2, at=at)
+        steps = complete_checkpoints(directory)
+        assert steps and steps[0] in newest
+        for complete in steps:  # all files of one generation
+            found = {name: (directory / name).read_bytes() for name in contents(complete)}
+            assert found in [contents(complete, generation) for generation in ((0, 1) if complete == step else (0,))]
+        if not killed:
+            break
+        save(directory, 40)  # the next one clears up what was left
+        assert complete_checkpoints(directory)[0] == 40
+        assert not [name for name in names(directory) if name.startswith(".")]
+    assert at > 10 and steps[0] == step  # it has been killed often enough, and at last was not
+    assert (directory / model_file_name(step)).read_bytes() == contents(step, generation=1)[model_file_name(step)]
+
+
+def test_load_newest(tmp_path, capsys):
+    save(tmp_path, 10, 20, 30)
+    assert load_newest(tmp_path, lambda step: f"loaded {step}") == "loaded 30"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_load_newest_passes_over_damaged_ones(tmp_path, capsys):
+    save(tmp_path, 10, 20, 30)
+
+    def load(step):
+        if step > 10:
+            raise UserError(f"{step} is cut off")
+        return step
+
+    assert load_newest(tmp_path, load) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: the checkpoint of step ") for line in lines)
+    assert "30 is cut off" in lines[0] and "20 is cut off" in lines[1]
+
+
+def test_load_newest_without_any(tmp_path, capsys):
+    with pytest.raises(UserError, match="there is none"):
+        load_newest(tmp_path, lambda step: step)
+    save(tmp_path, 10, 20)
+
+    def load(step):
+        raise UserError(f"{step} is another model's")
+
+    with pytest.raises(UserError, match="none of 2 does. The newest: 20 is another model's"):
+        load_newest(tmp_path, load)
+
+
+def test_load_newest_hides_no_mistake_of_ours(tmp_path):
+    save(tmp_path, 10, 20)
+    with pytest.raises(ZeroDivisionError):
+        load_newest(tmp_path, lambda step: 1 / 0)
+
+
+def test_outliers_come_back_bit_for_bit(tmp_path):
+    losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [math.inf, 1e300]
+    write_outliers(tmp_path / "o.json", losses, norms)
+    found = read_outliers(tmp_path / "o.json")
+    assert struct.pack("<6d", *found[0], *found[1]) == struct.pack("<6d", *losses, *norms)
+    write_outliers(tmp_path / "o.json", [math.nan], [])
+    (value,), empty = read_outliers(tmp_path / "o.json")
+    assert math.isnan(value) and empty == []
+
+
+def test_a_checkpoint_of_llmc_has_no_outliers(tmp_path):
+    assert read_outliers(tmp_path / "none.json") == ([], [])
+
+
+@pytest.mark.parametrize("content", [
+    b"", b'{"loss": ["0x1.0p+0"], "no', b'{"loss": []}', b'{"loss": [1], "norm": []}', b'{"loss": 1, "norm": []}',
+    b'{"loss": ["x"], "norm": []}', b"[]", b"\xff\xfe",
+])
+def test_damaged_outliers_are_refused(tmp_path, content):
+    (tmp_path / "o.json").write_bytes(content)
+    with pytest.raises(UserError, match="cut off or altered"):
+        read_outliers(tmp_path / "o.json")

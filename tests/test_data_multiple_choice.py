@@ -1,0 +1,302 @@
+"""Evaluation files and their score. The oracle is each question answered by itself, without any batch."""
+
+import hashlib
+import math
+import struct
+
+import numpy as np
+import pytest
+
+from gpt2_numba.data.multiple_choice import Example, MultipleChoice, Score, read_examples, write_examples
+from gpt2_numba.errors import UserError
+
+SMALL = [Example(2, [7, 300], [[1], [65534, 2], [3, 4, 5]]), Example(0, [0], [[9], [8]])]
+# of the first example: 5 numbers, a context of 1 + 2, endings of 1 + 1, 1 + 2 and 1 + 3
+SMALL_STREAM = [65535, 34, 0, 2, 3, 2, 7, 300, 1, 1, 2, 65534, 2, 3, 3, 4, 5,
+                65535, 22, 1, 0, 2, 1, 0, 1, 9, 1, 8]
+
+
+def file_bytes(stream, magic=20240522, version=1, count=2, longest=34):
+    """The format written out a second time, with `struct`."""
+    return struct.pack("<256i", magic, version, count, longest, *[0] * 252) + struct.pack(f"<{len(stream)}H", *stream)
+
+
+def changed(place, number):
+    stream = list(SMALL_STREAM)
+    stream[place] = number
+    return file_bytes(stream)
+
+
+def as_lists(examples):
+    return [(example.label, list(example.context), [list(ending) for ending in example.endings])
+            for example in examples]
+
+
+def random_examples(count, endings=(4,), longest=5, seed=1):
+    """Questions of all lengths; `endings` are the numbers of endings, taken in turn."""
+    random = np.random.default_rng(seed)
+
+    def text():
+        return random.integers(0, 50257, size=random.integers(1, longest + 1)).tolist()
+
+    examples = []
+    for i in range(count):
+        n = endings[i % len(endings)]
+        examples.append(Example(int(random.integers(n)), text(), [text() for _ in range(n)]))
+    return examples
+
+
+def fake_loss(prefix, target):
+    """A causal model in one line: any loss of `target`, fixed by all the tokens before it."""
+    digest = hashlib.sha256(repr(([int(token) for token in prefix], int(target))).encode()).digest()
+    return np.float32(int.from_bytes(digest[:4], "little") / 2**28)
+
+
+def fake_losses(inputs, targets):
+    return np.array([[fake_loss(row[:t + 1], target) for t, target in enumerate(row_targets)]
+                     for row, row_targets in zip(inputs, targets)], dtype=np.float32)
+
+
+def brute_force(examples):
+    """Number of right choices, each example by itself, in plain Python."""
+    correct = 0
+    for label, context, endings in examples:
+        means = []
+        for ending in endings:
+            losses = [float(fake_loss(context + ending[:i], token)) for i, token in enumerate(ending)]
+            means.append(sum(losses) / len(losses))
+        correct += means.index(min(means)) == label
+    return correct
+
+
+def evaluate(path, B, T=12, losses_of=fake_losses, **more):
+    evaluation = MultipleChoice(path, B, T, **more)
+    batches = 0
+    for inputs, targets, mask in evaluation:
+        assert inputs.shape == targets.shape == mask.shape == (B, T)
+        evaluation.score(losses_of(inputs, targets))
+        batches += 1
+    assert batches == evaluation.batches
+    return evaluation.result()
+
+
+@pytest.fixture
+def small_file(tmp_path):
+    path = tmp_path / "small.bin"
+    path.write_bytes(file_bytes(SMALL_STREAM))
+    return path
+
+
+# --- the file ---
+
+
+def test_written_bytes_are_llmcs(tmp_path):
+    write_examples(tmp_path / "a.bin", SMALL)
+    assert (tmp_path / "a.bin").read_bytes() == file_bytes(SMALL_STREAM)
+
+
+def test_examples_come_back(small_file):
+    examples = read_examples(small_file)
+    assert as_lists(examples) == as_lists(SMALL)
+    assert examples[0].context.dtype == np.uint16
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "this file has 0"),
+    (file_bytes(SMALL_STREAM)[:1023], "this file has 1023"),
+    (b"First Citizen:\n" * 100, "is something else"),
+    (file_bytes(SMALL_STREAM, magic=20240520), "is a token shard"),
+    (file_bytes(SMALL_STREAM, magic=20240326), "is a model checkpoint"),
+    (file_bytes(SMALL_STREAM, version=2), "must have version 1, this one has 2"),
+    (file_bytes([], count=0, longest=0), "at least one example"),
+    (file_bytes(SMALL_STREAM, count=-1), "at least one example"),
+    (file_bytes(SMALL_STREAM)[:-1], "odd number of bytes"),
+    (file_bytes(SMALL_STREAM)[:-2], "example number 1 should have 22 bytes, and 20 are left"),
+    (file_bytes(SMALL_STREAM[:17]), "example number 1 does not begin"),
+    (file_bytes(SMALL_STREAM + [0]), "2 bytes follow"),
+    (file_bytes(SMALL_STREAM, count=1), "22 bytes follow"),
+    (file_bytes(SMALL_STREAM, count=3), "example number 2 does not begin"),
+    (file_bytes(SMALL_STREAM, longest=36), "34 bytes, and its header says 36"),
+    (changed(17, 65534), "example number 1 does not begin"),
+    (changed(19, 2), "example number 1 does not begin"),  # another index
+    (changed(1, 0), "example number 0 has a text"),
+    (changed(1, 33), "example number 0 should have 33"),  # odd
+    (changed(1, 32), "example number 0 has a text"),  # shorter by one token
+    (changed(1, 36), "numbers too many"),
+    (changed(3, 3), "a label (3)"),
+    (changed(4, 2), "numbers too many"),
+    (changed(4, 4), "example number 0 has a text"),
+    (changed(5, 0), "example number 0 has a text"),
+    (changed(13, 60000), "example number 0 has a text"),
+])
+def test_foreign_files_are_refused(tmp_path, content, reason):
+    path = tmp_path / "foreign.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_examples(path)
+    message = str(raised.value)
+    assert reason in message and str(path) in message and "\n" not in message
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_examples(tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize("examples, reason", [
+    ([], "1 to 65535 examples, got 0"),
+    ([SMALL[0]] * 65536, "got 65536"),
+    ([Example(0, [], [[1], [2]])], "empty"),
+    ([SMALL[0], Example(0, [1], [[1], []])], "number 1 has an empty"),
+    ([Example(2, [1], [[1], [2]])], "label 2 and 2 endings"),
+    ([Example(-1, [1], [[1], [2]])], "label -1"),
+    ([Example(0, [1], [[65535], [2]])], "65535"),
+    ([Example(0, [-1], [[1], [2]])], "-1 to -1"),
+    ([Example(0, [1] * 32759, [[1], [2]])], "65538"),  # 2 * (5 + 1 + 32759 + 2 + 2)
+])
+def test_what_does_not_fit_is_not_written(tmp_path, examples, reason):
+    with pytest.raises(UserError, match=reason):
+        write_examples(tmp_path / "a.bin", examples)
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_the_longest_example_comes_back(tmp_path):
+    example = Example(1, [1] * 32757, [[1], [2]])  # 65,534 bytes
+    write_examples(tmp_path / "a.bin", [example])
+    assert as_lists(read_examples(tmp_path / "a.bin")) == as_lists([example])
+
+
+# --- the batches ---
+
+
+def test_rows(small_file):
+    (inputs, targets, mask), (last_inputs, _, last_mask) = MultipleChoice(small_file, B=3, T=5)
+    assert inputs.dtype == targets.dtype == np.int32 and mask.dtype == bool
+    assert inputs.flags.c_contiguous and targets.flags.c_contiguous
+    np.testing.assert_array_equal(inputs, [[7, 300, 0, 0, 0], [7, 300, 65534, 0, 0], [7, 300, 3, 4, 0]])
+    np.testing.assert_array_equal(targets, [[300, 1, 0, 0, 0], [300, 65534, 2, 0, 0], [300, 3, 4, 5, 0]])
+    np.testing.assert_array_equal(mask, [[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+    assert not last_inputs[2].any() and last_mask.sum() == 2  # two rows are left, the third is empty
+
+
+def test_an_example_of_exactly_the_sequence_length(small_file):
+    """Its last token is a target only, so 2 + 3 tokens need 4 places."""
+    assert MultipleChoice(small_file, B=3, T=4).batches == 2
+    with pytest.raises(UserError, match=r"example number 0 needs 4 and there are 3.*-t|-t.*needs 4 and there are 3"):
+        MultipleChoice(small_file, B=3, T=3)
+
+
+def test_each_rank_refuses_what_does_not_fit(small_file):
+    for rank in range(2):  # the long example is rank 0's
+        with pytest.raises(UserError, match="example number 0"):
+            MultipleChoice(small_file, B=3, T=3, rank=rank, ranks=2)
+
+
+def test_vocabulary(small_file):
+    MultipleChoice(small_file, B=1, T=8, vocab_size=65535)
+    with pytest.raises(UserError, match="vocabulary of 65534, example number 0 has 65534"):
+        MultipleChoice(small_file, B=1, T=8, vocab_size=65534)
+
+
+# --- the score ---
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """(path, examples): 23 questions, a number that no number of ranks or rows divides."""
+    path = tmp_path_factory.mktemp("evaluation") / "questions.bin"
+    examples = random_examples(23)
+    write_examples(path, examples)
+    return path, examples
+
+
+def test_the_questions_tell_right_from_wrong(questions):
+    """The oracle's number is neither none, nor all, nor what a choice by the sum of losses gives."""
+    _, examples = questions
+    by_sum = 0
+    for label, context, endings in examples:
+        sums = [sum(float(fake_loss(context + e[:i], token)) for i, token in enumerate(e)) for e in endings]
+        by_sum += sums.index(min(sums)) == label
+    assert 0 < brute_force(examples) < 23 and by_sum != brute_force(examples)
+
+
+@pytest.mark.parametrize("B", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_score_is_brute_forces(questions, B, ranks):
+    path, examples = questions
+    scores = [evaluate(path, B, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert sum(score.examples for score in scores) == 23
+    assert sum(score.correct for score in scores) == brute_force(examples)
+    assert max(score.examples for score in scores) - min(score.examples for score in scores) <= 1
+
+
+def test_each_rank_has_its_own_examples(questions):
+    path, examples = questions
+    assert [evaluate(path, 4, rank=rank, ranks=3).correct for rank in range(3)] == [
+        brute_force(examples[0:7]), brute_force(examples[7:15]), brute_force(examples[15:23])]
+
+
+def test_more_ranks_than_examples(small_file):
+    scores = [evaluate(small_file, 4, T=4, rank=rank, ranks=5) for rank in range(5)]
+    assert sorted(score.examples for score in scores) == [0, 0, 0, 1, 1]
+    assert sum(score.correct for score in scores) == brute_force(SMALL)
+
+
+def test_any_number_of_endings(tmp_path):
+    examples = random_examples(11, endings=(2, 5, 3))
+    write_examples(tmp_path / "a.bin", examples)
+    assert [evaluate(tmp_path / "a.bin", B).correct for B in (1, 4, 9)] == [brute_force(examples)] * 3
+
+
+def test_only_the_mask_counts_and_the_caller_may_write_into_it(questions):
+    path, examples = questions
+    evaluation = MultipleChoice(path, 5, 12)
+    for inputs, targets, mask in evaluation:
+        losses = np.where(mask, fake_losses(inputs, targets), np.nan)
+        mask[:] = True
+        evaluation.score(losses)
+    assert evaluation.result().correct == brute_force(examples)
+
+
+def test_equal_losses_choose_the_first(tmp_path):
+    examples = [Example(label, [1], [[2], [3, 4], [5]]) for label in (0, 1, 2, 0)]
+    write_examples(tmp_path / "a.bin", examples)
+    score = evaluate(tmp_path / "a.bin", 2, losses_of=lambda inputs, targets: np.ones(inputs.shape, np.float32))
+    assert score == Score(2, 4)
+
+
+def test_a_second_pass_starts_anew(questions):
+    path, examples = questions
+    evaluation = MultipleChoice(path, 8, 12)
+    for _ in range(2):
+        for inputs, targets, _mask in evaluation:
+            evaluation.score(fake_losses(inputs, targets))
+        assert evaluation.result() == Score(brute_force(examples), 23)
+
+
+def test_a_batch_left_out_or_misshapen_is_no_score(questions):
+    evaluation = MultipleChoice(questions[0], 8, 12)
+    for inputs, targets, _mask in evaluation:
+        with pytest.raises(ValueError, match=r"\(8, 12\)"):
+            evaluation.score(fake_losses(inputs, targets).ravel())
+    with pytest.raises(RuntimeError, match="0 rows of 92"):
+        evaluation.result()
+
+
+@pytest.mark.parametrize("correct, examples, low, high", [
+    # Wilson's interval solves (p - x)^2 = z^2 x (1 - x) / n for x; by hand with z = 1.959964:
+    (0, 10, 0.0, 0.277533),  # z^2 / (n + z^2)
+    (10, 10, 0.722467, 1.0),
+    (5, 10, 0.236593, 0.763407),
+    (2951, 10042, 0.285036, 0.302853),
+])
+def test_interval(correct, examples, low, high):
+    score = Score(correct, examples)
+    assert score.accuracy == correct / examples
+    assert score.interval == pytest.approx((low, high), abs=2e-6)  # the numbers above have six places
+    for x in score.interval:
+        assert (score.accuracy - x) ** 2 == pytest.approx(1.959964**2 * x * (1 - x) / examples, abs=1e-12)
+
+
+def test_no_examples_no_accuracy():
+    assert math.isnan(Score(0, 0).accuracy) and all(map(math.isnan, Score(0, 0).interval))

@@ -1,0 +1,118 @@
+"""Reading ahead: to the caller, nothing but time may tell a prefetcher from the loader inside."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from gpt2_numba.data.loader import DataLoader
+from gpt2_numba.data.prefetch import Prefetcher
+from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.errors import UserError
+
+B, T = 2, 3
+
+
+def make_loader(shuffle=True):
+    shards = [np.arange(first, first + length, dtype=np.uint16) for first, length in [(0, 25), (1000, 19), (2000, 14)]]
+    return DataLoader(shards, B, T, shuffle=shuffle)  # 4 + 3 + 2 samples
+
+
+def take(source, batches):
+    """The next batches, all their tokens."""
+    return np.array([source.next_batch() for _ in range(batches)])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_same_batches_as_the_loader(shuffle):
+    with Prefetcher(make_loader(shuffle)) as prefetcher:
+        np.testing.assert_array_equal(take(prefetcher, 30), take(make_loader(shuffle), 30))
+
+
+def test_reads_ahead_while_nobody_asks():
+    loader = make_loader()
+    read = threading.Semaphore(0)
+    next_batch = loader.next_batch
+
+    def counted():
+        batch = next_batch()
+        read.release()
+        return batch
+
+    loader.next_batch = counted
+    with Prefetcher(loader) as prefetcher:
+        assert read.acquire(timeout=20)  # before the first call
+        prefetcher.next_batch()
+        assert read.acquire(timeout=20)  # after it, the second batch
+        assert not read.acquire(timeout=0.05)  # one ahead, not more
+
+
+@pytest.mark.parametrize("place", range(20))  # two epochs: also when the batch ahead begins a shard or an epoch
+def test_state_is_that_of_the_batch_to_come(place):
+    expected = take(make_loader(), 40)
+    with Prefetcher(make_loader()) as prefetcher:
+        take(prefetcher, place)
+        state = prefetcher.state()
+        take(prefetcher, 2)
+        plain = make_loader()
+        plain.load_state(state)
+        np.testing.assert_array_equal(take(plain, 20), expected[place:place + 20])
+        prefetcher.load_state(state)
+        np.testing.assert_array_equal(take(prefetcher, 20), expected[place:place + 20])
+
+
+@pytest.mark.parametrize("place", [0, 4, 9, 18])  # 9: the batch that was read ahead has begun the next epoch
+def test_reset_does_what_the_loaders_does(place):
+    plain = make_loader()
+    take(plain, place)
+    plain.reset()
+    with Prefetcher(make_loader()) as prefetcher:
+        take(prefetcher, place)
+        prefetcher.reset()
+        np.testing.assert_array_equal(take(prefetcher, 20), take(plain, 20))
+
+
+def test_a_foreign_state_is_refused_and_nothing_is_lost():
+    expected = take(make_loader(), 6)
+    foreign = make_loader(shuffle=False).state()
+    with Prefetcher(make_loader()) as prefetcher:
+        take(prefetcher, 2)
+        with pytest.raises(UserError, match="shuffling"):
+            prefetcher.load_state(foreign)
+        np.testing.assert_array_equal(take(prefetcher, 4), expected[2:])
+
+
+def test_an_error_is_raised_where_its_batch_is_asked_for(tmp_path):
+    for name, first in [("a.bin", 0), ("b.bin", 100)]:
+        write_shard(tmp_path / name, np.arange(first, first + 13))
+    loader = DataLoader([tmp_path / "a.bin", tmp_path / "b.bin"], B, T)
+    (tmp_path / "b.bin").write_bytes(b"gone")  # while the run goes on
+    with Prefetcher(loader) as prefetcher:
+        assert take(prefetcher, 2)[1, 0, 0, 0] == 6
+        for _ in range(2):  # a second call neither hangs nor skips the batch
+            with pytest.raises(UserError, match="b.bin"):
+                prefetcher.next_batch()
+        prefetcher.reset()
+        assert take(prefetcher, 1)[0, 0, 0, 0] == 0
+
+
+def test_close_ends_the_thread():
+    before = threading.active_count()
+    with Prefetcher(make_loader()) as prefetcher:
+        prefetcher.next_batch()
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("end, code", [("", 0), ("raise KeyboardInterrupt", 130), ("raise ValueError", 1)])
+def test_a_program_ends_though_nobody_closed(end, code):
+    program = (
+        "import sys\nimport numpy as np\n"
+        "from gpt2_numba.data.loader import DataLoader\nfrom gpt2_numba.data.prefetch import Prefetcher\n"
+        "prefetcher = Prefetcher(DataLoader([np.arange(99, dtype=np.uint16)], 2, 3))\n"
+        "prefetcher.next_batch()\n"
+        f"try:\n    {end or 'pass'}\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, timeout=60).returncode == code

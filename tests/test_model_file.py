@@ -1,0 +1,114 @@
+"""Model files: the bytes are llm.c's in both precisions, and whatever is not exactly a model file is refused."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from gpt2_numba import model
+from gpt2_numba.config import GPT2Config, parse_descriptor
+from gpt2_numba.errors import UserError
+from gpt2_numba.training import model_file
+from gpt2_numba.training.model_file import count_parameters, read_model_file, write_model_file
+
+CONFIG = GPT2Config(L=2, NH=3, C=24, max_T=5, V=37)  # Vp = 128
+COUNT = 128 * 24 + 5 * 24 + 2 * (12 * 24 * 24 + 13 * 24) + 2 * 24
+HEADER = {0: 20240326, 1: 3, 2: 5, 3: 37, 4: 2, 5: 3, 6: 24, 7: 128}
+
+
+def header_bytes(**changes):
+    """The header written out a second time, with `struct`. Changes: field0=..., field1=..., ..."""
+    numbers = HEADER | {int(name[5:]): value for name, value in changes.items()}
+    return struct.pack("<256i", *(numbers.get(index, 0) for index in range(256)))
+
+
+def llmc_bytes(**changes):
+    version = changes.get("field1", 3)
+    numbers = range(COUNT)
+    payload = struct.pack(f"<{COUNT}H", *numbers) if version == 5 else struct.pack(f"<{COUNT}f", *numbers)
+    return header_bytes(**changes) + payload
+
+
+@pytest.mark.parametrize("version, dtype", [(3, np.float32), (5, np.uint16)])
+def test_written_bytes_are_llmcs(tmp_path, monkeypatch, version, dtype):
+    monkeypatch.setattr(model_file, "PIECE", 1000)  # several pieces, the last one smaller
+    write_model_file(tmp_path / "m.bin", CONFIG, np.arange(COUNT, dtype=dtype))
+    assert (tmp_path / "m.bin").read_bytes() == llmc_bytes(field1=version)
+
+
+@pytest.mark.parametrize("version, dtype", [(3, np.float32), (5, np.uint16)])
+def test_parameters_come_back(tmp_path, version, dtype):
+    (tmp_path / "m.bin").write_bytes(llmc_bytes(field1=version))
+    config, flat = read_model_file(tmp_path / "m.bin")
+    assert config == CONFIG
+    assert flat.dtype == dtype and not flat.flags.writeable and isinstance(flat, np.memmap)
+    np.testing.assert_array_equal(flat, np.arange(COUNT))
+
+
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7F800000, 0x80000000, 0x00000001])  # NaN, infinity, -0, a denormal
+def test_every_bit_comes_back(tmp_path, bits):
+    flat = np.full(COUNT, bits, dtype=np.uint32).view(np.float32)
+    write_model_file(tmp_path / "m.bin", CONFIG, flat)
+    np.testing.assert_array_equal(read_model_file(tmp_path / "m.bin")[1].view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("config", [CONFIG, *map(parse_descriptor, ["d12", "d48", "gpt3:c384"])])
+def test_parameters_are_counted_as_the_model_does(config):
+    assert count_parameters(config) == model.count_parameters(config)
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "this file has 0 in all"),
+    (llmc_bytes()[:1023], "this file has 1023 in all"),
+    (llmc_bytes(field0=20240520), "a token shard"),
+    (llmc_bytes(field0=20240527), "an optimizer state"),
+    (b"First Citizen:\n" * 100, "something else"),
+    (llmc_bytes(field1=1), "version 3 or 5, this one has 1"),
+    (llmc_bytes(field4=-2), "cannot read 'L=-2'"),
+    (llmc_bytes(field5=5), "NH must divide C"),
+    (llmc_bytes(field6=0), "cannot read 'C=0'"),
+    (llmc_bytes(field7=37), "padded to 128 rows"),
+    (llmc_bytes(field4=2**31 - 1), "cut off or altered"),
+    (llmc_bytes(field1=5) + llmc_bytes(field1=5), "cut off or altered"),
+    (header_bytes(), "this file has 1024"),
+    (llmc_bytes()[:-1], f"must have {1024 + 4 * COUNT} bytes, this file has {1023 + 4 * COUNT}"),
+    (llmc_bytes() + b"\0", f"must have {1024 + 4 * COUNT} bytes, this file has {1025 + 4 * COUNT}"),
+])
+def test_foreign_files_are_refused(tmp_path, content, reason):
+    path = tmp_path / "foreign.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_model_file(path)
+    message = str(raised.value)
+    assert reason in message and str(path) in message and "\n" not in message
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_model_file(tmp_path / "none.bin")
+    with pytest.raises(UserError, match="readable file"):
+        read_model_file(tmp_path)
+
+
+@pytest.mark.parametrize("flat", [
+    np.zeros(COUNT), np.zeros(COUNT, np.int16), np.zeros(COUNT - 1, np.float32), np.zeros((1, COUNT), np.float32),
+])
+def test_parameters_that_do_not_fit_are_not_written(tmp_path, flat):
+    with pytest.raises(ValueError, match="write_model_file"):
+        write_model_file(tmp_path / "m.bin", CONFIG, flat)
+    assert not (tmp_path / "m.bin").exists()
+
+
+def test_offsets_beyond_2_gib(tmp_path):
+    config = GPT2Config(L=1, NH=1, C=8, max_T=70_000_000, V=1)  # 2.24 GB, nearly all of it a hole in the file
+    count = count_parameters(config)
+    with open(tmp_path / "m.bin", "wb") as file:
+        file.write(header_bytes(field2=config.max_T, field3=1, field4=1, field5=1, field6=8))
+        try:
+            file.truncate(1024 + 4 * count)
+            file.seek(1024 + 4 * count - 4)
+            file.write(struct.pack("<f", 7.5))
+        except OSError:
+            pytest.skip("no room for a file with a hole")
+    flat = read_model_file(tmp_path / "m.bin")[1]
+    assert 4 * count > 2**31 and flat[-1] == 7.5 and flat[-2] == 0

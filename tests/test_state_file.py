@@ -1,0 +1,214 @@
+"""State files: the bytes are llm.c's, the generator goes on with the same numbers, damaged files are refused."""
+
+import ctypes
+import dataclasses
+import struct
+
+import numpy as np
+import pytest
+
+from gpt2_numba.data.loader import DataLoader, LoaderState
+from gpt2_numba.errors import UserError
+from gpt2_numba.training import model_file
+from gpt2_numba.training.state_file import GENERATOR, TrainingState, read_state_file, write_state_file
+
+COUNT = 7
+SHARDS, SAMPLES = [2, 0, 1], [3, 1, 4, 0, 2]
+WORDS = list(range(1000, 1624))
+
+
+class Mt19937State(ctypes.Structure):
+    """llm.c's struct, laid out by this machine's C rules."""
+
+    _fields_ = [("seed", ctypes.c_ulonglong), ("left", ctypes.c_int), ("next", ctypes.c_uint),
+                ("words", ctypes.c_uint * 624), ("matrix", ctypes.c_uint * 2)]
+
+
+def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMPLES, left=524, next=101,
+               matrix=0x9908B0DF, count=COUNT, shards_said=None):
+    """A state file written out a second time, with `struct`. fields: header numbers that differ from the usual ones."""
+    header = bytearray(1024)
+    struct.pack_into("<6i", header, 0, 20240527, 1, 4, 2, master, shuffle)
+    struct.pack_into("<i", header, 40, 1234)
+    struct.pack_into("<QQ", header, 80, 2**64 - 3, 2**33 + 5)
+    struct.pack_into("<QQ", header, 120, 1, 2)
+    for index, number in fields.items():
+        struct.pack_into("<i", header, 4 * index, number)
+    arrays = [np.arange(count) + 0.5 + 100 * index for index in range(3 if master else 2)]
+    parts = [bytes(header), *(struct.pack(f"<{count}f", *array) for array in arrays)]
+    if shuffle:
+        parts += [struct.pack(f"<Q{len(shards)}i", len(shards) if shards_said is None else shards_said, *shards),
+                  struct.pack(f"<Q{len(samples)}i", len(samples), *samples),
+                  struct.pack("<QiI624I2I", 44, left, next, *WORDS, 0, matrix)]
+    return b"".join(parts)
+
+
+def state(master=True, shuffle=True):
+    """The TrainingState that llmc_bytes holds."""
+    m, v, w = (np.arange(COUNT, dtype=np.float32) + np.float32(0.5 + 100 * index) for index in range(3))
+    loader = LoaderState(False, 1, 2)
+    if shuffle:
+        loader = LoaderState(True, 1, 2, np.array(SHARDS, np.int32), np.array(SAMPLES, np.int32), 44,
+                             np.array(WORDS, np.uint32), 101)
+    return TrainingState(4, 2, 1234, 2**64 - 3, 2**33 + 5, loader, m, v, w if master else None)
+
+
+def assert_same(found, expected):
+    """All fields of two dataclasses, arrays by dtype and value."""
+    for field in dataclasses.fields(expected):
+        a, b = getattr(found, field.name), getattr(expected, field.name)
+        if isinstance(b, np.ndarray):
+            assert a.dtype == b.dtype and np.array_equal(a, b), field.name
+        elif dataclasses.is_dataclass(b):
+            assert_same(a, b)
+        else:
+            assert a == b, field.name
+
+
+def test_the_generator_is_laid_out_as_in_c():
+    assert GENERATOR.itemsize == ctypes.sizeof(Mt19937State) == 2520
+    for name, _ in Mt19937State._fields_:
+        assert GENERATOR.fields[name][1] == getattr(Mt19937State, name).offset
+
+
+@pytest.mark.parametrize("master", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_written_bytes_are_llmcs(tmp_path, monkeypatch, master, shuffle):
+    monkeypatch.setattr(model_file, "PIECE", 3)  # several pieces, the last one smaller
+    write_state_file(tmp_path / "s.bin", state(master, shuffle))
+    assert (tmp_path / "s.bin").read_bytes() == llmc_bytes(master=master, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("master", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_state_comes_back(tmp_path, master, shuffle):
+    (tmp_path / "s.bin").write_bytes(llmc_bytes(master=master, shuffle=shuffle))
+    found = read_state_file(tmp_path / "s.bin", COUNT)
+    assert_same(found, state(master, shuffle))
+    assert isinstance(found.m, np.memmap) and not found.m.flags.writeable
+
+
+def llmc_draws(words, left, next, count):
+    """`count` draws as llm.c makes them, from its own three variables."""
+    words, draws = list(words), []
+    for _ in range(count):
+        left -= 1
+        if left <= 0:
+            left, next = 624, 0
+            for j in range(624):
+                y = (words[j] & 0x80000000) | (words[(j + 1) % 624] & 0x7FFFFFFF)
+                words[j] = words[(j + 397) % 624] ^ (y >> 1) ^ (0x9908B0DF if y & 1 else 0)
+        y = words[next]
+        next += 1
+        y ^= y >> 11
+        y ^= (y << 7) & 0x9D2C5680
+        y ^= (y << 15) & 0xEFC60000
+        draws.append(y ^ (y >> 18))
+    return draws
+
+
+def raw_draws(generator, count):
+    return generator.randint(0, 2**32, size=count, dtype=np.uint32).tolist()
+
+
+def restored(path):
+    """NumPy's generator from the state file."""
+    loader = read_state_file(path, COUNT).loader
+    generator = np.random.RandomState(0)
+    generator.set_state(("MT19937", loader.generator_words, loader.generator_position))
+    return generator
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 623, 624, 625, 1248])
+def test_llmc_goes_on_with_our_numbers(tmp_path, drawn):
+    generator = np.random.RandomState(43)
+    raw_draws(generator, drawn)
+    _, words, position, *_ = generator.get_state()
+    ours = state()
+    ours.loader = dataclasses.replace(ours.loader, generator_words=words, generator_position=position)
+    write_state_file(tmp_path / "s.bin", ours)
+    in_c = Mt19937State.from_buffer_copy((tmp_path / "s.bin").read_bytes()[-2520:])
+    expected = raw_draws(generator, 700)
+    assert llmc_draws(in_c.words, in_c.left, in_c.next, 700) == expected
+    assert tuple(in_c.matrix) == (0, 0x9908B0DF)
+    assert raw_draws(restored(tmp_path / "s.bin"), 700) == expected
+
+
+@pytest.mark.parametrize("left, next", [(1, 0), (624, 1), (524, 101), (2, 623), (1, 624)])  # all that llm.c can be in
+def test_we_go_on_with_llmcs_numbers(tmp_path, left, next):
+    (tmp_path / "s.bin").write_bytes(llmc_bytes(left=left, next=next))
+    assert raw_draws(restored(tmp_path / "s.bin"), 700) == llmc_draws(WORDS, left, next, 700)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batches", [0, 1, 3, 4, 7])  # 3 + 4 + 3 samples: also at the end of a shard
+def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
+    shards = [np.arange(length, dtype=np.uint16) for length in (20, 27, 19)]
+    loader = DataLoader(shards, B=2, T=3, shuffle=shuffle)
+    for _ in range(batches):
+        loader.next_batch()
+    m = np.zeros(COUNT, np.float32)
+    write_state_file(tmp_path / "s.bin", TrainingState(1, 0, 5, 6, 7, loader.state(), m, m))
+    resumed = DataLoader(shards, B=2, T=3, shuffle=shuffle)
+    resumed.load_state(read_state_file(tmp_path / "s.bin", COUNT).loader)
+    for _ in range(25):  # beyond two epochs
+        np.testing.assert_array_equal(resumed.next_batch(), loader.next_batch())
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "this file has 0 in all"),
+    (llmc_bytes()[:1000], "this file has 1000 in all"),
+    (llmc_bytes({0: 20240326}), "a model checkpoint"),
+    (llmc_bytes({1: 2}), "version 1, this one has 2"),
+    (llmc_bytes({3: 4}), "rank 4 of 4"),
+    (llmc_bytes({3: -1}), "rank -1 of 4"),
+    (llmc_bytes({4: 7}), "rank 2 of 4, 7, 1"),
+    (llmc_bytes({5: 2}), "rank 2 of 4, 1, 2"),
+    (llmc_bytes({10: -1}), "1, 1 and -1"),
+    (llmc_bytes(shuffle=False)[:-1], "belongs to another model"),
+    (llmc_bytes(shuffle=False) + b"\0", "belongs to another model"),
+    (llmc_bytes(shuffle=False, count=6), "belongs to another model"),
+    (llmc_bytes(master=False, shuffle=False, count=14), "2 float32 each must have 1080 bytes, this file has 1136"),
+    (llmc_bytes(count=6), "belongs to another model"),
+    (llmc_bytes(count=8), "belongs to another model"),
+    (llmc_bytes(count=70), "belongs to another model"),
+    (llmc_bytes()[:1100], "and those of the loader, this file has 1100"),
+    (llmc_bytes()[:1024 + 12 * COUNT + 5], "cannot lie in its last 0 bytes"),
+    (llmc_bytes(shards_said=2**60), "an order of 1152921504606846976 numbers"),
+    (llmc_bytes(shards=[2, 0, 2]), "each of 0 to 2 once"),
+    (llmc_bytes(samples=[3, 1, 4, 0, 5]), "each of 0 to 4 once"),
+    (llmc_bytes({30: 3}), "in shard 3 of 3"),
+    (llmc_bytes({32: 6}), "at sample 6 of 5"),
+    (llmc_bytes({32: -1, 33: -1}), "at sample 18446744073709551615"),  # llm.c before June 2024, before the first batch
+    (llmc_bytes()[:-1], "2520 bytes of generator"),
+    (llmc_bytes() + b"\0", "2520 bytes of generator"),
+    (llmc_bytes(left=524, next=100), "524 left, 100 next"),
+    (llmc_bytes(left=0, next=625), "0 left, 625 next"),
+    (llmc_bytes(matrix=0), "its generator"),
+])
+def test_foreign_files_are_refused(tmp_path, content, reason):
+    path = tmp_path / "foreign.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_state_file(path, COUNT)
+    message = str(raised.value)
+    assert reason in message and str(path) in message and "\n" not in message
+
+
+def test_a_shard_that_is_used_up_is_no_damage(tmp_path):
+    (tmp_path / "s.bin").write_bytes(llmc_bytes({32: 5}))
+    assert read_state_file(tmp_path / "s.bin", COUNT).loader.current_sample == 5
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        read_state_file(tmp_path / "none.bin", COUNT)
+
+
+@pytest.mark.parametrize("changes", [
+    {"v": np.zeros(6, np.float32)}, {"m": np.zeros(7)}, {"master": np.zeros(7, np.uint16)},
+])
+def test_arrays_that_do_not_fit_are_not_written(tmp_path, changes):
+    with pytest.raises(ValueError, match="write_state_file"):
+        write_state_file(tmp_path / "s.bin", dataclasses.replace(state(), **changes))
+    assert not (tmp_path / "s.bin").exists()
