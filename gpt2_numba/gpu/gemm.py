@@ -20,12 +20,14 @@ def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, ac
     0.375 where 0.361 was right, since the product of size 3 had been rounded to a multiple of 1/64). llm.c's gradients do the same.
 
     out  [w] or [+] (M, N)    a [r] (M, K), stored (K, M) if transpose_a    b [r] (K, N), stored (N, K) if transpose_b
-    bias [r] (N,) or None, added to every row
+    bias [r] (N,) or None, added to every row; not together with accumulate
     gelu_to [w] (M, N) or None: the result goes there, and its GELU into out; needs a bias. cuBLASLt only
     gelu_of [r] (M, N) or None: the product is multiplied by the derivative of the GELU at gelu_of. cuBLASLt only
     All three with a leading batch axis, or none. Stored rows may be longer than the part in use: only the part is touched.
     All of one type, float32 or bfloat16 bits, C-contiguous, on the device.
     """
+    if accumulate and bias is not None:
+        raise ValueError("gemm: a bias is for a layer's output, accumulate for gradients: not both")
     if SIMULATING:
         if gelu_to is not None or gelu_of is not None:
             raise ValueError("gemm: GELU in the epilogue needs cuBLASLt; in the simulator call the GELU layer")
