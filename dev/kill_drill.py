@@ -1,6 +1,6 @@
 """The drill for resuming: a training that is killed again and again must end with the bits of one that never was.
 
-    python -m dev.kill_drill                  20 kills, on the CPU, about two minutes
+    python -m dev.kill_drill                  20 kills, on the CPU, one to two minutes
     python -m dev.kill_drill --kills 100 --seed 7 -- --device gpu --precision bf16
 
 A small training runs once undisturbed. Then the same training runs in a directory of its own and is killed with SIGKILL at
@@ -26,13 +26,13 @@ from gpt2_numba.training.checkpoint import complete_checkpoints
 
 V = 101
 # Two shards of 6 and 8 samples: a new epoch, with its new order, every 7 steps of two micro-batches. A checkpoint every
-# other step, of 3 MB, so that many kills fall into the writing of one.
+# other step, so that many kills fall into the writing of one.
 FLAGS = [
     "-e", f"L=2,NH=2,C=32,T=16,V={V}", "-b", "4", "-t", "16", "-d", "128", "-x", "400", "-u", "20", "-q", "0.1", "-c", "0.1",
     "-sl", "2.5", "-sg", "2.5", "-v", "25", "-m", "2", "-s", "0", "-n", "2", "-nk", "2", "--device", "cpu",
 ]  # fmt: skip
 KILLS_WHILE_STARTING = 0.2  # share of the kills that fall before the first step
-POLL_SECONDS = 0.002  # a step takes some 10 ms
+POLL_SECONDS = 0.002  # a step takes 10 ms and more
 
 
 class TrainingFailed(Exception):
@@ -125,7 +125,7 @@ def drill(directory, kills, rng, extra_flags):
                 killed, seconds, _ = live([*command, str(killed_directory), "-y", "1"], output)
             else:
                 while_starting = rng.random() < KILLS_WHILE_STARTING
-                # On average two kills' worth of training a life would end the run early; one and a half rarely does.
+                # On average three quarters of an even share: the kills spread over the training, which seldom ends before the last.
                 moment = rng.uniform(0, starting_seconds if while_starting else 1.5 * training_seconds / kills)
                 killed, seconds, _ = live([*command, str(killed_directory), "-y", "1"], output, moment, while_starting)
             ended = not killed

@@ -5,7 +5,6 @@
 Reads LOGDIR/main.log (ours or llm.c's) and writes LOGDIR/loss.png, or FILE.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import read_main_log
 
@@ -99,27 +99,20 @@ def _label(axes, quantity):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its complaints as a UserError of one line."""
-
-    def error(self, message):
-        raise UserError(f"{message}: see python -m gpt2_numba.plot --help")
+def run(argv):
+    """Draw what the command line asks for."""
+    parser = Parser(prog="python -m gpt2_numba.plot", description="Draw the losses of a run from its main.log.")
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory that a run named (its -o)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the PNG to write (default LOGDIR/loss.png)")
+    arguments = parser.parse_args(argv)
+    png_path = arguments.out or arguments.logdir / "loss.png"
+    plot_losses(arguments.logdir / "main.log", png_path, title=arguments.logdir.resolve().name)
+    print(f"wrote {png_path}")
 
 
 def main(argv):
-    """The command line; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    parser = _Parser(prog="python -m gpt2_numba.plot", description="Draw the losses of a run from its main.log.")
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory that a run named (its -o)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the PNG to write (default LOGDIR/loss.png)")
-    try:
-        arguments = parser.parse_args(argv)
-        png_path = arguments.out or arguments.logdir / "loss.png"
-        plot_losses(arguments.logdir / "main.log", png_path, title=arguments.logdir.resolve().name)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {png_path}")
-    return 0
+    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ shuffled data, from a checkpoint that is written and read again, must give the s
 Exit code: 0 all is well, 1 something differs, 2 a mistake of the user's, told in one line.
 """
 
-import argparse
 import math
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.config import parameter_shapes
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.errors import UserError
@@ -57,6 +57,7 @@ def relative_error(config, B, T, precision, tf32, backward):
     error in one of them counts for its share only. The stream itself is rounded anew by each of its two additions in every block.
     Other implementations in float32 have the errors of sums as well. That they are of the same size is covered, since sums are made
     in parts, which leaves fewer additions to a number than are counted here; and rounding errors are below a unit, 0.3 on average.
+    A dozen tokens are needed: of a few, a difference such as datt - Σ p datt in attention can be smaller by far than its parts.
     """
     C, HS, N = config.C, config.HS, B * T
     additions = 11 * C + HS + 2 * T
@@ -71,27 +72,27 @@ def relative_error(config, B, T, precision, tf32, backward):
     return math.sqrt(squares)
 
 
-def largest_numbers(name, gradient, config, T):
-    """What a gradient's errors are relative to, broadcastable to its shape: the largest numbers of those that belong together.
+def largest_numbers(name, gradients, config, T):
+    """What the errors of gradients[name] are relative to, broadcastable to its shape: the largest numbers of those that belong together.
 
-    Blocks are apart, and so are values from queries and keys, whose gradients can be smaller by far. Queries and keys stay together:
-    the gradient of the keys' bias is zero, but for rounding, since the same number added to all scores of a row changes no softmax.
+    Blocks are apart, and so are values from queries and keys, whose gradients can be smaller by far. Queries and keys stay together,
+    and with the weights that make them: a bias is the weight of an input of 1, and the others come from a LayerNorm, so are about 1,
+    too. By itself a bias can have no gradient but roundings. The keys' never has: the same number added to all scores of a row
+    changes no softmax.
     Where no token comes, in the padding of wte and in wpe beyond T, there is 0: these gradients must be zero, exactly.
     """
-    sizes = np.abs(gradient)
+    sizes = np.abs(gradients[name])
     if name in ("wte", "wpe", "lnfw", "lnfb"):
         largest = np.full(sizes.shape, sizes.max())
         largest[{"wte": config.V, "wpe": T}.get(name, len(largest)) :] = 0
     elif name in ("qkvw", "qkvb"):
-        parts = sizes[:, : 2 * config.C], sizes[:, 2 * config.C :]
-        largest = np.concatenate([np.broadcast_to(_largest_of_block(part), part.shape) for part in parts], axis=1)
+        of_rows = np.maximum(np.abs(gradients["qkvw"]).max(axis=2), np.abs(gradients["qkvb"]))
+        queries_keys, values = of_rows[:, : 2 * config.C].max(axis=1), of_rows[:, 2 * config.C :].max(axis=1)
+        largest = np.repeat(np.stack((queries_keys, values), axis=1), (2 * config.C, config.C), axis=1)
+        largest = largest.reshape(*largest.shape, *(1,) * (sizes.ndim - 2))
     else:
-        largest = _largest_of_block(sizes)
+        largest = sizes.max(axis=tuple(range(1, sizes.ndim)), keepdims=True)
     return np.where(np.isfinite(largest), largest, 0)  # an infinite number in the file must not allow everything
-
-
-def _largest_of_block(sizes):
-    return sizes.max(axis=tuple(range(1, sizes.ndim)), keepdims=True)
 
 
 def loss_bounds(config, state, expected, precision, tf32):
@@ -127,7 +128,7 @@ def train_step(model, step, inputs, targets, course):
 
 
 def compare_first_step(model, state, tf32):
-    """Rows (layer_checks.Row) for logits, loss and the 16 gradient tensors. Changes only the gradients of the model."""
+    """Rows (layer_checks.Row) for logits, loss and the 16 gradient tensors, each with the tensor's largest number, as pairs."""
     config, (B, T) = model.config, state.inputs.shape
     forward, backward = (relative_error(config, B, T, model.precision, tf32, which) for which in (False, True))
     model.zero_grad()
@@ -136,14 +137,16 @@ def compare_first_step(model, state, tf32):
     model.backward(state.targets)
     loss = np.array([state.loss])
     largest_logit = np.abs(state.logits).max()
+    of_logits = forward * largest_logit if np.isfinite(largest_logit) else 0.0
+    of_loss = loss_bounds(config, state, loss, model.precision, tf32)
     rows = [
-        compare("forward", "logits", logits, state.logits, forward * largest_logit if np.isfinite(largest_logit) else 0.0),
-        compare("forward", "loss", np.array([model.take_loss()]), loss, loss_bounds(config, state, loss, model.precision, tf32)),
+        (compare("forward", "logits", logits, state.logits, of_logits), largest_logit),
+        (compare("forward", "loss", np.array([model.take_loss()]), loss, of_loss), state.loss),
     ]
     for name, gradient in model.grads_to_host().items():
         expected = state.gradients[name]
-        bound = backward * largest_numbers(name, expected, config, T)
-        rows.append(compare("backward", f"d{name}", gradient, expected, bound))
+        bound = backward * largest_numbers(name, state.gradients, config, T)
+        rows.append((compare("backward", f"d{name}", gradient, expected, bound), np.abs(expected).max()))
     return rows
 
 
@@ -210,11 +213,13 @@ def difference(name, first, second):
 
 
 def print_rows(rows):
-    """The first step's table: how far off, and where."""
-    print(f"{'tensor':<10}{'shape':<18}{'largest error':>14}{'bound':>11}  {'':<8}at")
-    for row in rows:
-        verdict, at = "ok" if row.ok else "FAILED", "x".join(map(str, row.shape))
-        print(f"{row.tensor:<10}{at:<18}{row.error:14.2e}{row.bound:11.2e}  {verdict:<8}{row.index}")
+    """The first step's table: pairs of a Row and the tensor's largest number. Errors stand there as they are, and relative to it."""
+    print(f"{'tensor':<10}{'shape':<18}{'largest':>10}{'error':>11}{'relative':>11}{'bound':>11}  {'':<8}at")
+    for row, largest in rows:
+        shape = "x".join(map(str, row.shape))
+        relative = row.error / largest if 0 < largest < math.inf else math.inf
+        verdict = "ok" if row.ok else "FAILED"
+        print(f"{row.tensor:<10}{shape:<18}{largest:10.2e}{row.error:11.2e}{relative:11.2e}{row.bound:11.2e}  {verdict:<8}{row.index}")
 
 
 def print_losses(losses, rows):
@@ -229,18 +234,13 @@ def print_losses(losses, rows):
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is one line like every other mistake."""
-
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def parse_arguments(argv):
-    parser = Parser(prog="python -m gpt2_numba.test_gpt2", description="Compare the model with a debug state, and check that it repeats.")
+    """The command line, with the device decided. Raises UserError for a mistake."""
+    description = "Compare the model with a debug state, and check that it repeats."
+    parser = Parser(prog="python -m gpt2_numba.test_gpt2", description=description, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL.bin", help="model file, float32 or bfloat16")
     parser.add_argument("state", metavar="DEBUG_STATE.bin", help="debug state that goes with it")
-    parser.add_argument("--losses", metavar="FILE", help=f"text file of the {STEPS} losses to be expected (default: only the first is known)")
+    parser.add_argument("--losses", metavar="FILE", help=f"text file of the {STEPS} expected losses (default: only the first is known)")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     parser.add_argument("--tf32", choices=("0", "1"), default="0", help="allow TF32 in fp32 matmuls on a GPU (default: 0)")
@@ -268,8 +268,9 @@ def read_losses(path):
     return losses
 
 
-def run(arguments):
-    """Returns the failures as text lines."""
+def run(argv):
+    """The whole test. Returns the exit code: 0, or 1 if something differs."""
+    arguments = parse_arguments(argv)
     config, parameters = read_model_file(arguments.model)
     state = read_debug_state(arguments.state, config, parameter_shapes(config))
     expected = np.array([state.loss]) if arguments.losses is None else read_losses(arguments.losses)
@@ -287,25 +288,21 @@ def run(arguments):
     losses, loss_rows = compare_losses(model, state, expected, arguments.tf32)
     print()
     print_losses(losses, loss_rows)
-    failures = [str(row) for row in rows + loss_rows if not row.ok]
+    failures = [str(row) for row in [*(row for row, _ in rows), *loss_rows] if not row.ok]
 
     with tempfile.TemporaryDirectory() as directory:
         differences = check_determinism(model, directory)
     print(f"\nten steps again from a checkpoint: {'FAILED' if differences else 'the same bits'}")
-    return failures + differences
-
-
-def main(argv):
-    """The command line. Returns the exit code: 0, 1 if something differs, 2 for a mistake of the user's."""
-    try:
-        failures = run(parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    failures += differences
     for failure in failures:
         print(f"FAILED {failure}")
     print("not all is well" if failures else "all is well")
     return 1 if failures else 0
+
+
+def main(argv):
+    """The command line. Returns the exit code: 0, 1 if something differs, 2 for a mistake of the user's."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

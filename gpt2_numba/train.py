@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from gpt2_numba.command_line import exit_code
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
@@ -23,7 +24,7 @@ from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.resume import Checkpoint, Course, open_newest, restore, save
-from gpt2_numba.training.checkpoint import CheckpointFailed, complete_checkpoints
+from gpt2_numba.training.checkpoint import CheckpointFailed, done_checkpoints
 from gpt2_numba.training.gpu_info import gpu_info
 from gpt2_numba.training.log import MainLog, Throughput, step_line
 from gpt2_numba.training.model_file import read_model_file
@@ -60,6 +61,8 @@ def train(settings):
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
     course = Course(settings.rank)
     first_step = load_start(model, start_from, train_loader, course, settings.seed)
+    if first_step > max_steps:
+        raise UserError(f"the steps (-x) must be at least the {first_step} that the checkpoint has behind it, got {max_steps}: ask for more")
 
     log = MainLog(settings.log_dir, go_on=first_step > 0)
     throughput = Throughput(tokens_per_step)
@@ -90,10 +93,11 @@ def train(settings):
 
             # Once in a while, and when asked to stop: keep all that is needed to go on.
             due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or last)
-            if settings.log_dir and step > first_step and (due or stop.requested):
+            stopping = stop.requested  # looked at once: a signal after this line is for the next step, which then keeps its own
+            if settings.log_dir and step > first_step and (due or stopping):
                 save_or_say_why_not(settings, step, model, batches, course)
 
-            if last or stop.requested:
+            if last or stopping:
                 break
 
             # One step: gradients of all micro-batches, then the update.
@@ -128,8 +132,8 @@ def train(settings):
             log.write_train_step(step, loss, rate, norm)
             step += 1
 
-    if stop.requested and not last:
-        raise Stopped(stop.requested, step, settings)
+    if stopping and not last:
+        raise Stopped(stopping, step, settings)
     if log.path:
         picture = log.path.with_name("loss.png")
         plot_losses(log.path, picture, f"{config}, {count_parameters(config) / 1e6:.1f} M parameters")
@@ -143,7 +147,10 @@ class Stopped(Exception):
     def __init__(self, signal_name, step, settings):
         how = "no checkpoint was written, since no log directory was given (-o)"
         if settings.log_dir:
-            how = f"to go on, give the same command with -y 1: it resumes from the newest checkpoint in {settings.log_dir}"
+            there = done_checkpoints(settings.log_dir)
+            how = f"no checkpoint is in {settings.log_dir}: the same command begins anew"
+            if there:
+                how = f"to go on, give the same command with -y 1: it resumes from the checkpoint of step {there[0]} in {settings.log_dir}"
         super().__init__(f"stopped by {signal_name} after {step} steps; {how}")
 
 
@@ -227,12 +234,12 @@ def open_start(settings):
         raise UserError(f"-pn (processes) must be 1: this version trains with one process, got {settings.processes}")
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run that is to go on: add -o DIR")
-    there = complete_checkpoints(settings.log_dir) if settings.log_dir else []
+    there = done_checkpoints(settings.log_dir) if settings.log_dir else []
     if settings.resume and there:
         return open_newest(settings.log_dir)
     if settings.resume:
         print(f"no checkpoint in {settings.log_dir}: the run begins anew")
-    elif settings.checkpoint_every and there:
+    elif there:
         raise UserError(
             f"{settings.log_dir} has the checkpoints of an earlier run, up to step {there[0]}: go on with it (-y 1), or name another directory (-o)"
         )
@@ -323,13 +330,10 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
     print(f"memory, allocated once:\n{model.arena.table()}")
 
 
-def main(argv):
-    """The command line. Returns the exit code: 0, 2 for a mistake of the user's, told in one line, 130 if it was stopped."""
+def run(argv):
+    """Train as the command line asks. Returns the exit code: 0, or 130 if the run was stopped."""
     try:
         train(choose_machine(parse_settings(argv)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + signal.SIGINT
@@ -337,6 +341,11 @@ def main(argv):
         print("\nstopped at once", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def main(argv):
+    """The command line. Returns the exit code: 0, 2 for a mistake of the user's, told in one line, 130 if it was stopped."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from dev.data.tokenize_text import ENCODINGS, Parser
+from dev.data.tokenize_text import ENCODINGS
+from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.errors import UserError
 
@@ -75,12 +76,8 @@ def run(argv):
 
 
 def main(argv=None):
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ writes
 PyTorch computes in float32 on the CPU. It is an extra of its own: pip install -e '.[oracle]'.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.initial_weights import initial_weights
@@ -25,16 +25,10 @@ from gpt2_numba.training.debug_state_file import DebugState, write_debug_state
 from gpt2_numba.training.model_file import write_model_file
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is one line like every other mistake."""
-
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def parse_arguments(argv):
     parser = Parser(prog="python -m dev.data.make_debug_state",
-                    description="Make a model file, its debug state and its first ten losses with PyTorch.")
+                    description="Make a model file, its debug state and its first ten losses with PyTorch.",
+                    allow_abbrev=False)
     parser.add_argument("-e", "--model", default="d12", help="descriptor of the model (default: d12)")
     parser.add_argument("-b", "--batch-size", type=int, default=4, metavar="B", help="rows of the batch (default: 4)")
     parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
@@ -45,8 +39,8 @@ def parse_arguments(argv):
     arguments.config = parse_descriptor(arguments.model)
     if arguments.batch_size < 1:
         raise UserError(f"the batch size (-b) must be at least 1, got {arguments.batch_size}")
-    if not 1 <= arguments.sequence_length <= arguments.config.max_T:
-        raise UserError(f"the sequence length (-t) must be from 1 to the model's longest context, {arguments.config.max_T}, "
+    if not 2 <= arguments.sequence_length <= arguments.config.max_T:  # of one token, attention has no gradients, only roundings
+        raise UserError(f"the sequence length (-t) must be from 2 to the model's longest context, {arguments.config.max_T}, "
                         f"got {arguments.sequence_length}")
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed must be from 0 to 2**32 - 1, got {arguments.seed}")
@@ -114,12 +108,8 @@ def run(argv):
 
 
 def main(argv=None):
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

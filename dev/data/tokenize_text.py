@@ -11,24 +11,17 @@ llm.c's own Tiny Shakespeare (32,768 and 305,260 tokens) is
     python -m dev.data.tokenize_text tinyshakespeare.txt --split-on-blank-lines --val-tokens 32768 --out data
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.data.tokenizers import byte_encoding, gpt2_encoding
 from gpt2_numba.errors import UserError
 
 ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is one line like every other mistake."""
-
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
 
 
 def parse_arguments(argv):
@@ -137,12 +130,8 @@ def run(argv):
 
 
 def main(argv=None):
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2_numba.data.token_shards import HEADER_BYTES, HEADER_INTS, MAGIC as SHARD_MAGIC, OTHER_FILES
+from gpt2_numba.data.token_shards import HEADER_BYTES, HEADER_INTS, OTHER_FILES
+from gpt2_numba.data.token_shards import MAGIC as SHARD_MAGIC
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240522

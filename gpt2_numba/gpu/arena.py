@@ -17,6 +17,8 @@ ALIGNMENT = 256  # bytes; what cudaMalloc gives, and cuBLASLt likes best
 
 @dataclass(frozen=True)
 class Entry:
+    """One planned array: its group in the table, its name, and where it begins (bytes)."""
+
     group: str
     name: str
     shape: tuple

@@ -87,37 +87,37 @@ def attention_backward_ref(dqkv, dheads, datt, out_heads, dout, heads, att):
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
-@cuda.jit
-def split_heads_kernel(heads, rows):
-    """heads[p, b, h, t] = rows[b, t, p, h]: one matrix a head. p counts q, k, v (or is 0 alone). One thread moves eight numbers."""
-    P, B, NH, T, HS = heads.shape
-    i = cuda.grid(1) * WIDTH
-    if i >= heads.size:
-        return
+@cuda.jit(device=True)
+def place_in_heads(i, shape):
+    """Where element i of rows (B, T, P, NH, HS) stands in heads (P, B, NH, T, HS). P counts q, k, v, or is 1 for one of them."""
+    P, B, NH, T, HS = shape
     e = i % HS
     h = i // HS % NH
     p = i // (HS * NH) % P
     bt = i // (HS * NH * P)
     b, t = bt // T, bt % T
+    return (((p * B + b) * NH + h) * T + t) * HS + e
+
+
+@cuda.jit
+def split_heads_kernel(heads, rows):
+    """heads[p, b, h, t] = rows[b, t, p, h]: one matrix a head. One thread moves eight numbers."""
+    i = cuda.grid(1) * WIDTH
+    if i >= heads.size:
+        return
     x = cuda.local.array(WIDTH, float32)
     load8(rows, i, x)
-    store8(heads, (((p * B + b) * NH + h) * T + t) * HS + e, x)
+    store8(heads, place_in_heads(i, heads.shape), x)
 
 
 @cuda.jit
 def join_heads_kernel(rows, heads):
     """rows[b, t, p, h] = heads[p, b, h, t]: the way back. One thread moves eight numbers."""
-    P, B, NH, T, HS = heads.shape
     i = cuda.grid(1) * WIDTH
     if i >= heads.size:
         return
-    e = i % HS
-    h = i // HS % NH
-    p = i // (HS * NH) % P
-    bt = i // (HS * NH * P)
-    b, t = bt // T, bt % T
     x = cuda.local.array(WIDTH, float32)
-    load8(heads, (((p * B + b) * NH + h) * T + t) * HS + e, x)
+    load8(heads, place_in_heads(i, heads.shape), x)
     store8(rows, i, x)
 
 

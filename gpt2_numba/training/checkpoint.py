@@ -80,22 +80,30 @@ def complete_checkpoints(directory):
 
     Complete: DONE, the model file and the state files of all processes are there. What is in them is not looked at.
     """
+    return [step for step in done_checkpoints(directory) if _missing_file(Path(directory), step) is None]
+
+
+def done_checkpoints(directory):
+    """Steps of the checkpoints in `directory` that have DONE, newest first: those that were once complete."""
     matches = (re.fullmatch(r"DONE_(\d{8,})", path.name) for path in Path(directory).glob("DONE_*"))
-    steps = sorted((int(match[1]) for match in matches if match), reverse=True)
-    return [step for step in steps if _is_complete(Path(directory), step)]
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def load_newest(directory, load):
     """Return load(step) for the newest complete checkpoint that can be loaded.
 
     load  function of a step; raises UserError if the checkpoint is damaged or does not fit. Then a warning says so, and
-          the one before it is tried.
+          the one before it is tried; likewise where DONE is there and another file is missing.
     Raises UserError if none can be loaded; the message has the newest one's reason.
     """
-    steps = complete_checkpoints(directory)
+    steps = done_checkpoints(directory)
     reasons = []
     for step in steps:
         try:
+            missing = _missing_file(Path(directory), step)
+            if missing:
+                raise UserError(f"{Path(directory) / missing}: a checkpoint must have all its files, this one is missing. "
+                                f"Use an older checkpoint")
             return load(step)
         except UserError as error:
             print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
@@ -163,10 +171,11 @@ def _delete_old(directory, newest, keep, major_every):
                     path.unlink()
 
 
-def _is_complete(directory, step):
+def _missing_file(directory, step):
+    """The name of a file that the checkpoint lacks to be complete; None if it lacks none."""
     processes = _processes(directory / state_file_name(step, 0))
-    names = (state_file_name(step, rank) for rank in range(processes))
-    return (directory / model_file_name(step)).exists() and all((directory / name).exists() for name in names)
+    names = [model_file_name(step), *(state_file_name(step, rank) for rank in range(processes))]
+    return next((name for name in names if not (directory / name).exists()), None)
 
 
 def _processes(path):

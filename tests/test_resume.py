@@ -1,0 +1,647 @@
+"""A resumed run gives the bits of the uninterrupted one, and a damaged, foreign or unwritable checkpoint is told of in one line."""
+
+import errno
+import functools
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpt2_numba import resume
+from gpt2_numba import train as trainer
+from gpt2_numba.config import parse_descriptor
+from gpt2_numba.data.loader import DataLoader
+from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values, gpu_available, real_gpu
+from gpt2_numba.initial_weights import draw_initial_weights
+from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
+from gpt2_numba.training import checkpoint
+from gpt2_numba.training.checkpoint import complete_checkpoints
+from gpt2_numba.training.model_file import write_model_file
+from gpt2_numba.training.outliers import OutlierDetector
+from gpt2_numba.training.settings import parse_settings
+
+V = 37
+B, T = 2, 6
+SAMPLES = (3, 5, 2)  # in each shard: 10 in all, so that an epoch is 10 micro-batches
+TINY = [
+    "-e", f"L=2,NH=2,C=16,V={V}", "-b", str(B), "-t", str(T), "-x", "16", "-l", "0.003", "-u", "2", "-q", "0.1", "-c", "0.1",
+    "-m", "1", "-v", "5", "-s", "0", "--device", "cpu",
+]  # fmt: skip
+DEVICE = [
+    "-e", f"L=1,NH=2,C=16,V={V}", "-b", "1", "-t", "4", "-x", "2", "-l", "0.003", "-v", "0", "-s", "0", "--device", "gpu",
+    "--precision", "bf16",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)  # half a second each
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Flags that name three training shards and one for validation, of random tokens: each batch has another loss."""
+    rng = np.random.default_rng(5)
+    for number, samples in enumerate(SAMPLES):
+        write_shard(tmp_path / f"train_{number}.bin", rng.integers(0, V, samples * B * T + 1 + number))
+    write_shard(tmp_path / "val.bin", rng.integers(0, V, 3 * B * T))
+    return ["-i", str(tmp_path / "train_*.bin"), "-j", str(tmp_path / "val.bin")]
+
+
+@pytest.fixture
+def run(data, monkeypatch):
+    """Run the trainer in this process; with stop_after, SIGTERM comes in that step (counted from 1).
+
+    Returns numbers: step -> the bits of loss, norm, their z-scores and the learning rate; validations: step -> loss; model (None if
+    it was stopped); stopped: the message.
+    """
+
+    def run_once(*flags, stop_after=None):
+        numbers, validations = {}, {}
+
+        def note_step(step, max_steps, loss, loss_z, norm, norm_z, rate, *_):
+            numbers[step] = struct.pack("<5d", loss, norm, loss_z, norm_z, rate)
+            if step + 1 == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+            return f"step {step + 1}/{max_steps}"
+
+        monkeypatch.setattr(trainer, "step_line", note_step)
+        monkeypatch.setattr(trainer.MainLog, "write_validation", lambda _, step, loss: validations.update({step: loss}))
+        model = stopped = None
+        try:
+            model = trainer.train(trainer.choose_machine(parse_settings([*data, *map(str, flags)])))
+        except trainer.Stopped as error:
+            stopped = str(error)
+        return SimpleNamespace(numbers=numbers, validations=validations, model=model, stopped=stopped)
+
+    return run_once
+
+
+def files(directory, step):
+    """The checkpoint of a step, name -> bytes."""
+    return {path.name: path.read_bytes() for path in sorted(Path(directory).glob(f"*_{step:08d}*"))}
+
+
+def assert_same_files(directory, expected_directory, step, count=4):
+    found, expected = files(directory, step), files(expected_directory, step)
+    assert len(expected) == count and found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def later(numbers, first):
+    """The part of a dict step -> ... from step `first` on."""
+    return {step: value for step, value in numbers.items() if step >= first}
+
+
+def copy_checkpoint(source, target, *steps):
+    target.mkdir(exist_ok=True)
+    for step in steps:
+        for path in source.glob(f"*_{step:08d}*"):
+            shutil.copy(path, target)
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    """Outlier windows of 5 steps rather than 128, so that a few steps fill them."""
+    monkeypatch.setattr(resume, "OutlierDetector", functools.partial(OutlierDetector, window=5))
+
+
+# ------------------------------------------------------------------------------------------------- the same bits on the CPU
+
+
+@pytest.mark.parametrize("flags", [
+    [],  # 16 steps of one micro-batch: more than an epoch of 10
+    ["-d", 3 * B * T],  # accumulation: 48 micro-batches, almost five epochs, which end within steps
+    ["-a", 1],  # one batch again and again, in its own order
+    ["-r", 2, "-k", "linear"],
+])  # fmt: skip
+def test_resumed_is_as_uninterrupted(run, tmp_path, flags):
+    flags = [*TINY, *flags, "-n", 100]  # a checkpoint at the end, and when stopped
+    whole = run(*flags, "-o", tmp_path / "whole")
+    first = run(*flags, "-o", tmp_path / "parts", stop_after=7)
+    assert first.model is None and complete_checkpoints(tmp_path / "parts") == [7]
+    second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
+    assert list(second.numbers) == list(range(7, 16)) and second.numbers == later(whole.numbers, 7)
+    assert first.numbers | second.numbers == whole.numbers
+    assert second.validations == later(whole.validations, 7) and len(second.validations) == 3  # 10, 15, 16
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
+    assert (second.model.raw("params") == whole.model.raw("params")).all()
+
+
+def test_several_resumes_in_a_row_from_every_step(run, tmp_path):
+    """Also at the ends of shards and epochs, where the loader's next batch is in another shard."""
+    whole = run(*TINY, "-n", 100, "-o", tmp_path / "whole")
+    numbers = {}
+    for step in range(1, 16):
+        part = run(*TINY, "-n", 100, "-o", tmp_path / "parts", "-y", 1, stop_after=step)
+        assert list(part.numbers) == [step - 1]
+        numbers |= part.numbers
+    numbers |= run(*TINY, "-n", 100, "-o", tmp_path / "parts", "-y", 1).numbers
+    assert numbers == whole.numbers
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
+
+
+def test_checkpoints_on_the_way_change_nothing_and_each_can_be_resumed(run, tmp_path):
+    whole = run(*TINY, "-n", 100, "-o", tmp_path / "whole")
+    often = run(*TINY, "-n", 3, "-o", tmp_path / "often")
+    assert often.numbers == whole.numbers
+    assert complete_checkpoints(tmp_path / "often") == [16, 15, 12, 9, 6, 3]
+    for step in (3, 12):
+        copy_checkpoint(tmp_path / "often", tmp_path / str(step), step)
+        assert run(*TINY, "-n", 100, "-o", tmp_path / str(step), "-y", 1).numbers == later(whole.numbers, step)
+        assert_same_files(tmp_path / str(step), tmp_path / "whole", 16)
+
+
+@pytest.mark.parametrize("flag", ["-sl", "-sg"])
+def test_skipped_updates_are_the_same_after_a_resume(run, tmp_path, capsys, short_windows, flag):
+    flags = [*TINY, flag, 0.5, "-n", 100]
+    whole = run(*flags, "-o", tmp_path / "whole")
+    run(*flags, "-o", tmp_path / "parts", stop_after=9)
+    shutil.copytree(tmp_path / "parts", tmp_path / "no_windows")
+    capsys.readouterr()
+    second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
+    # A fresh window of 5 says nothing before the sixth step: a skip before that comes of the windows that were kept.
+    until_full = capsys.readouterr().out.split("step 14/")[0]
+    assert "skipping the update" in until_full
+    assert second.numbers == later(whole.numbers, 9)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
+
+    (tmp_path / "no_windows" / "outliers_00000009.json").unlink()  # as llm.c would have it
+    other = run(*flags, "-o", tmp_path / "no_windows", "-y", 1)
+    assert other.numbers != second.numbers and list(other.numbers) == list(second.numbers)
+
+
+def test_windows_of_their_real_length_are_kept(run, tmp_path, capsys):
+    """128 steps fill the window, the 130th can skip."""
+    flags = [*TINY, "-e", f"L=1,NH=1,C=8,V={V}", "-x", 150, "-v", 0, "-sg", 0.8, "-n", 1000]
+    whole = run(*flags, "-o", tmp_path / "whole")
+    assert "skipping" in capsys.readouterr().out
+    run(*flags, "-o", tmp_path / "parts", stop_after=125)
+    assert "skipping" not in capsys.readouterr().out
+    second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
+    assert "skipping" in capsys.readouterr().out
+    assert second.numbers == later(whole.numbers, 125)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 150)
+
+
+def test_pruned_checkpoints(run, tmp_path):
+    flags = [*TINY, "-n", 2, "-nk", 2, "-nm", 6]
+    whole = run(*flags, "-o", tmp_path / "whole")
+    assert complete_checkpoints(tmp_path / "whole") == [16, 14, 12, 6]  # the newest two, and multiples of 6
+    run(*flags, "-o", tmp_path / "parts", stop_after=9)
+    assert complete_checkpoints(tmp_path / "parts") == [9, 8, 6]
+    second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
+    assert complete_checkpoints(tmp_path / "parts") == [16, 14, 12, 6]
+    assert second.numbers == later(whole.numbers, 9)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
+
+
+def test_resume_at_the_last_step_validates_and_ends(run, tmp_path):
+    whole = run(*TINY, "-n", 100, "-o", tmp_path)
+    before = files(tmp_path, 16)
+    again = run(*TINY, "-n", 100, "-o", tmp_path, "-y", 1)
+    assert again.numbers == {} and again.validations == {16: whole.validations[16]}
+    assert files(tmp_path, 16) == before
+    assert (again.model.raw("params") == whole.model.raw("params")).all()
+
+
+def test_resume_beyond_the_last_step_is_refused(run, tmp_path, monkeypatch):
+    run(*TINY, "-n", 100, "-o", tmp_path)
+
+    def guard(*_):
+        raise AssertionError("it trains on past the last step")
+
+    monkeypatch.setattr(trainer.GPT2, "zero_grad", guard)
+    with pytest.raises(UserError) as raised:
+        run(*TINY, "-x", 10, "-n", 100, "-o", tmp_path, "-y", 1)
+    assert all(word in str(raised.value) for word in ("-x", "16", "10"))
+
+
+def test_a_run_can_be_made_longer(run, tmp_path):
+    """With a constant learning rate 16 steps and 4 more are 20."""
+    flags = [*TINY, "-k", "constant", "-n", 100]
+    whole = run(*flags, "-x", 20, "-o", tmp_path / "whole")
+    run(*flags, "-x", 16, "-o", tmp_path / "parts")
+    assert run(*flags, "-x", 20, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 16)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 20)
+
+
+def test_recompute_levels_give_the_same_bits(run):
+    runs = [run(*TINY, "-r", level) for level in (0, 1, 2)]
+    assert runs[0].numbers == runs[1].numbers == runs[2].numbers
+    params = [one.model.raw("params").tobytes() for one in runs]
+    assert params[0] == params[1] == params[2]
+
+
+def test_resume_at_another_recompute_level_gives_the_same_bits(run, tmp_path):
+    whole = run(*TINY, "-r", 0, "-n", 100, "-o", tmp_path / "whole")
+    run(*TINY, "-r", 1, "-n", 100, "-o", tmp_path / "parts", stop_after=5)
+    assert run(*TINY, "-r", 2, "-n", 100, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 5)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
+
+
+# ------------------------------------------------------------------------------------------- llm.c's own determinism test
+
+
+def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
+    """10 steps, save, 10 steps, reload into another model, the same 10: both sequences of (tokens, loss and norm), and both parameters."""
+    config = parse_descriptor(sizes)
+    tokens = np.random.default_rng(3).integers(0, config.V, 7 * B * T + 1).astype(np.uint16)
+
+    def go_on(model, loader, course, first):
+        seen = []
+        for step in range(first, first + 10):
+            inputs, targets = loader.next_batch()
+            model.zero_grad()
+            model.forward(inputs)
+            model.backward(targets)
+            loss, norm = model.take_loss(), model.grad_norm()
+            model.update(step, 1e-3, 0.1, grad_scale=1 / max(norm, 1.0), rounding_seed=course.next_rounding_seed())
+            seen.append((inputs.tobytes(), struct.pack("<2d", loss, norm)))
+        model.synchronize()
+        return seen, [value.tobytes() for value in model.params_to_host().values()]
+
+    def fresh():
+        return GPT2(config, B, T, device, precision, **options), DataLoader([tokens[:-11], tokens], B, T, shuffle=True), resume.Course()
+
+    one = fresh()
+    one[0].load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
+    go_on(*one, first=0)
+    resume.save(tmp_path, 10, *one, keep=0, major_every=0)
+    expected = go_on(*one, first=10)
+    other = fresh()
+    resume.restore(resume.open_newest(tmp_path), *other)
+    return expected, go_on(*other, first=10)
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_ten_steps_reloaded_are_the_same_ten(tmp_path, recompute):
+    expected, found = ten_steps_twice(tmp_path, "L=2,NH=3,C=24,T=9,V=41", "cpu", "fp32", 2, 5, recompute=recompute)
+    assert found == expected and len(set(expected[0])) == 10  # ten different steps
+
+
+@pytest.mark.skipif(not real_gpu(), reason="ten steps of this size take too long in the simulator, and there is no GPU")
+@pytest.mark.parametrize(("precision", "options"), [
+    ("bf16", {}), ("bf16", {"master_weights": False}), ("bf16", {"recompute": 2}), ("bf16", {"recompute": 0, "gelu_fusion": 2}),
+    ("fp32", {}), ("fp32", {"tf32": False, "recompute": 2}),
+])  # fmt: skip
+def test_ten_steps_reloaded_on_a_gpu(tmp_path, precision, options):
+    expected, found = ten_steps_twice(tmp_path, "L=2,NH=4,C=64,T=64,V=257", "gpu", precision, 4, 64, **options)
+    assert found == expected and len(set(expected[0])) == 10
+
+
+@pytest.mark.skipif(not real_gpu(), reason="the trainer at this size takes too long in the simulator, and there is no GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("master_weights", [0, 1])
+def test_trainer_resumed_on_a_gpu(run, tmp_path, precision, master_weights):
+    flags = [
+        *TINY, "-e", f"L=2,NH=4,C=64,V={V}", "-x", 20, "-d", 3 * B * T, "-n", 100, "-w", master_weights, "--device", "gpu",
+        "--precision", precision,
+    ]  # fmt: skip
+    whole = run(*flags, "-o", tmp_path / "whole")
+    run(*flags, "-o", tmp_path / "parts", stop_after=10)
+    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 10)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 20)
+    for level in (0, 2):
+        assert run(*flags, "-r", level).numbers == whole.numbers
+
+
+@pytest.mark.skipif(not gpu_available(), reason="kernels run nowhere here: there is no GPU, and the simulator is off")
+@pytest.mark.parametrize("master_weights", [0, 1])
+def test_trainer_resumed_on_the_device_in_bf16(run, tmp_path, master_weights):
+    """One step and one more are two. The simulator needs seconds for each."""
+    flags = [*DEVICE, "-w", master_weights, "-n", 1]
+    whole = run(*flags, "-o", tmp_path / "whole")
+    copy_checkpoint(tmp_path / "whole", tmp_path / "parts", 1)
+    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 1)
+    assert_same_files(tmp_path / "parts", tmp_path / "whole", 2)
+
+
+# ----------------------------------------------------------------------------------------------- losses, and main.log
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(run, tmp_path):
+    accumulation = 4
+    step_loss = struct.unpack("<5d", run(*TINY, "-x", 1, "-d", accumulation * B * T).numbers[0])[0]
+    config = parse_descriptor(TINY[1], default_T=T)
+    model = GPT2(config, B, T)
+    model.load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
+    loader = DataLoader(sorted(tmp_path.glob("train_*.bin")), B, T, shuffle=True)
+    losses = []
+    for _ in range(accumulation):
+        model.evaluate(*loader.next_batch())
+        losses.append(model.take_loss())
+    assert abs(step_loss - np.mean(losses)) < 1e-6  # a few roundings of float32 at 3.6
+    assert abs(step_loss - losses[-1]) > 1e-4  # and it is not the last one's
+
+
+def test_main_log_is_added_to(data, tmp_path):
+    flags = [*data, *TINY, "-o", str(tmp_path / "log")]
+    log = tmp_path / "log" / "main.log"
+    assert trainer.main([*flags, "-x", "10", "-n", "10", "-k", "constant"]) == 0
+    before = log.read_text()
+    assert trainer.main([*flags, "-x", "12", "-y", "1", "-k", "constant"]) == 0
+    after = log.read_text()
+    assert after.startswith(before)
+    assert [line.split()[0] for line in after[len(before) :].splitlines()] == ["s:10", "s:10", "s:11", "s:12"]
+
+
+# --------------------------------------------------------------------------------------------- llm.c's files, and model files
+
+
+def shuffled(items, words):
+    """llm.c's Fisher-Yates: from the end, one 32-bit word a swap."""
+    items = list(items)
+    for i in range(len(items) - 1, 0, -1):
+        j = next(words) % (i + 1)
+        items[i], items[j] = items[j], items[i]
+    return items
+
+
+def test_a_checkpoint_of_llmc_is_resumed(run, tmp_path):
+    """Its files are made here from the description of the format; the data's place is worked out after llm.c's order."""
+    whole = run(*TINY, "-x", 8, "-n", 4, "-o", tmp_path / "whole")
+    model = run(*TINY, "-x", 8, "-o", tmp_path / "stopped", stop_after=4) and resume.open_newest(tmp_path / "stopped")
+    config, count = model.config, count_parameters(model.config)
+    params, m, v = (np.array(values) for values in (model.params, model.state.m, model.state.v))
+    assert params.shape == (count,)
+
+    generator = np.random.RandomState(42)  # raw 32-bit words of the Mersenne Twister
+    drawn = []
+
+    def words():
+        while True:
+            drawn.append(int(generator.randint(0, 2**32, dtype=np.uint32)))
+            yield drawn[-1]
+
+    stream, used, place = words(), 0, 0
+    shard_order = shuffled(range(len(SAMPLES)), stream)
+    sample_order = shuffled(range(SAMPLES[shard_order[0]]), stream)
+    while used + len(sample_order) < 4:
+        used += len(sample_order)
+        place += 1
+        sample_order = shuffled(range(SAMPLES[shard_order[place]]), stream)
+    _, state_words, position, *_ = generator.get_state()
+    assert position == len(drawn)
+
+    directory = tmp_path / "llmc"
+    directory.mkdir()
+    header = [20240326, 3, config.max_T, config.V, config.L, config.NH, config.C, 128]
+    (directory / "model_00000004.bin").write_bytes(struct.pack("<256i", *header, *[0] * 248) + params.astype("<f4").tobytes())
+    header = [20240527, 1, 1, 0, 1, 1, 0, 0, 0, 0, 4, *[0] * 245]
+    loader = struct.pack("<Q3i", 3, *shard_order) + struct.pack(f"<Q{len(sample_order)}i", len(sample_order), *sample_order)
+    loader += struct.pack("<QiI624I2I", 42, 625 - position, position, *map(int, state_words), 0, 0x9908B0DF)
+    head = bytearray(struct.pack("<256i", *header))
+    struct.pack_into("<2Q", head, 4 * 20, 13371337, 13371337)
+    struct.pack_into("<2Q", head, 4 * 30, place, 4 - used)
+    (directory / "state_00000004_00000.bin").write_bytes(bytes(head) + b"".join(a.astype("<f4").tobytes() for a in (m, v, params)) + loader)
+    (directory / "DONE_00000004").touch()
+
+    assert run(*TINY, "-x", 8, "-n", 4, "-o", directory, "-y", 1).numbers == later(whole.numbers, 4)
+    assert files(directory, 8)["model_00000008.bin"] == files(tmp_path / "whole", 8)["model_00000008.bin"]
+
+
+def initial_file(path, config, bf16):
+    """A model file of the weights that a fresh run begins with."""
+    model = GPT2(config, B, T)
+    model.load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
+    values = model.raw("params")
+    write_model_file(path, config, bfloat16_bits(values) if bf16 else values)
+    return path, values
+
+
+def test_a_model_file_in_fp32_begins_as_a_fresh_model(run, tmp_path):
+    config = parse_descriptor(TINY[1], default_T=T)
+    path, _ = initial_file(tmp_path / "m.bin", config, bf16=False)
+    assert run(*TINY, "-e", path).numbers == run(*TINY).numbers
+
+
+def test_a_model_file_in_bf16_begins_with_its_values(run, tmp_path):
+    config = parse_descriptor(TINY[1], default_T=T)
+    path, values = initial_file(tmp_path / "m16.bin", config, bf16=True)
+    rounded = bfloat16_values(bfloat16_bits(values))
+    write_model_file(tmp_path / "m32.bin", config, rounded)
+    from_bf16 = run(*TINY, "-e", path)
+    assert from_bf16.numbers == run(*TINY, "-e", tmp_path / "m32.bin").numbers
+    assert from_bf16.numbers != run(*TINY).numbers
+    unchanged = run(*TINY, "-e", path, "-x", 1, "-l", 0)
+    assert (unchanged.model.raw("params") == rounded).all()
+
+
+# ------------------------------------------------------------------------------------------------------ asked to stop
+
+
+STOP_IN_STEP_3 = """
+import os, sys
+from gpt2_numba import train
+line = train.step_line
+def step_line(step, *rest):
+    if step == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return line(step, *rest)
+train.step_line = step_line
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "logged"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
+def test_signals_end_the_run_after_the_step(data, tmp_path, number, logged):
+    flags = [*TINY, *data, *(["-o", str(tmp_path / "log")] if logged else [])]
+    done = subprocess.run([sys.executable, "-c", STOP_IN_STEP_3, str(int(number)), *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert "step    3/16" in done.stdout and "step    4/16" not in done.stdout
+    message = done.stderr
+    assert message.count("\n") == 1 and f"stopped by {number.name} after 3 steps" in message
+    if logged:
+        assert "-y 1" in message and str(tmp_path / "log") in message
+        assert complete_checkpoints(tmp_path / "log") == [3]
+    else:
+        assert "no checkpoint" in message and "-o" in message and "-y 1" not in message
+
+
+@pytest.mark.parametrize("reads", range(1, 9))
+def test_a_signal_between_any_two_lines_costs_no_step(run, tmp_path, monkeypatch, reads):
+    """The request comes just before the trainer looks for one the reads-th time."""
+
+    class LateRequest:
+        left = reads
+
+        @property
+        def requested(self):
+            self.left -= 1
+            return None if self.left > 0 else "SIGTERM"
+
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+    monkeypatch.setattr(trainer, "StopRequest", LateRequest)
+    stopped = run(*TINY, "-o", tmp_path)
+    steps = len(stopped.numbers)
+    assert f"after {steps} steps" in stopped.stopped and complete_checkpoints(tmp_path) == ([steps] if steps else [])
+    assert (f"checkpoint of step {steps}" if steps else "no checkpoint") in stopped.stopped
+
+
+def test_handlers_are_given_back(run):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert run(*TINY, stop_after=2).stopped and run(*TINY, "-x", 1).model
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def overwrite(path, offset, *numbers):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(struct.pack(f"<{len(numbers)}i", *numbers))
+
+
+def cut_off(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def pad(path):
+    path.write_bytes(path.read_bytes() + b"\0\0\0\0")
+
+
+DAMAGES = {
+    "model cut off": ("model_00000008.bin", cut_off),
+    "model padded": ("model_00000008.bin", pad),
+    "model's magic": ("model_00000008.bin", lambda path: overwrite(path, 0, 7)),
+    "model's version": ("model_00000008.bin", lambda path: overwrite(path, 4, 4)),
+    "model empty": ("model_00000008.bin", lambda path: path.write_bytes(b"")),
+    "state cut off": ("state_00000008_00000.bin", cut_off),
+    "state padded": ("state_00000008_00000.bin", pad),
+    "state's magic": ("state_00000008_00000.bin", lambda path: overwrite(path, 0, 20240326)),
+    "state's version": ("state_00000008_00000.bin", lambda path: overwrite(path, 4, 2)),
+    "state's step": ("state_00000008_00000.bin", lambda path: overwrite(path, 40, 6)),
+    "state's processes": ("state_00000008_00000.bin", lambda path: overwrite(path, 8, -1)),
+    "windows cut off": ("outliers_00000008.json", cut_off),
+    "model missing": ("model_00000008.bin", Path.unlink),
+    "state missing": ("state_00000008_00000.bin", Path.unlink),  # DONE alone
+}
+
+
+@pytest.fixture(scope="module")
+def half_run(tmp_path_factory):
+    """A place for the checkpoints 4 and 8 that the tests of damage share, filled by the first of them."""
+    return tmp_path_factory.mktemp("half")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(run, tmp_path, capsys, half_run, damage):
+    if not complete_checkpoints(half_run):
+        run(*TINY, "-n", 4, "-o", half_run, stop_after=8)
+    directory = tmp_path / "run"
+    shutil.copytree(half_run, directory)
+    name, spoil = DAMAGES[damage]
+    spoil(directory / name)
+    capsys.readouterr()
+    resumed = run(*TINY, "-x", 9, "-n", 4, "-nk", 1, "-o", directory, "-y", 1)
+    captured = capsys.readouterr()
+    assert captured.err.startswith("warning: the checkpoint of step 8 cannot be used: ") and captured.err.count("\n") == 1
+    assert name in captured.err
+    assert "resumed after 4 steps" in captured.out and min(resumed.numbers) == 4
+    assert complete_checkpoints(directory) == [9]
+
+
+def test_no_sound_checkpoint_is_an_error(run, tmp_path, capsys):
+    run(*TINY, "-n", 4, "-o", tmp_path, stop_after=4)
+    log = (tmp_path / "main.log").read_bytes()
+    cut_off(tmp_path / "state_00000004_00000.bin")
+    with pytest.raises(UserError, match="state_00000004_00000.bin"):
+        run(*TINY, "-o", tmp_path, "-y", 1)
+    assert (tmp_path / "main.log").read_bytes() == log
+
+
+def test_the_state_of_another_model(run, tmp_path, capsys):
+    run(*TINY, "-o", tmp_path / "a", stop_after=2)
+    run(*TINY, "-e", f"L=2,NH=2,C=32,V={V}", "-o", tmp_path / "b", stop_after=2)
+    shutil.copy(tmp_path / "b" / "state_00000002_00000.bin", tmp_path / "a")
+    with pytest.raises(UserError, match="state_00000002_00000.bin.*another model"):
+        run(*TINY, "-o", tmp_path / "a", "-y", 1)
+
+
+@pytest.mark.parametrize("flags", [["-b", 1], ["-t", 3], ["-a", 1]])
+def test_a_place_in_other_data(run, tmp_path, flags):
+    """A batch of another shape, or data in another order, has other samples: the place in them means nothing."""
+    run(*TINY, "-o", tmp_path, stop_after=2)
+    with pytest.raises(UserError, match=r"saved place in the data must"):
+        run(*TINY, *flags, "-o", tmp_path, "-y", 1)
+
+
+def test_more_steps_per_update_can_be_chosen_on_resume(run, tmp_path):
+    run(*TINY, "-o", tmp_path, stop_after=2)
+    assert len(run(*TINY, "-d", 2 * B * T, "-x", 4, "-o", tmp_path, "-y", 1).numbers) == 2
+
+
+def test_a_full_disk_costs_no_checkpoint_and_does_not_end_the_run(run, tmp_path, capsys, monkeypatch):
+    write = resume.write_state_file
+
+    def fill_up(path, state):
+        if state.step in (6, 9):
+            path.write_bytes(b"as far as there was room")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, state)
+
+    whole = run(*TINY)
+    monkeypatch.setattr(resume, "write_state_file", fill_up)
+    seen = {}
+    save = checkpoint.save_checkpoint
+
+    def watch(directory, step, *rest):
+        try:
+            save(directory, step, *rest)
+        finally:
+            seen[step] = complete_checkpoints(directory)
+
+    monkeypatch.setattr(resume, "save_checkpoint", watch)
+    full = run(*TINY, "-n", 3, "-nk", 1, "-o", tmp_path)
+    assert seen == {3: [3], 6: [3], 9: [3], 12: [12], 15: [15], 16: [16]}
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert all(line.startswith("warning: ") and "No space left" in line and str(tmp_path) in line for line in warnings)
+    assert full.numbers == whole.numbers
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_two_processes(run, tmp_path):
+    run(*TINY, "-o", tmp_path, stop_after=3)
+    overwrite(tmp_path / "state_00000003_00000.bin", 8, 2, 0)
+    shutil.copy(tmp_path / "state_00000003_00000.bin", tmp_path / "state_00000003_00001.bin")
+    with pytest.raises(UserError, match=r"of 2 processes.*resume with as many processes") as raised:
+        run(*TINY, "-o", tmp_path, "-y", 1)
+    assert "\n" not in str(raised.value)
+
+
+def test_resume_needs_a_directory(run):
+    with pytest.raises(UserError, match=r"-y 1.*-o DIR"):
+        run(*TINY, "-y", 1)
+
+
+def test_resume_without_a_checkpoint_begins_anew_and_says_so(run, tmp_path, capsys):
+    assert run(*TINY, "-o", tmp_path / "none", "-y", 1).numbers == run(*TINY).numbers
+    assert f"no checkpoint in {tmp_path / 'none'}: the run begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every", [8, 0])  # a run without checkpoints writes one, too, when it is stopped, and main.log
+def test_an_earlier_runs_checkpoints_are_not_mixed_with_anothers(run, tmp_path, every):
+    run(*TINY, "-n", 8, "-o", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"up to step 16.*-y 1.*-o"):
+        run(*TINY, "-n", every, "-o", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_more_than_one_process_is_refused(data, capsys):
+    assert trainer.main([*data, *TINY, "-pn", "2"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: -pn") and "got 2" in message and message.count("\n") == 1
