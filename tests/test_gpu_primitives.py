@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numba import cuda, float32
 
-from gpt2_numba.gpu import gemm as gemm_module
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
     FLOAT32,
@@ -22,7 +21,7 @@ from gpt2_numba.gpu.backend import (
     synchronize,
     to_device,
 )
-from gpt2_numba.gpu.gemm import allow_tf32, gemm
+from gpt2_numba.gpu.gemm import allow_tf32, gemm, tf32_allowed
 from gpt2_numba.gpu.memory_access import WIDTH, float_of_bits, load1, load8, store1, store8
 from gpt2_numba.gpu.reductions import (
     COLUMN_WARPS,
@@ -357,7 +356,7 @@ def test_stochastic_rounding_is_right_on_average(part, sign):
 @pytest.fixture
 def exact_float32():
     """float32 products without TF32, on a real GPU; the setting before comes back."""
-    before = gemm_module._tf32_allowed
+    before = tf32_allowed()
     allow_tf32(False)
     yield
     allow_tf32(before)
@@ -424,5 +423,5 @@ def test_gemm_of_odd_shapes(precision, M, N, K, exact_float32):
 @pytest.mark.parametrize("transpose_a, transpose_b", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("M, N, K, batch", [(1024, 2304, 768, None), (768, 3072, 4096, None), (1000, 1016, 64, 24)])
 def test_gemm_at_production_sizes(precision, M, N, K, batch, transpose_a, transpose_b, exact_float32):
-    for accumulate, alpha, bias in ((False, 0.125, False), (True, 1.0, batch is None)):
+    for accumulate, alpha, bias in ((False, 0.125, False), (False, 1.0, batch is None), (True, 1.0, False)):
         check_gemm(STORAGE[precision], M, N, K, transpose_a, transpose_b, accumulate, alpha, bias, batch, 8)

@@ -221,11 +221,11 @@ def test_an_output_that_is_left_as_it_was_fails():
 
 
 def test_tf32_is_as_before_after_a_check():
-    before = gemm._tf32_allowed
+    before = gemm.tf32_allowed()
     try:
         for allowed in (True, False):
             gemm.allow_tf32(allowed)
             check_kernel("mean loss", "fp32", SMALL)
-            assert gemm._tf32_allowed is allowed
+            assert gemm.tf32_allowed() is allowed
     finally:
         gemm.allow_tf32(before)

@@ -5,8 +5,14 @@ import dataclasses
 import pytest
 
 from gpt2_numba.errors import UserError
-from gpt2_numba.training.settings import (BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS, SHARD_DEFAULTS, Settings,
-                                          parse_settings, with_defaults)
+from gpt2_numba.training.settings import (
+    BUILT_IN_CPU_DEFAULTS,
+    BUILT_IN_GPU_DEFAULTS,
+    SHARD_DEFAULTS,
+    Settings,
+    parse_settings,
+    with_defaults,
+)
 
 # Every flag: short (None where it has none), long, a value as typed, the field and the value as read.
 FLAGS = [

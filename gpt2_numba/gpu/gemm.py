@@ -13,6 +13,11 @@ def allow_tf32(allowed):
     _tf32_allowed = bool(allowed)
 
 
+def tf32_allowed():
+    """What allow_tf32 has said last, True at first."""
+    return _tf32_allowed
+
+
 def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None, gelu_to=None, gelu_of=None):
     """out = alpha op(a) op(b) (+ out if accumulate) (+ bias), summed in float32, then rounded to the type of out.
 

@@ -1,0 +1,116 @@
+"""AdamW against the paper's algorithm, and bfloat16 parameters that are rounded stochastically, bit by bit and on average."""
+
+import math
+
+import numpy as np
+
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_values
+from gpt2_numba.gpu.stochastic_rounding import squirrel_noise
+from gpt2_numba.layer_checks.calls import Call, changed, read
+from gpt2_numba.layer_checks.rows import compare
+from gpt2_numba.layer_checks.running import run_on_device, run_on_host
+from gpt2_numba.layer_checks.tolerances import SPREAD, UNIT, half_ulp
+from gpt2_numba.layers.adamw import adamw_update
+
+
+def reference_rows(s, normal):
+    count = s.N * s.C
+    params, m, v = normal(count), np.zeros(count), np.zeros(count)
+    for t in (1, 2, 3):
+        grads = normal(count)
+        settings = dict(learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.2, grad_scale=0.7, t=t)
+        expected = textbook_adamw(*(array.tolist() for array in (params, grads, m, v)), **settings)
+        adamw_update(params, grads, m, v, None, **settings)
+        for name, came, right in zip(("params", "m", "v"), (params, m, v), expected):
+            # A dozen roundings of numbers no larger than a few units.
+            yield compare(f"adamw, step {t}", name, came, np.array(right), 16 * 2.0**-53 * 4)
+
+
+def textbook_adamw(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
+    """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python's floats. Returns lists params, m, v."""
+    new_params, new_m, new_v = [], [], []
+    for theta, g, mean, square in zip(params, grads, m, v):
+        g *= grad_scale
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * g**2
+        step = (mean / (1 - beta1**t)) / (math.sqrt(square / (1 - beta2**t)) + eps)
+        new_params.append(theta - learning_rate * step - learning_rate * weight_decay * theta)
+        new_m.append(mean)
+        new_v.append(square)
+    return new_params, new_m, new_v
+
+
+def kernel_calls(s, normal, storage):
+    # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
+    count = s.C * s.C + 8
+    constants = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2, grad_scale=0.37)
+    noise = dict(first_index=1000, seed=5)
+    params, grads = normal(count), normal(count)
+
+    def call(name, t, m, v, has_master=False, check=None):
+        settings = dict(learning_rate=2.0**-6, **constants, t=t)
+        tensors = dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"))
+        if has_master:
+            tensors["master"] = changed(params, "f32")
+
+        def launch(a):
+            adamw_update(a.params, a.grads, a.m, a.v, a.master if has_master else None, **settings, **noise)
+
+        def reference(a):
+            adamw_update(a.master if has_master else a.params, a.grads, a.m, a.v, None, **settings)
+
+        def errors(after, before, storage):
+            # A handful of roundings each; m may cancel, so they count relative to what is added.
+            few = 8 * UNIT
+            g = np.abs(before.grads) * constants["grad_scale"]
+            m_size = constants["beta1"] * np.abs(before.m) + (1 - constants["beta1"]) * g
+            update = m_size / (1 - constants["beta1"] ** t) / (np.sqrt(after.v / (1 - constants["beta2"] ** t)) + constants["eps"])
+            weights = before.master if has_master else before.params
+            weights = few * (settings["learning_rate"] * (2 * update + constants["weight_decay"] * np.abs(weights)) + np.abs(weights))
+            either_neighbour = 2 * half_ulp(np.abs(after.params) + weights, storage) if storage == BFLOAT16_BITS else 0
+            return {"m": few * m_size, "v": few * after.v, "master": weights, "params": weights + either_neighbour}
+
+        return Call(name, tensors, launch, errors, reference, check)
+
+    yield call("adamw, first step", 1, np.zeros(count), np.zeros(count))
+    yield call("adamw, step 7", 7, normal(count), np.abs(normal(count)))
+    if storage == FLOAT32:
+        return
+
+    def check_master(call, storage):
+        # Here the parameters' very bits can be told: the master's, rounded with noise that is known.
+        results, rows = run_on_device(call, storage)
+        after, before = run_on_host(call, storage)
+        errors = call.errors(after, before, storage)
+        for name in ("m", "v", "master"):
+            yield compare(call.name, name, results[name], getattr(after, name), errors[name], FLOAT32)
+        expected = bfloat16_values(_stochastically_rounded(results["master"], **noise))
+        yield compare(call.name, "params", results["params"], expected, 0.0)
+        yield from rows
+
+    yield call("adamw with master", 7, normal(count), np.abs(normal(count)), True, check_master)
+
+    # From 1.0 a quarter of the way to the next bfloat16: rounded to the nearest it would stay for ever, so it must move on average.
+    draws, step = 4096, 2.0**-10
+    zeros, ones = np.zeros(draws, np.float32), np.ones(draws, np.float32)
+
+    def check_mean(call, storage):
+        results, rows = run_on_device(call, storage)
+        mean = bfloat16_values(results["params"]).astype(np.float64).mean(keepdims=True)
+        deviation = 2.0**-8 * math.sqrt(0.25 * 0.75 / draws)  # of the mean of so many draws with probability 1/4
+        yield compare(call.name, "mean", mean, np.array([1 - step]), SPREAD * deviation)
+        yield from rows
+
+    yield Call(
+        "adamw, tiny steps",
+        dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32")),
+        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, step, 0.5, 0.5, 0.0, 0.0, 1.0, t=1, **noise),
+        check=check_mean,
+    )
+
+
+def _stochastically_rounded(values, first_index, seed):
+    """Bits of bfloat16 that float32 `values` are rounded to, by the definition in gpu/stochastic_rounding.py."""
+    index = np.arange(first_index, first_index + values.size, dtype=np.uint64)
+    noise = squirrel_noise(index, np.uint64(seed)) & np.uint64(0xFFFF)
+    return ((values.view(np.uint32) + noise) >> np.uint64(16)).astype(np.uint16)

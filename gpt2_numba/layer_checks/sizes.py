@@ -1,0 +1,72 @@
+"""How large the arrays are in which the checks look for faults: awkward sizes for the simulator, production sizes for a GPU; and
+tokens that go with them.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B batch, T tokens, C channels, NH heads, V vocabulary, Vp padded vocabulary, OC output channels of the matmul."""
+
+    B: int
+    T: int
+    C: int
+    NH: int
+    V: int
+    Vp: int
+    OC: int
+
+    @property
+    def N(self):
+        return self.B * self.T
+
+    @property
+    def HS(self):
+        return self.C // self.NH
+
+    def __str__(self):
+        return f"B{self.B}-T{self.T}-C{self.C}-NH{self.NH}-V{self.V}-Vp{self.Vp}-OC{self.OC}"
+
+
+# Distinct and awkward. On the device channels come in eights; on the host they need not.
+REFERENCE_SIZES = Sizes(B=2, T=5, C=21, NH=3, V=37, Vp=40, OC=13)
+AWKWARD = Sizes(B=2, T=5, C=48, NH=3, V=101, Vp=128, OC=56)
+# Just over what one warp or block takes at a time, so that the loops in the kernels go round a second time:
+WIDE = Sizes(B=1, T=3, C=264, NH=3, V=1021, Vp=1024, OC=264)  # 256 columns to a warp; 512 logits to a block of the simulator
+LONG = Sizes(B=1, T=261, C=8, NH=1, V=37, Vp=64, OC=8)  # 256 rows in chunks of two, a row for each of the simulator's warps
+PRODUCTION_SIZES = (
+    Sizes(B=4, T=1024, C=768, NH=12, V=50257, Vp=50304, OC=3072),  # GPT-2 124M
+    Sizes(B=1, T=1023, C=768, NH=12, V=257, Vp=384, OC=2304),  # rows of attention weights that end in padding; bytes as tokens
+    Sizes(B=3, T=77, C=1600, NH=25, V=5003, Vp=5120, OC=4800),  # GPT-2 1558M's channels
+)
+
+
+def small_sizes(layer, precision):
+    """Sizes that the simulator does in seconds. Whether loops go round again does not depend on the type: WIDE and LONG in fp32 only."""
+    by_layer = {
+        "matmul": (AWKWARD, Sizes(B=1, T=3, C=8, NH=1, V=37, Vp=64, OC=264), LONG),
+        "matmul without bias": (Sizes(B=2, T=5, C=40, NH=5, V=67, Vp=72, OC=72),),
+        "attention": (AWKWARD,),  # a LONG one takes the simulator's matrix products minutes: the tests lend it NumPy's
+        "classifier": (AWKWARD, WIDE),
+        "adamw": (AWKWARD,),
+    }
+    all_sizes = by_layer.get(layer, (AWKWARD, WIDE, LONG))
+    return all_sizes if precision == "fp32" else all_sizes[:1]
+
+
+def production_sizes(layer):
+    """Sizes for a real GPU. The references take most of the time: where an array is quadratic in T or has a row of Vp, fewer rows do."""
+    batch = {"attention": 2, "classifier": 1, "matmul without bias": 1}.get(layer)
+    first = PRODUCTION_SIZES[0] if batch is None else replace(PRODUCTION_SIZES[0], B=batch)
+    return first, *PRODUCTION_SIZES[1:]
+
+
+def tokens_of(s):
+    """(B, T) int32: one token in three is the same, and the first and last of the vocabulary occur."""
+    random = np.random.default_rng(317)
+    tokens = np.where(random.random((s.B, s.T)) < 0.3, 7, random.integers(0, s.V, (s.B, s.T))).astype(np.int32)
+    tokens[0, 0], tokens[-1, -1] = s.V - 1, 0
+    return tokens

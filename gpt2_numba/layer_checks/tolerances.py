@@ -1,0 +1,54 @@
+"""How far off a right answer may be. Bounds are not chosen but derived: from the type, the length of the sum and the size of what is added.
+
+Here is what several layers need; what is particular to one layer stands beside its calls.
+"""
+
+import math
+
+import numpy as np
+
+from gpt2_numba.gpu.backend import BFLOAT16_BITS
+
+UNIT = 2.0**-24  # largest relative error of one rounding to float32
+SMALLEST = 2.0**-126  # smallest normal float32; below it exp may give 0
+ROOT_OF_SMALLEST = 2.0**-63  # what is below it has no square in float32, in which the bounds are computed
+SPREAD = 6.0
+
+
+def half_ulp(values, storage):
+    """Half the distance between neighbours of the storage type at `values`: what rounding to the nearest can change.
+
+    A float32 between 2^e and 2^(e+1) is a multiple of 2^(e-23), a bfloat16 one of 2^(e-7).
+    """
+    powers = (np.abs(values).astype(np.float32).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+    return powers * np.float32(2.0**-8 if storage == BFLOAT16_BITS else 2.0**-24)
+
+
+def summation_error(additions, largest_partial_sum):
+    """Bound for float32 sums: SPREAD * sqrt(additions) * 2^-24 * largest_partial_sum.
+
+    Every addition rounds, by at most 2^-24 of the partial sum at that point. The roundings are as good as independent, so together
+    they grow like the square root of their number (Higham, Mary 2019, "A new approach to probabilistic rounding error analysis").
+    `additions` is the longest chain that one number passes through. The largest partial sum is the total if all terms have one
+    sign, and about the root of the sum of squares for terms of random sign, as here. An error is spread evenly over its bound, so its
+    standard deviation is 0.58 bounds: a SPREAD of 6 is 10 standard deviations, for hundreds of millions of elements, and for partial
+    sums that stray.
+    """
+    return SPREAD * math.sqrt(additions) * UNIT * largest_partial_sum
+
+
+def product_error(K, root_sum_squares, storage):
+    """Bound for one element of a matrix product, a sum of K products whose squares sum to root_sum_squares².
+
+    A tensor core (bfloat16) adds 16 products in one step and cuts off what does not fit instead of rounding it: at most 2^-23, always
+    in one direction, so these errors add up linearly (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores").
+    """
+    error = summation_error(K + 1, root_sum_squares)
+    if storage == BFLOAT16_BITS:
+        error = error + K / 16 * 2 * UNIT * root_sum_squares
+    return error
+
+
+def typical_product(a, b, K):
+    """||a|| ||b|| / sqrt(K): the root of the sum of K squared products of unrelated factors, from the lengths of the two vectors."""
+    return a * b / np.float32(math.sqrt(K))
