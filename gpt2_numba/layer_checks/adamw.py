@@ -14,6 +14,7 @@ from gpt2_numba.layers.adamw import adamw_update
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     count = s.N * s.C
     params, m, v = normal(count), np.zeros(count), np.zeros(count)
     for t in (1, 2, 3):
@@ -42,6 +43,7 @@ def textbook_adamw(params, grads, m, v, learning_rate, beta1, beta2, eps, weight
 
 def kernel_calls(s, normal, storage):
     # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     count = s.C * s.C + 8
     constants = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2, grad_scale=0.37)
     noise = dict(first_index=1000, seed=5)

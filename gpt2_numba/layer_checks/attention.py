@@ -22,6 +22,7 @@ from gpt2_numba.layers.attention import attention_backward, attention_forward, p
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     qkv, dout = normal((s.N, 3 * s.C)), normal((s.N, s.C))
     per_head, weights = (s.B, s.NH, s.T, s.HS), (s.B, s.NH, s.T, padded_keys(s.T))
     out, heads, att, out_heads = (np.full(shape, np.nan) for shape in (dout.shape, (3, *per_head), weights, per_head))
@@ -36,6 +37,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     per_head, weights = (s.B, s.NH, s.T, s.HS), (s.B, s.NH, s.T, padded_keys(s.T))
     qkv = normal(s.N, 3 * s.C)
     qkv[-1, : s.C] *= 16  # the last token's queries are large: exp must not overflow, and most of its weights vanish

@@ -14,6 +14,7 @@ from gpt2_numba.layers.classifier import classifier_forward, classifier_forward_
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     logits, targets, dloss = 3 * normal((s.N, s.Vp)), tokens_of(s).reshape(-1), 0.37
     losses, losses_of_backward, dlogits = np.full(s.N, np.nan), np.full(s.N, np.nan), logits.copy()
     classifier_forward_backward(losses_of_backward, dlogits, targets, dloss, s.V)
@@ -30,6 +31,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     logits, targets = 3 * normal(s.N, s.Vp), tokens_of(s).reshape(-1)
     logits[0] *= 16  # some beyond where exp overflows
     dloss = float(np.float32(0.37))

@@ -10,6 +10,7 @@ from gpt2_numba.layers.encoder import encoder_backward, encoder_forward, places_
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     tokens = tokens_of(s)
     wte, wpe, dout = normal((s.Vp, s.C)), normal((s.T + 2, s.C)), normal((s.N, s.C))
     out, dwte, dwpe = np.full(dout.shape, np.nan), normal(wte.shape), normal(wpe.shape)
@@ -20,6 +21,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     tokens = tokens_of(s)
     max_T = s.T + 3
     yield Call(

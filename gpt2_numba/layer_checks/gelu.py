@@ -9,6 +9,7 @@ from gpt2_numba.layers.gelu import gelu_backward, gelu_forward
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     inp, dout = 2 * normal((s.N, 4 * s.C)), normal((s.N, 4 * s.C))
     out, dinp = np.full(inp.shape, np.nan), np.full(inp.shape, np.nan)
     gelu_backward(dinp, dout, inp)
@@ -17,6 +18,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     inp, dout = 2 * normal(s.N, 4 * s.C), normal(s.N, 4 * s.C)
 
     # tanh is off by two units of its own and by what its argument's four roundings make of it (|u| / cosh² u < 0.45); 1 + tanh may

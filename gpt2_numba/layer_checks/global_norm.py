@@ -12,6 +12,7 @@ from gpt2_numba.layers.global_norm import sum_of_squares
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     grads, sum_squares = normal(s.N * s.C), np.full(1, np.nan)
     sum_of_squares(sum_squares, grads, None)
     expected = np.array([math.fsum(g * g for g in grads)])
@@ -19,6 +20,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     count = s.Vp * s.C  # the largest tensor
 
     def errors(after, before, storage):

@@ -9,6 +9,7 @@ from gpt2_numba.layers.layernorm import layernorm_backward, layernorm_forward, l
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     inp, weight, bias, dout = normal((s.N, s.C)), normal(s.C), normal(s.C), normal((s.N, s.C))
     out, mean, rstd = np.full(inp.shape, np.nan), np.full(s.N, np.nan), np.full(s.N, np.nan)
 
@@ -24,6 +25,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     inp = 0.5 + 2 * normal(s.N, s.C)
     weight, bias = 1 + 0.3 * normal(s.C), normal(s.C)
 

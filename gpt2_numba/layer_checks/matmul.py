@@ -12,6 +12,7 @@ from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_scr
 
 
 def reference_rows(s, normal, has_bias=True):
+    """Rows of the NumPy reference against central differences or the definition."""
     inp, weight, bias, dout = normal((s.N, s.C)), normal((s.OC, s.C)), normal(s.OC), normal((s.N, s.OC))
     bias = bias if has_bias else None
     out, dinp, dweight = np.full(dout.shape, np.nan), np.full(inp.shape, np.nan), normal(weight.shape)
@@ -27,6 +28,7 @@ def reference_rows(s, normal, has_bias=True):
 
 def kernel_calls(s, normal, storage, has_bias=True):
     # Without a bias it is the classifier, from C channels to the padded vocabulary. Values as in a model: results of size 1.
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     N, C, OC = s.N, s.C, s.OC if has_bias else s.Vp
     name = "matmul" if has_bias else "matmul without bias"
     inp, weight, dout = normal(N, C), normal(OC, C) / np.float32(math.sqrt(C)), normal(N, OC)

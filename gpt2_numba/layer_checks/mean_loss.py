@@ -12,6 +12,7 @@ from gpt2_numba.layers.classifier import accumulate_mean
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     values, mean = np.abs(normal(s.N)), np.ones(1)
     accumulate_mean(mean, values)
     expected = np.array([1 + math.fsum(values) / s.N])
@@ -19,6 +20,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     def errors(after, before, storage):
         chain = s.N / classifier.THREADS + 12
         return {"mean": summation_error(chain, after.values.mean()) + UNIT * before.mean}

@@ -8,6 +8,7 @@ from gpt2_numba.layers.residual import residual_backward, residual_forward
 
 
 def reference_rows(s, normal):
+    """Rows of the NumPy reference against central differences or the definition."""
     inp, branch, dout = normal((s.N, s.C)), normal((s.N, s.C)), normal((s.N, s.C))
     out, dinp, dbranch = np.full(inp.shape, np.nan), normal(inp.shape), normal(inp.shape)
     before = dinp.copy(), dbranch.copy()
@@ -17,6 +18,7 @@ def reference_rows(s, normal):
 
 
 def kernel_calls(s, normal, storage):
+    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     shape = (s.N, s.C)
     forward = Call(
         "residual forward",

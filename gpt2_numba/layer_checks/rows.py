@@ -47,6 +47,7 @@ def format_table(rows):
 
 
 def as_float(stored):
+    """An array's values as floats: bfloat16 bits are widened."""
     return bfloat16_values(stored) if stored.dtype == BFLOAT16_BITS else stored
 
 

@@ -30,18 +30,22 @@ class CheckpointFailed(UserError):
 
 
 def model_file_name(step):
+    """Name of a checkpoint's file of parameters."""
     return f"model_{step:08d}.bin"
 
 
 def state_file_name(step, rank):
+    """Name of a checkpoint's state file of one rank."""
     return f"state_{step:08d}_{rank:05d}.bin"
 
 
 def outliers_file_name(step):
+    """Name of a checkpoint's file of the outlier detectors' windows."""
     return f"outliers_{step:08d}.json"
 
 
 def done_file_name(step):
+    """Name of the empty file that makes a checkpoint count."""
     return f"DONE_{step:08d}"
 
 
