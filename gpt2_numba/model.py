@@ -11,7 +11,6 @@ runs the reference and which the kernel. N = B * T; an activation is an (N, chan
 Recompute levels save memory: 0 keeps everything for backward, 1 makes the GELU again, 2 the LayerNorms as well. The bits are the same.
 """
 
-import functools
 import math
 from types import SimpleNamespace
 
@@ -183,7 +182,9 @@ class GPT2:
         self._offsets = np.cumsum([0] + [math.prod(shape) for shape in parameter_shapes(config).values()]).tolist()
         self.params = self._parameter_views(self._memory["params"])
         self.grads = self._parameter_views(self._memory["grads"])
+        self._flat_pieces = [self._flat_parameters(which) for which in ("params", "grads", "m", "v", "master")]
         self._staging = PinnedRing(max(B * T, config.V + 1)) if device == "gpu" and real_gpu() else None
+        self._views = {}
         self._losses_gathered = 0
         self._batch = None
 
@@ -274,9 +275,13 @@ class GPT2:
 
     # ------------------------------------------------------------------------------------------------ activations
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019  (a model lives as long as the program)
     def _activations(self, B, T):
-        """Views of the activations for a batch of (B, T) tokens, which uses the front of each buffer."""
+        """Views of the activations for a batch of (B, T) tokens, which uses the front of each buffer. Made once for each size."""
+        if (B, T) not in self._views:
+            self._views[B, T] = self._make_views(B, T)
+        return self._views[B, T]
+
+    def _make_views(self, B, T):
         acts = SimpleNamespace()
         memory, N, C = self._memory, B * T, self.config.C
         for name, shape in activation_shapes(self.config, B, T).items():
@@ -446,10 +451,9 @@ class GPT2:
         step counts from 0; grad_scale multiplies the gradients (for clipping); rounding_seed, below 2**32, chooses the noise of
         stochastic rounding and should differ from step to step.
         """
-        flat = {which: self._flat_parameters(which) for which in ("params", "grads", "m", "v", "master")}
         for name, first_index in zip(parameter_shapes(self.config), self._offsets):
             adamw_update(
-                *(flat[which][name] for which in ("params", "grads", "m", "v", "master")),
+                *(pieces[name] for pieces in self._flat_pieces),
                 learning_rate, beta1, beta2, eps, weight_decay if name in DECAYED else 0.0, grad_scale,
                 t=step + 1, first_index=first_index, seed=rounding_seed,
             )  # fmt: skip

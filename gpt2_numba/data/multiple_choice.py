@@ -23,8 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2_numba.data.token_shards import HEADER_BYTES, HEADER_INTS, OTHER_FILES
-from gpt2_numba.data.token_shards import MAGIC as SHARD_MAGIC
+from gpt2_numba.data.token_shards import FILE_KINDS, HEADER_BYTES, HEADER_INTS
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240522
@@ -33,7 +32,6 @@ START_OF_EXAMPLE = 2**16 - 1  # so that this number is no token
 MOST_EXAMPLES = 2**16 - 1  # the index is a uint16
 LONGEST_EXAMPLE = 2**16 - 2  # bytes; their number is a uint16 too
 NORMAL_95 = 1.959964  # 95 % of a normal distribution are within so many standard deviations
-KINDS = {**OTHER_FILES, SHARD_MAGIC: "a token shard"}
 HOW_TO_MAKE_ONE = "Make one from HellaSwag's JSON lines: python -m dev.data.hellaswag --help"
 
 
@@ -174,7 +172,7 @@ def read_examples(path):
                         f"{len(content)}. {HOW_TO_MAKE_ONE}")
     magic, version, count, longest = (int(number) for number in np.frombuffer(content, dtype="<i4", count=4))
     if magic != MAGIC:
-        kind = f"is {KINDS[magic]}" if magic in KINDS else "is something else"
+        kind = f"is {FILE_KINDS[magic]}" if magic in FILE_KINDS else "is something else"
         raise UserError(f"{path}: an evaluation begins with the number {MAGIC}; this file {kind} (it begins with "
                         f"{magic}). {HOW_TO_MAKE_ONE}")
     if version != VERSION:

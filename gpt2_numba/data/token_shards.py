@@ -20,8 +20,9 @@ HEADER_BYTES = 4 * HEADER_INTS
 LARGEST_COUNT = 2**31 - 1  # the header keeps the count as int32
 LARGEST_TOKEN = 2**16 - 1
 
-# llm.c's other files begin with numbers of their own, so a mix-up can be called by its name.
-OTHER_FILES = {
+# llm.c's files begin with numbers of their own, so a mix-up can be called by its name.
+FILE_KINDS = {
+    MAGIC: "a token shard",
     20240326: "a model checkpoint",
     20240327: "a debug state",
     20240328: "a tokenizer",
@@ -104,6 +105,6 @@ def _kind(header):
     if header.size < HEADER_INTS:
         return f"is shorter than the header of {HEADER_BYTES} bytes"
     magic = int(header[0])
-    if magic in OTHER_FILES:
-        return f"is {OTHER_FILES[magic]} (it begins with {magic})"
+    if magic in FILE_KINDS:
+        return f"is {FILE_KINDS[magic]} (it begins with {magic})"
     return f"begins with {magic}, so it is something else"

@@ -8,8 +8,7 @@ The file cannot encode: it knows nothing of how text is cut up.
 
 import numpy as np
 
-from gpt2_numba.data.token_shards import MAGIC as TOKEN_SHARD_MAGIC
-from gpt2_numba.data.token_shards import OTHER_FILES
+from gpt2_numba.data.token_shards import FILE_KINDS
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240328
@@ -17,7 +16,6 @@ VERSION = 2
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 
-_KINDS = OTHER_FILES | {TOKEN_SHARD_MAGIC: "a token shard"}
 _REMEDY = "Give llm.c's gpt2_tokenizer.bin, or write one from a tokenizer"
 
 
@@ -76,6 +74,6 @@ def _check_header(path, start):
     magic, version = (int(number) for number in np.frombuffer(start, dtype="<u4")[:2])
     if magic != MAGIC:
         raise UserError(f"{path}: a tokenizer file begins with the number {MAGIC}; this file begins with {magic}, so "
-                        f"it is {_KINDS.get(magic, 'something else')}. {_REMEDY}")
+                        f"it is {FILE_KINDS.get(magic, 'something else')}. {_REMEDY}")
     if version != VERSION:
         raise UserError(f"{path}: a tokenizer file must have version {VERSION}, this one has {version}. {_REMEDY}")

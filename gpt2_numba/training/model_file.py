@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_numba.config import count_parameters, parse_descriptor
-from gpt2_numba.data.token_shards import MAGIC as TOKEN_SHARD_MAGIC
-from gpt2_numba.data.token_shards import OTHER_FILES
+from gpt2_numba.data.token_shards import FILE_KINDS
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240326
@@ -22,7 +21,6 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 PIECE = 1 << 24  # numbers that are written at a time: 64 MiB of float32
 
-_KINDS = OTHER_FILES | {TOKEN_SHARD_MAGIC: "a token shard"}
 _REMEDY = "Give a model file that llm.c or this program has written, or a descriptor such as d12"
 
 
@@ -92,7 +90,7 @@ def read_header(path, kind, magic, versions, remedy):
     found, version = int(header[0]), int(header[1])
     if found != magic:
         raise UserError(f"{path}: {kind} begins with the number {magic}; this file begins with {found}, so it is "
-                        f"{_KINDS.get(found, 'something else')}. {remedy}")
+                        f"{FILE_KINDS.get(found, 'something else')}. {remedy}")
     if version not in versions:
         raise UserError(f"{path}: {kind} must have version {' or '.join(map(str, versions))}, this one has {version}. "
                         f"{remedy}")

@@ -1,5 +1,7 @@
 """How much of the chip's arithmetic a step uses: model FLOP utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)."""
 
+import re
+
 # Dense bfloat16 peak in FLOP/s by the vendor's data sheets, keyed by a part of the name that the driver gives.
 _PEAK_BF16 = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
@@ -13,7 +15,7 @@ _FLOP_PER_CLOCK = {(8, 0): 2048, (8, 6): 512, (8, 7): 1024, (8, 9): 512, (9, 0):
 
 def peak_flops(device_name, compute_capability, multiprocessors, clock_hz):
     """Dense bfloat16 peak of a chip in FLOP/s: by its name if that is known, else by its properties; None if those are not known."""
-    by_name = next((peak for part, peak in _PEAK_BF16.items() if part in device_name), None)
+    by_name = next((peak for part, peak in _PEAK_BF16.items() if re.search(rf"\b{part}\b", device_name)), None)  # an L40 is no L4
     per_clock = _FLOP_PER_CLOCK.get(tuple(compute_capability))
     return by_name or (per_clock and per_clock * multiprocessors * clock_hz)
 
