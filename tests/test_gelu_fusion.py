@@ -1,4 +1,4 @@
-"""GELU in cuBLASLt's epilogue, -ge 1 and 2, against the GELU layer after the matmul; and copies from page-locked memory."""
+"""GELU in cuBLASLt's epilogues, -ge 1 and 2, against the GELU layer after the matmul; and copies from page-locked memory."""
 
 import numpy as np
 import pytest
