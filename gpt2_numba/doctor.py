@@ -2,14 +2,28 @@
 
 With --check it also checks every layer, and prints a table of the largest errors: the NumPy references against finite differences,
 and the kernels against the references, on the GPU or, where there is none, in Numba's simulator at tiny sizes.
+
+With --warm it compiles the trainer's kernels for the GPU at hand, in several processes at a time, and keeps them on disk
+(gpu/kernel_cache.py): a training then begins at once. Numba compiles one kernel at a time in a process, so processes it must be.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
+import multiprocessing
+import os
 import platform
 import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 from gpt2_numba.gpu.driver import count_gpus, simulate_without_gpu
+
+WARM_MODELS = ("d12", "d48")  # some kernels are made for the number of channels: these are ready, those of others compile as they come
+MOST_PROCESSES = 16  # each holds half a GiB of GPU memory
 
 # What a run needs: distribution -> (what for, how to get it). The GPU's parts are asked for only where there is a GPU.
 NEEDED = {
@@ -73,6 +87,7 @@ def examine_gpu(line):
     major, minor = cuda.get_current_device().compute_capability
     memory = f"{free_gpu_bytes() / 2**30:.1f} GiB free"
     print(f"[ok] {'':<16}{device_name()}, compute capability {major}.{minor}, {memory}, bf16 {'yes' if bfloat16_supported() else 'no'}")
+    examine_kernel_cache(line)
     numbers = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     a, out = to_device(numbers), to_device(np.zeros_like(numbers))
     try:
@@ -86,10 +101,121 @@ def examine_gpu(line):
         line(False, "trial run", f"{type(error).__name__}: {error}", "pip install --upgrade '.[cuda13]'")
 
 
+def examine_kernel_cache(line):
+    """Print how many compiled kernels are on disk, and whether more can be put there."""
+    from gpt2_numba.gpu import kernel_cache
+
+    try:
+        kept, where = kernel_cache.files(), kernel_cache.directory()
+        kernel_cache.write(where / "trial", b"")
+        (where / "trial").unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        line(False, "kernel cache", f"every run compiles anew: {error}", "set XDG_CACHE_HOME to a directory that can be written")
+        return
+    advice = "" if kept else "   (python -m gpt2_numba.doctor --warm compiles them ahead)"
+    line(True, "kernel cache", f"{len(kept)} kernels, {sum(size for _, size, _ in kept) / 2**20:.1f} MiB in {where}{advice}")
+
+
+# ------------------------------------------------------------------------------------------- kernels, compiled ahead
+
+
+def warm_tasks(models, precisions):
+    """What is to be run to have every kernel: (precision, model, layer), layers first; layer None is the trainer itself, for one step."""
+    from gpt2_numba.layer_checks import LAYERS
+
+    return [(precision, model, layer) for layer in (*LAYERS, None) for precision in precisions for model in models]
+
+
+def warm_layer(precision, model, layer):
+    """Call a layer's functions once, on a few tokens with the channels and heads of a model."""
+    from gpt2_numba.config import parse_descriptor
+    from gpt2_numba.gpu.backend import synchronize
+    from gpt2_numba.layer_checks import kernel_calls
+    from gpt2_numba.layer_checks.all_layers import STORAGE
+    from gpt2_numba.layer_checks.running import GuardedArray
+    from gpt2_numba.layer_checks.sizes import Sizes
+
+    config = parse_descriptor(model)
+    sizes = Sizes(B=1, T=64, C=config.C, NH=config.NH, V=config.V, Vp=config.Vp, OC=4 * config.C)
+    for call in kernel_calls(layer, sizes, STORAGE[precision]):
+        arrays = {name: GuardedArray(tensor, STORAGE[precision]).array for name, tensor in call.tensors.items()}
+        call.launch(SimpleNamespace(**arrays))
+    synchronize()
+
+
+def warm_trainer(precision, model, _):
+    """Train one block of a model for a step, on a few bytes of the built-in corpus, and validate it."""
+    from gpt2_numba.config import parse_descriptor
+    from gpt2_numba.train import run
+
+    config = parse_descriptor(model)
+    flags = f"-e L=1,NH={config.NH},C={config.C} -b 1 -t 64 -x 1 -v 1 -m 1 -s 0 --device gpu --precision {precision} --matmul-search off"
+    with tempfile.TemporaryDirectory() as directory:
+        run([*flags.split(), "-o", directory])
+
+
+def warm_task(task):
+    """Run one task in a process of the pool. Returns what the kernels cost, and what went wrong, "" for nothing."""
+    from gpt2_numba.gpu import kernel_cache
+
+    seen = len(kernel_cache.uses)
+    kernel_cache.problems.clear()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            (warm_layer if task[-1] else warm_trainer)(*task)
+    except Exception as error:  # whatever it is, the other kernels can be compiled
+        kernel_cache.problems.append(f"{' '.join(filter(None, task))}: {type(error).__name__}: {error}")
+    return kernel_cache.uses[seen:], list(kernel_cache.problems)
+
+
+def warm(models=WARM_MODELS):
+    """Compile what is missing, print a table of it. Returns True if all kernels are there now."""
+    from gpt2_numba.gpu import kernel_cache
+    from gpt2_numba.gpu.backend import bfloat16_supported, real_gpu
+
+    if not real_gpu():
+        print("nothing to warm: kernels are compiled for a GPU, and this run has none")
+        return True
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    print(f"compiling the kernels of {' and '.join(models)} in {processes} processes ...", flush=True)
+    start, uses, problems = time.perf_counter(), [], []
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        tasks = warm_tasks(models, ("bf16", "fp32") if bfloat16_supported() else ("fp32",))
+        # The trainer last, when all that the layers' calls compile is on disk: what it still has to compile they have left out.
+        for part in ([task for task in tasks if task[-1]], [task for task in tasks if not task[-1]]):
+            for used, wrong in pool.map(warm_task, part):
+                uses += used
+                problems += wrong
+    print(format_uses(uses))
+    kept = kernel_cache.files()
+    print(
+        f"{sum(not use.loaded for use in uses)} compiled in {time.perf_counter() - start:.1f} s; {len(kept)} kernels, "
+        f"{sum(size for _, size, _ in kept) / 2**20:.1f} MiB, are in {kernel_cache.directory()}"
+    )
+    for problem in dict.fromkeys(problems):
+        print(f"[!!] {problem}")
+    return not problems
+
+
+def format_uses(uses):
+    """A table of the kernels: how many were compiled and how long that took, how many were there and how long loading took."""
+    rows = {}
+    for use in uses:
+        row = rows.setdefault(use.kernel, {True: [], False: []})
+        row[use.loaded].append(use.seconds)
+    lines = [f"{'kernel':<52}{'compiled':>9}{'seconds':>9}{'loaded':>9}{'ms each':>9}"]
+    for kernel, row in sorted(rows.items()):
+        compiled, loaded = row[False], row[True]
+        each = f"{1000 * sum(loaded) / len(loaded):.1f}" if loaded else ""
+        lines.append(f"{kernel:<52}{len(compiled):>9}{sum(compiled):>9.1f}{len(loaded):>9}{each:>9}")
+    return "\n".join(lines)
+
+
 def main(argv):
     """The command line. Returns the exit code: 0 if all is well, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m gpt2_numba.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="check every layer's gradients and kernels, print a table")
+    parser.add_argument("--warm", action="store_true", help="compile the trainer's kernels for this GPU, keep them on disk")
     arguments = parser.parse_args(argv)
     if arguments.check:
         simulate_without_gpu()
@@ -99,6 +225,9 @@ def main(argv):
 
         print()
         well = check_all_layers() and well
+    if arguments.warm:
+        print()
+        well = warm() and well
     return 0 if well else 1
 
 

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.errors import UserError
@@ -31,6 +29,8 @@ def plot_losses(log_path, png_path, title):
     Needs no display. Raises UserError if the log cannot be read, holds no finite loss, or the picture cannot be
     written.
     """
+    from matplotlib.figure import Figure  # here, since it takes as long to import as all of Numba, and a run draws only at its end
+
     series = read_main_log(log_path)
     train_steps, train_losses = series["train_loss"]
     val_steps, val_losses = series["val_loss"]
@@ -92,6 +92,8 @@ def _running_mean(steps, values, width):
 
 def _label(axes, quantity):
     """Write the quantity and its unit above the axes, where it reads without turning the head."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(quantity, loc="left", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(True, color="0.9", linewidth=0.8)

@@ -12,7 +12,11 @@ import ml_dtypes
 import numpy as np
 from numba import config, cuda
 
+from gpt2_numba.gpu import kernel_cache
+
 SIMULATING = bool(config.ENABLE_CUDASIM)
+if not SIMULATING:
+    kernel_cache.install()
 
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16_BITS = np.dtype(np.uint16)
