@@ -5,7 +5,7 @@ loop that polls. Only one of them can run at a time anyway. So here they take tu
 a barrier or at a warp instruction, then thread 1, and so on. The same threads serve block after block. That is many times faster,
 runs in the same order every time, and notices at once when threads wait for others that will never come.
 
-`install()` puts it in the place of the simulator's own `BlockManager`; `gpu/reductions.py` calls it.
+`install()` puts it in the place of the simulator's own `BlockManager`; the modules of gpu/ that have twins call it.
 """
 
 import os
@@ -41,6 +41,8 @@ class SimulatedThread(threading.Thread):
         """Prepare for a block: who this thread is there."""
         self.block, self.thread_id, self.blockIdx, self.threadIdx = block, thread_id, block_index, thread_index
         self.started, self.finished, self.abandoned, self.waits_at = False, False, False, None
+        self.copies = [[]]  # groups of asynchronous copies on their way, see shared_memory.py
+        self.products = []  # of a warpgroup, begun and not waited for, see wgmma.py
 
     def run(self):
         # All on one processor: a turn is passed on twice as fast, and only one thread runs at a time anyway.
@@ -91,6 +93,7 @@ class CooperativeBlockManager:
         block_index = self.make_index(*grid_point)
         self.work = lambda: self.kernel(*args)
         self.live, self.failed = len(self.threads), None
+        self.has_shared_memory = False
         self.at_barrier, self.at_warp = None, {}
         self.ready = deque(self.threads)
         self.is_over = threading.Lock()
@@ -145,15 +148,15 @@ class CooperativeBlockManager:
             self.at_barrier = None
         return self.meet(thread, meeting, value, self.live, conclude)
 
-    def meet_in_warp(self, thread, value, conclude):
-        """Meet the other 31 threads of the warp, all of which must come."""
-        warp = thread.thread_id // WARP_SIZE
-        if len(self.threads) < (warp + 1) * WARP_SIZE:
-            raise RuntimeError(f"a warp instruction needs blocks of whole warps of {WARP_SIZE} threads, got {len(self.threads)}")
-        meeting = self.at_warp.setdefault(warp, Meeting(f"a warp instruction of warp {warp}"))
-        if len(meeting.values) + 1 == WARP_SIZE:
-            del self.at_warp[warp]
-        return self.meet(thread, meeting, value, WARP_SIZE, conclude)
+    def meet_in_warp(self, thread, value, conclude, size=WARP_SIZE, name="warp"):
+        """Meet the other threads of the warp, or of a warpgroup of 128, all of which must come."""
+        group = thread.thread_id // size
+        if len(self.threads) < (group + 1) * size:
+            raise RuntimeError(f"a {name} instruction needs blocks of whole {name}s of {size} threads, got {len(self.threads)}")
+        meeting = self.at_warp.setdefault((name, group), Meeting(f"a {name} instruction of {name} {group}"))
+        if len(meeting.values) + 1 == size:
+            del self.at_warp[name, group]
+        return self.meet(thread, meeting, value, size, conclude)
 
     def thread_has_finished(self, thread, error):
         self.live -= 1
@@ -188,14 +191,43 @@ def install():
 _LANES = np.arange(WARP_SIZE)
 
 
-def butterfly(value, combine):
-    """Combine the values of a warp in the order in which shuffles over distances 16, 8, 4, 2, 1 do; every thread gets the result."""
+def meet_warp(value, conclude):
+    """Leave `value` and wait for the other threads of the warp. All get what conclude makes of the list of 32 values."""
+    thread = threading.current_thread()
+    return thread.block.meet_in_warp(thread, value, lambda values: conclude([values[thread_id] for thread_id in sorted(values)]))
+
+
+def meet_warpgroup(value, conclude):
+    """As meet_warp, for the 128 threads of a warpgroup."""
+    thread = threading.current_thread()
+    meet = thread.block.meet_in_warp
+    return meet(thread, value, lambda values: conclude([values[thread_id] for thread_id in sorted(values)]), 128, "warpgroup")
+
+
+def butterfly(value, combine, distances=(16, 8, 4, 2, 1)):
+    """Combine the values of a warp in the order in which shuffles over these distances do; every thread gets its lane's result."""
 
     def conclude(values):
-        lanes = np.array([values[thread_id] for thread_id in sorted(values)])
-        for distance in (16, 8, 4, 2, 1):
+        lanes = np.array(values)
+        for distance in distances:
             lanes = combine(lanes, lanes[_LANES ^ distance])
         return lanes
 
-    thread = threading.current_thread()
-    return thread.block.meet_in_warp(thread, value, conclude)[thread.thread_id % WARP_SIZE]
+    return meet_warp(value, conclude)[threading.current_thread().thread_id % WARP_SIZE]
+
+
+def elements_of(array):
+    """All elements of a kernel's argument as one NumPy axis. Inside a kernel the simulator wraps arrays twice."""
+    item = getattr(array, "_item", array)
+    return getattr(item, "_ary", item).reshape(-1)
+
+
+def dynamic_shared_memory():
+    """The block's dynamic shared memory as uint8, full of 0xFF (NaN) when the block starts."""
+    from numba.cuda.simulator.kernel import _get_kernel_context
+
+    block, memory = threading.current_thread().block, _get_kernel_context().shared.array(0, np.dtype(np.uint8))
+    if not block.has_shared_memory:
+        memory[:] = 0xFF
+        block.has_shared_memory = True
+    return memory

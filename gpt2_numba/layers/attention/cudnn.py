@@ -1,0 +1,203 @@
+"""Attention by cuDNN, in bfloat16: NVIDIA's library in place of the kernels beside this file, and the unit in which they are measured.
+
+Optional: `pip install -e '.[cudnn13]'` brings the library and its Python package. Nothing else needs them.
+
+cuDNN is told of a graph of tensors (shapes, strides, types) and of one operation, and looks for a kernel. Nothing is copied or rearranged:
+q, k, v and their gradients are views of the packed rows, given by strides and by the address of their first number.
+
+    | array           | shape       | cuDNN sees                                               | forward | backward       |
+    | --------------- | ----------- | -------------------------------------------------------- | ------- | -------------- |
+    | qkv, dqkv       | (N, 3C)     | three of (B, NH, T, HS), strides (T 3C, HS, 3C, 1)       | [r]     | [r], dqkv [w]  |
+    | out, dout       | (N, C)      | (B, NH, T, HS), strides (T C, HS, C, 1)                  | [w]     | [r]            |
+    | lse             | (B, NH, T)  | "stats" (B, NH, T, 1): max + ln Σ exp(score - max)       | [w]     | [r]            |
+
+    | scratch         | flat        | its workspace                                            | [w]     | [w]            |
+
+Backward adds up dq in a fixed order, so that the bits are the same in every run. That costs memory: cuDNN then keeps every dscore in its
+workspace (see scratch_size). With atomic sums it would need an eighth of it and be a little faster: on one H200, cuDNN 9.19, at B=16, T=1024,
+NH=25, HS=64 0.548 ms instead of 0.596.
+
+Reference: cuDNN frontend documentation, "Scaled Dot Product Attention" (`sdpa`, `sdpa_backward`).
+"""
+
+import functools
+from dataclasses import dataclass
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.backend import compute_stream, device_pointer, real_gpu
+
+# 9.16. Before it, where T is no multiple of 128, every call copies a list of lengths from the host's memory: nothing for a CUDA graph.
+OLDEST_LIBRARY = 91600
+REMEDY = "install it with: pip install -e '.[cudnn13]' ('.[cudnn12]' for CUDA 12)"
+OTHERWISE = "Choose another attention (--attention numba)"
+DSCORES_TILE = 64  # rows and columns of dscores are rounded up to a multiple of it
+ITS_OWN_BYTES = 4096  # what any plan may take besides; 256 were seen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph that is ready to run, its tensors by name, and how much workspace it needs."""
+
+    graph: object
+    tensors: dict
+    workspace_bytes: int
+
+
+# -------------------------------------------------------------------------------------------------- is it there?
+
+
+def cudnn_available():
+    """True where cuDNN's attention can be used: a real GPU, the library and its Python package, both recent enough. Asked once."""
+    return _what_is_missing() is None
+
+
+@functools.cache
+def _what_is_missing():
+    """What keeps cuDNN from being used here, as text; None if nothing does."""
+    if not real_gpu():
+        return "there is no real GPU"
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        load_nvidia_dynamic_lib("cudart")  # cudnn looks for it on the system's path only, but takes what is loaded already
+        import cudnn
+
+        version = cudnn.backend_version()
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:  # not installed, half installed, or for another CUDA
+        return f"Python's package `cudnn` or its library cannot be loaded ({error}): {REMEDY}"
+    if version < OLDEST_LIBRARY:
+        return f"cuDNN {cudnn.backend_version_string()} is too old, it must be 9.16 or later: {REMEDY}"
+    return None
+
+
+def demand_cudnn():
+    """Raise UserError, which says what is missing, where cuDNN cannot be used."""
+    missing = _what_is_missing()
+    if missing is not None:
+        raise UserError(f"attention by cuDNN: {missing}. {OTHERWISE}")
+
+
+@functools.cache
+def _library():
+    """The package `cudnn` and a handle that launches on the compute stream. Raises UserError where cuDNN cannot be used."""
+    demand_cudnn()
+    import cudnn
+
+    stream = int(compute_stream())  # first, since it makes the GPU's context, which the handle belongs to
+    handle = cudnn.create_handle()
+    cudnn.set_stream(handle, stream)
+    return cudnn, handle
+
+
+# ---------------------------------------------------------------------------------------------------- the graphs
+
+
+def rows_by_head(B, T, NH, HS, parts):
+    """Dimensions and strides of (B, NH, T, HS) in rows of `parts` times C numbers: 3 for q, k or v, 1 for out."""
+    row = parts * NH * HS
+    return {"dim": (B, NH, T, HS), "stride": (T * row, HS, row, 1)}
+
+
+def number_by_query(B, T, NH):
+    """Dimensions and strides of (B, NH, T) as cuDNN's stats."""
+    return {"dim": (B, NH, T, 1), "stride": (NH * T, T, 1, 1)}
+
+
+def describe_forward(cudnn, graph, B, T, NH, HS):
+    """Add forward to a graph. Returns its tensors by name."""
+    qkv = rows_by_head(B, T, NH, HS, 3)
+    tensors = {name: graph.tensor(name=name, **qkv) for name in ("q", "k", "v")}
+    out, lse = graph.sdpa(**tensors, generate_stats=True, **_causal_and_scaled(cudnn, HS))
+    _make_output(out, **rows_by_head(B, T, NH, HS, 1))
+    _make_output(lse, **number_by_query(B, T, NH)).set_data_type(cudnn.data_type.FLOAT)
+    return {**tensors, "out": out, "lse": lse}
+
+
+def describe_backward(cudnn, graph, B, T, NH, HS):
+    """Add backward to a graph. Returns its tensors by name."""
+    qkv, out = rows_by_head(B, T, NH, HS, 3), rows_by_head(B, T, NH, HS, 1)
+    tensors = {name: graph.tensor(name=name, **(out if "out" in name else qkv)) for name in ("q", "k", "v", "out", "dout")}
+    tensors["lse"] = graph.tensor(name="lse", data_type=cudnn.data_type.FLOAT, **number_by_query(B, T, NH))
+    q, k, v, out, dout, lse = tensors.values()
+    gradients = graph.sdpa_backward(
+        q=q, k=k, v=v, o=out, dO=dout, stats=lse, use_deterministic_algorithm=True, **_causal_and_scaled(cudnn, HS)
+    )  # fmt: skip
+    for name, gradient in zip(("dq", "dk", "dv"), gradients):
+        tensors[name] = _make_output(gradient, **qkv)
+    return tensors
+
+
+def _causal_and_scaled(cudnn, HS):
+    alignment = cudnn.diagonal_alignment.TOP_LEFT
+    return {"attn_scale": HS**-0.5, "diagonal_alignment": alignment, "diagonal_band_right_bound": 0}
+
+
+def _make_output(tensor, dim, stride):
+    return tensor.set_output(True).set_dim(dim).set_stride(stride)
+
+
+@functools.cache
+def _plan(describe, B, T, NH, HS):
+    """Made once for each shape, in some tenths of a second: cuDNN looks for a kernel and compiles it. Raises UserError if it has none."""
+    cudnn, handle = _library()
+    types = cudnn.data_type
+    graph = cudnn.pygraph(
+        handle=handle, io_data_type=types.BFLOAT16, intermediate_data_type=types.FLOAT, compute_data_type=types.FLOAT
+    )  # fmt: skip
+    tensors = describe(cudnn, graph, B, T, NH, HS)
+    try:
+        graph.build([cudnn.heur_mode.A])
+    except cudnn.cudnnGraphNotSupportedError as error:
+        raise UserError(
+            f"cuDNN {cudnn.backend_version_string()} has no attention for B={B}, T={T}, NH={NH}, HS={HS} on this GPU: {error}. " + OTHERWISE
+        ) from error
+    return Plan(graph, tensors, graph.get_workspace_size())
+
+
+# ----------------------------------------------------------------------------------------------------- launchers
+
+
+def scratch_size(B, T, NH, HS):
+    """Backward's workspace: dscores in bfloat16, delta in float32. Forward needs none to speak of.
+
+    By a formula, since asking cuDNN takes half a second for each B that one may think of. In cuDNN's own words it is that for Hopper (its
+    frontend's source; measured with 9.19: 801.6 MiB at B=16, T=1024, NH=25, 1539.0 at B=64, NH=12). _run sees to it that it is enough.
+    """
+    Tp = -(-T // DSCORES_TILE) * DSCORES_TILE
+    return (B * NH * (2 * Tp * Tp + 4 * Tp) + ITS_OWN_BYTES) // 4
+
+
+def attention_forward(out, lse, qkv, scratch):
+    """Arguments as in the package's attention_forward, checked. Raises UserError where cuDNN is missing or has no such attention."""
+    pointers = {**_parts("qkv", qkv), "out": device_pointer(out), "lse": device_pointer(lse)}
+    _run(_plan(describe_forward, *_sizes(out, lse)), pointers, scratch)
+
+
+def attention_backward(dqkv, dout, out, lse, qkv, scratch):
+    """Arguments as in the package's attention_backward, checked. Raises UserError as attention_forward does."""
+    pointers = {name: device_pointer(array) for name, array in (("out", out), ("dout", dout), ("lse", lse))}
+    pointers |= {**_parts("qkv", qkv), **_parts(("dq", "dk", "dv"), dqkv)}
+    _run(_plan(describe_backward, *_sizes(out, lse)), pointers, scratch)
+
+
+def _sizes(out, lse):
+    B, NH, T = lse.shape
+    return B, T, NH, out.shape[1] // NH
+
+
+def _parts(names, rows):
+    """Addresses of the first numbers of the three parts of packed rows."""
+    part_bytes = rows.shape[1] // 3 * rows.dtype.itemsize
+    return {name: device_pointer(rows) + i * part_bytes for i, name in enumerate(names)}
+
+
+def _run(plan, pointers, scratch):
+    """Launch on the compute stream. Allocates nothing after a plan's first call and waits for nothing, so it can be recorded."""
+    cudnn, handle = _library()
+    if plan.workspace_bytes > scratch.nbytes:
+        raise UserError(
+            f"cuDNN {cudnn.backend_version_string()} asks for {plan.workspace_bytes:,} bytes of workspace on this GPU, where at most "
+            f"{scratch.nbytes:,} were expected. {OTHERWISE}"
+        )
+    buffers = {plan.tensors[name]: pointer for name, pointer in pointers.items()}
+    plan.graph.execute(buffers, device_pointer(scratch), handle=handle)

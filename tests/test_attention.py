@@ -1,0 +1,197 @@
+"""Attention's engines: the reference against the definition, and every engine against the reference, at lengths where tiles begin and end."""
+
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+
+from gpt2_numba.gpu import simulator
+from gpt2_numba.gpu.backend import (
+    BFLOAT16_BITS,
+    FLOAT32,
+    SIMULATING,
+    bfloat16_supported,
+    copy_to_host,
+    gpu_available,
+    to_device,
+)
+from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
+from gpt2_numba.layers import attention
+from gpt2_numba.layers.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
+from gpt2_numba.layers.attention.reference import TILE
+
+needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
+needs_bfloat16 = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with bfloat16, and the simulator is turned off")
+only_simulated = pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
+
+
+def sizes(B, T, NH, HS):
+    return Sizes(B=B, T=T, C=NH * HS, NH=NH, V=37, Vp=64, OC=8)
+
+
+def check(precision, *shape):
+    rows = check_kernel("attention", precision, sizes(*shape))
+    print("\n" + format_table(rows))
+    assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
+
+
+def inputs(B, T, NH, HS, dtype=np.float64, seed=1):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((B * T, columns * NH * HS)).astype(dtype) for columns in (3, 1))
+
+
+# ----------------------------------------------------------------------------------------------------------- reference
+
+
+@pytest.mark.parametrize("T", [1, 7, TILE, TILE + 1, 2 * TILE + 5])
+def test_reference_is_the_definition(T):
+    """With whole (T, T) matrices, and the softmax's gradient as a matrix, written down as in a textbook."""
+    B, NH, HS = 2, 3, 4
+    qkv, dout = inputs(B, T, NH, HS)
+    out, lse, dqkv = np.full((B * T, NH * HS), np.nan), np.full((B, NH, T), np.nan), np.full(qkv.shape, np.nan)
+    attention_forward(out, lse, qkv, None)
+    attention_backward(dqkv, dout, out, lse, qkv, None)
+    rows, gradients = qkv.reshape(B, T, 3, NH, HS), dqkv.reshape(B, T, 3, NH, HS)
+    for b in range(B):
+        for h in range(NH):
+            q, k, v = rows[b, :, 0, h], rows[b, :, 1, h], rows[b, :, 2, h]
+            scores = np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(HS), -np.inf)
+            att = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            d = dout.reshape(B, T, NH, HS)[b, :, h]
+            np.testing.assert_allclose(out.reshape(B, T, NH, HS)[b, :, h], att @ v, atol=1e-13)
+            np.testing.assert_allclose(lse[b, h], np.log(np.exp(scores).sum(axis=1)), atol=1e-13)
+            datt = d @ v.T
+            dscores = np.stack([(np.diag(p) - np.outer(p, p)) @ g for p, g in zip(att, datt)]) / np.sqrt(HS)
+            for part, expected in enumerate((dscores @ k, dscores.T @ q, att.T @ d)):
+                np.testing.assert_allclose(gradients[b, :, part, h], expected, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------- matmuls
+
+
+@needs_kernels
+def test_sequences_together_or_one_by_one_give_the_same_bits(monkeypatch):
+    shape = B, T, NH, HS = 3, 5, 2, 8
+    qkv, dout = inputs(*shape, np.float32)
+    results = []
+    for working_set, together in ((matmuls.WORKING_SET, 3), (matmuls.numbers_needed(2, T, NH, HS), 2), (0, 1)):
+        monkeypatch.setattr(matmuls, "WORKING_SET", working_set)
+        assert matmuls.sequences_at_a_time(B, T, NH, HS) == together
+        scratch = to_device(np.full(attention_scratch_size(*shape, FLOAT32), np.nan, np.float32))
+        out, lse, dqkv = (to_device(np.full(s, np.nan, np.float32)) for s in (dout.shape, (B, NH, T), qkv.shape))
+        attention_forward(out, lse, to_device(qkv), scratch)
+        attention_backward(dqkv, to_device(dout), out, lse, to_device(qkv), scratch)
+        results.append([copy_to_host(array) for array in (out, lse, dqkv)])
+    for other in results[1:]:
+        for one, same in zip(results[0], other):
+            np.testing.assert_array_equal(one, same)
+
+
+@pytest.mark.parametrize("module", [matmuls, mma, wgmma])
+def test_scratch_serves_smaller_batches_too(module):
+    NH, HS = 12, 64
+    largest = module.scratch_size(16, 1024, NH, HS)
+    for B in (1, 2, 3, 15, 16):
+        for T in (1, 8, 63, 64, 100, 256, 1000, 1024):
+            assert module.scratch_size(B, T, NH, HS) <= largest
+            if module is matmuls:
+                together = matmuls.sequences_at_a_time(B, T, NH, HS)
+                needed = matmuls.ALIGNMENT + B * NH * T + matmuls.numbers_needed(together, T, NH, HS)
+                assert needed <= module.scratch_size(B, T, NH, HS) + matmuls.ALIGNMENT
+
+
+# ---------------------------------------------------------------------------------------------------------------- mma
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("shape", [(1, 19, 2, 64), (2, 17, 1, 80), (1, 17, 1, 96), (1, 19, 1, 128), (2, 1, 1, 64), (1, 70, 1, 64)], ids=str)
+def test_tiles_on_tensor_cores(shape):
+    """T of one, one more than a tile, several tiles and a rest; guard cells, NaN, twice, and bounds of errors: as in layer_checks."""
+    check("bf16", *shape)
+
+
+@needs_bfloat16
+def test_a_gpus_tile_sizes(monkeypatch):
+    """In the simulator tiles are small. Here those that a GPU gets, where a warp has two tiles of rows, and 64 keys come at a time."""
+    monkeypatch.setattr(attention, "engine", lambda dtype, HS: mma)
+    monkeypatch.setattr(mma, "make_forward_kernel", lambda HS, made=mma.make_forward_kernel: made(HS, (4, 2, 64, 2)))
+    monkeypatch.setattr(mma, "make_backward_queries_kernel", lambda HS, made=mma.make_backward_queries_kernel: made(HS, (2, 2, 32, 2)))
+    monkeypatch.setattr(mma, "make_backward_keys_kernel", lambda HS, made=mma.make_backward_keys_kernel: made(HS, (2, 2, 32, 2)))
+    check("bf16", 1, 70, 1, 64)
+
+
+class Shuffled(deque):
+    """Hands out its elements in a random order, the same every time."""
+
+    random = random.Random(5)
+
+    def popleft(self):
+        self.rotate(self.random.randrange(len(self)))
+        return super().popleft()
+
+
+@only_simulated
+def test_threads_may_run_in_any_order(monkeypatch):
+    """Between two barriers. A barrier that is missing goes unnoticed as long as the copies of all are made first."""
+    monkeypatch.setattr(simulator, "deque", Shuffled)
+    check("bf16", 1, 37, 1, 64)
+
+
+@needs_bfloat16
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_rows_after_the_last_are_not_read():
+    """Two sequences side by side in memory; the second is NaN, and the first is what it is alone."""
+    B, T, NH, HS = 2, 19, 1, 64
+    qkv, dout = inputs(B, T, NH, HS, np.float32)
+    alone = []
+    for sequences in (1, 2):
+        rows = sequences * T
+        qkv[T:], dout[T:] = np.nan, np.nan
+        out, dqkv = (to_device(np.zeros((rows, columns * NH * HS), np.float32), BFLOAT16_BITS) for columns in (1, 3))
+        lse, scratch = to_device(np.zeros((sequences, NH, T), np.float32)), to_device(np.zeros(2 * 64 * sequences, np.float32))
+        packed, upstream = to_device(qkv[:rows], BFLOAT16_BITS), to_device(dout[:rows], BFLOAT16_BITS)
+        mma.attention_forward(out, lse, packed, scratch)
+        mma.attention_backward(dqkv, upstream, out, lse, packed, scratch)
+        alone.append([copy_to_host(out)[:T], copy_to_host(lse)[0], copy_to_host(dqkv)[:T]])
+    for one, with_neighbour in zip(*alone):
+        assert np.isfinite(one).all()
+        np.testing.assert_array_equal(one, with_neighbour)
+
+
+@needs_bfloat16
+def test_scores_of_any_size():
+    """Scores of some hundreds: exp overflows unless the largest is taken off; and a larger one comes with every tile."""
+    B, T, NH, HS = 1, 40, 1, 64
+    qkv, _ = inputs(B, T, NH, HS, np.float32)
+    qkv[:, : 2 * HS] *= np.linspace(1, 12, T, dtype=np.float32)[:, None]
+    packed = to_device(qkv, BFLOAT16_BITS)
+    out, lse = to_device(np.zeros((T, HS), np.float32), BFLOAT16_BITS), to_device(np.zeros((B, NH, T), np.float32))
+    mma.attention_forward(out, lse, packed, None)
+    expected_out, expected_lse = np.empty((T, HS)), np.empty((B, NH, T))
+    attention_forward(expected_out, expected_lse, copy_to_host(packed).astype(np.float64), None)
+    assert expected_lse.max() > 200
+    np.testing.assert_allclose(copy_to_host(lse), expected_lse, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(copy_to_host(out), expected_out, atol=2e-2)
+
+
+# ------------------------------------------------------------------------------------------------------- which engine
+
+
+@pytest.mark.parametrize("dtype, HS, expected", [
+    (FLOAT32, 48, matmuls), (BFLOAT16_BITS, 48, matmuls), (BFLOAT16_BITS, 80, mma), (BFLOAT16_BITS, 128, mma),
+])  # fmt: skip
+def test_engine_by_type_and_head_size(dtype, HS, expected):
+    assert engine(dtype, HS) is expected
+
+
+@pytest.mark.parametrize("hopper, expected", [(True, wgmma), (False, mma)])
+def test_engine_by_gpu(monkeypatch, hopper, expected):
+    monkeypatch.setattr(attention, "_on_hopper", lambda: hopper)
+    assert engine(BFLOAT16_BITS, 64) is expected
+
+
+def test_channels_that_are_no_multiple_of_heads_are_refused():
+    out, lse, qkv = np.zeros((4, 10)), np.zeros((1, 3, 4)), np.zeros((4, 30))
+    with pytest.raises(ValueError, match=r"attention_forward: C must be a multiple of NH, got C=10 \(of out\) and NH=3 \(of lse\)"):
+        attention_forward(out, lse, qkv, None)
