@@ -32,34 +32,42 @@ from gpt2_numba.gpu.backend import (
 )
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.gpu.gemm import allow_tf32
-from gpt2_numba.gpu.staging import PinnedRing
+from gpt2_numba.gpu.graph import Graphs
+from gpt2_numba.gpu.moment import GpuMoment, HostMoment
+from gpt2_numba.gpu.staging import PinnedResults, PinnedRing
 from gpt2_numba.layers.adamw import adamw_update
-from gpt2_numba.layers.attention import attention_backward, attention_forward, padded_keys
+from gpt2_numba.layers.attention import attention_backward, attention_forward, attention_scratch_size
 from gpt2_numba.layers.classifier import accumulate_mean, classifier_forward, classifier_forward_backward
-from gpt2_numba.layers.encoder import encoder_backward, encoder_forward, places_by_token
-from gpt2_numba.layers.gelu import gelu_backward, gelu_forward
+from gpt2_numba.layers.encoder import encoder_backward, encoder_forward, encoder_scratch_size, most_pieces, places_by_token
+from gpt2_numba.layers.gelu import gelu_backward, gelu_forward, gelu_scratch_size
 from gpt2_numba.layers.global_norm import BLOCKS as NORM_BLOCKS
-from gpt2_numba.layers.global_norm import sum_of_squares
-from gpt2_numba.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_scratch_size
+from gpt2_numba.layers.global_norm import global_norm
+from gpt2_numba.layers.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    layernorm_scratch_size,
+    residual_layernorm_forward,
+)
 from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_gelu_forward, matmul_scratch_size
-from gpt2_numba.layers.residual import residual_forward
 
 __all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor", "plan_memory"]
 
 DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
+STEP_RESULTS = 3  # numbers that a step sends to the host: norm of the gradients, scale that clips them, mean loss
 LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
+STATISTICS = ("ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd", "lse")  # activations that are float32 in any precision
 ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
 
 
 def activation_shapes(config, B, T):
-    """What a block keeps for backward, name -> shape: model type, or float32 for means and reciprocal deviations."""
+    """What a block keeps for backward, name -> shape: of the model's type, STATISTICS float32."""
     N, C, NH = B * T, config.C, config.NH
     return {
         "ln1": (N, C),  # LayerNorm's output
         "ln1_mean": (N,),
         "ln1_rstd": (N,),
-        "heads": (3, B, NH, T, config.HS),  # q, k, v
-        "att": (B, NH, T, padded_keys(T)),  # attention weights
+        "qkv": (N, 3 * C),  # queries, keys, values
+        "lse": (B, NH, T),  # logarithm of the sum by which a query's attention weights are divided
         "atty": (N, C),  # attention's output
         "residual2": (N, C),  # the residual stream after attention
         "ln2": (N, C),
@@ -73,18 +81,25 @@ def activation_shapes(config, B, T):
 
 def passing_shapes(config, B, T):
     """Arrays that are needed for a moment only, as three sets that share one piece of memory: no two sets are needed at a time."""
-    N, C, NH, HS = B * T, config.C, config.NH, config.HS
-    per_head = (B, NH, T, HS)
-    in_forward = {"qkv": (N, 3 * C), "out_heads": per_head, "branch": (N, C)}
+    N, C = B * T, config.C
+    in_forward = {"branch": (N, C)}
     at_the_end = {"logits": (N, config.Vp)}
-    in_backward = {
-        "dfch": (N, 4 * C),
-        "dqkv": (N, 3 * C),
-        "dheads": (3, *per_head),
-        "dout_heads": per_head,
-        "datt": (B, NH, T, padded_keys(T)),
-    }
+    in_backward = {"dfch": (N, 4 * C), "dqkv": (N, 3 * C)}
     return in_forward, at_the_end, in_backward
+
+
+def decayed_ranges(config):
+    """Where weight decay applies among all parameters in the table's order: (K, 2) int64, [start, stop) ascending."""
+    ranges, start = [], 0
+    for name, shape in parameter_shapes(config).items():
+        stop = start + math.prod(shape)
+        if name in DECAYED:
+            if ranges and ranges[-1][1] == start:
+                ranges[-1][1] = stop
+            else:
+                ranges.append([start, stop])
+        start = stop
+    return np.array(ranges, np.int64)
 
 
 def _aligned(count):
@@ -105,7 +120,7 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     shared_by_blocks = {1: ("fch_gelu",), 2: ("fch_gelu", "ln1", "ln2")}.get(recompute, ())
     for name, shape in activation_shapes(config, B, T).items():
         copies = 1 if name in shared_by_blocks else config.L
-        arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if len(shape) == 1 else real)
+        arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real)
     arena.add("activations", "encoded", (N * C,), real)
     arena.add("activations", "lnf", (N * C,), real)
     arena.add("activations", "lnf_mean", (N,), FLOAT32)
@@ -115,21 +130,44 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("logits and scratch", "passing", (passing,), real)
     arena.add("logits and scratch", "dresidual", (N * C,), real)
     arena.add("logits and scratch", "dbranch", (N * C,), real)
-    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), NORM_BLOCKS)
+    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C), NORM_BLOCKS)
     arena.add("logits and scratch", "sums", (sums,), FLOAT32)
+    arena.add("logits and scratch", "att_scratch", (attention_scratch_size(B, T, config.NH, config.HS, real),), FLOAT32)
     for name in ("inputs", "targets", "places"):
         arena.add("tokens", name, (N,), np.int32)
-    arena.add("tokens", "starts", (config.V + 1,), np.int32)
-    arena.add("tokens", "mean_loss", (1,), FLOAT32)
-    arena.add("tokens", "sum_squares", (1,), FLOAT32)
+    arena.add("tokens", "pieces", (most_pieces(N, config.V) + 1, 3), np.int32)
+    arena.add("update", "step_values", (3,), FLOAT32)
+    arena.add("update", "rounding_seed", (1,), np.uint32)
+    arena.add("update", "step_results", (STEP_RESULTS,), FLOAT32)
+    arena.add("update", "decayed", decayed_ranges(config).shape, np.int64)
     return arena
+
+
+def memory_needed(config, B, T, precision, recompute, master_weights):
+    """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included."""
+    return plan_memory(config, B, T, precision, recompute, master_weights).nbytes + WORKSPACE_BYTES
+
+
+def largest_batch(config, T, precision, recompute, master_weights, free_bytes):
+    """The largest B for which a model in training fits into `free_bytes` of GPU memory; 0 if none does."""
+
+    def fits(B):
+        return memory_needed(config, B, T, precision, recompute, master_weights) <= free_bytes
+
+    fitting, too_large = 0, 1
+    while fits(too_large):
+        fitting, too_large = too_large, 2 * too_large
+    while too_large - fitting > 1:
+        middle = (fitting + too_large) // 2
+        fitting, too_large = (middle, too_large) if fits(middle) else (fitting, middle)
+    return fitting
 
 
 def check_memory(config, B, T, precision, recompute, master_weights, free_bytes):
     """Raise UserError if a model in training does not fit into `free_bytes` of GPU memory; the message says what would fit."""
 
     def needed(batch, level):
-        return plan_memory(config, batch, T, precision, level, master_weights).nbytes + WORKSPACE_BYTES
+        return memory_needed(config, batch, T, precision, level, master_weights)
 
     if needed(B, recompute) <= free_bytes:
         return
@@ -139,7 +177,7 @@ def check_memory(config, B, T, precision, recompute, master_weights, free_bytes)
     )
     if recompute < 2 and needed(B, 2) <= free_bytes:
         raise UserError(message + "Recompute 2 (-r 2) would fit")
-    fitting = next((batch for batch in range(B - 1, 0, -1) if needed(batch, recompute) <= free_bytes), None)
+    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes)
     if fitting:
         raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) would fit, more of them to a step keep the total")
     raise UserError(message + "Not even a micro-batch of 1 fits: take a shorter context (-t), a smaller model (-e) or bf16")
@@ -153,11 +191,12 @@ class GPT2:
     precision       "fp32", or "bf16" on a GPU: parameters, gradients and activations in bfloat16, sums in float32
     recompute       0, 1 or 2         master_weights  keep float32 copies of bfloat16 parameters
     tf32            allow TF32 in float32 matmuls on a GPU; it holds for the whole process
+    graph           record the launches of a pass as a CUDA graph and replay it, on a real GPU; the bits are the same without
     gelu_fusion     0, 1: GELU in the epilogue of the matmul before it, 2: its backward, too. On a real GPU; elsewhere it changes nothing
     Raises UserError where these do not go together or the memory is too small. Parameters are zero until loaded.
     """
 
-    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0):
+    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0, graph=True):
         if T > config.max_T:
             raise UserError(f"the sequence length T={T} must be at most the model's longest context, {config.max_T}: use -t {config.max_T}")
         if device not in ("cpu", "gpu") or precision not in ("fp32", "bf16") or recompute not in (0, 1, 2):
@@ -170,31 +209,31 @@ class GPT2:
                     "a GPU was asked for and there is none that works. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
                     "the kernels in Numba's simulator (slow)"
                 )
+            allow_tf32(tf32)  # before memory is planned: attention's scratch depends on it
             check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes())
-            allow_tf32(tf32)
         self.config, self.B, self.T = config, B, T
         self.device, self.precision, self.recompute = device, precision, recompute
         self.gelu_fusion = gelu_fusion if device == "gpu" and real_gpu() else 0
         self.arena = plan_memory(config, B, T, precision, recompute, master_weights)
         self._memory = self.arena.allocate(on_gpu=device == "gpu")
+        results = self._memory["step_results"]  # in one piece, so that one copy brings all of them to the host
+        self._memory["norm_and_scale"], self._memory["mean_loss"] = results[:2], results[2:]
         for name in ("params", "grads", "m", "v", "mean_loss"):
             zero(self._memory[name])
+        self._write(self._memory["norm_and_scale"], np.ones(2, np.float32))
+        self._write(self._memory["decayed"], decayed_ranges(config))
         self._offsets = np.cumsum([0] + [math.prod(shape) for shape in parameter_shapes(config).values()]).tolist()
         self.params = self._parameter_views(self._memory["params"])
         self.grads = self._parameter_views(self._memory["grads"])
-        self._flat_pieces = [self._flat_parameters(which) for which in ("params", "grads", "m", "v", "master")]
-        self._staging = PinnedRing(max(B * T, config.V + 1)) if device == "gpu" and real_gpu() else None
+        on_real_gpu = device == "gpu" and real_gpu()
+        self._staging = PinnedRing(3 * most_pieces(B * T, config.V) + 3) if on_real_gpu else None
+        self._results = PinnedResults(STEP_RESULTS) if on_real_gpu else None
+        self._graphs = Graphs(graph and on_real_gpu)
         self._views = {}
         self._losses_gathered = 0
         self._batch = None
 
     # ------------------------------------------------------------------------------------------------ parameters
-
-    def _flat_parameters(self, name):
-        """name -> its piece of one of the flat arrays params, grads, m, v, master; None where there is none."""
-        flat = self._memory.get(name)
-        pieces = zip(parameter_shapes(self.config), self._offsets, self._offsets[1:])
-        return {tensor: None if flat is None else flat[start:stop] for tensor, start, stop in pieces}
 
     def _parameter_views(self, flat):
         """Attributes by tensor name: an array, or a list of L arrays for the tensors that each block has."""
@@ -293,6 +332,7 @@ class GPT2:
         for name in ("lnf_mean", "lnf_rstd", "losses", "targets", "places"):
             setattr(acts, name, memory[name][:N])
         acts.inputs = memory["inputs"][:N].reshape((B, T))
+        acts.pieces = memory["pieces"][: most_pieces(N, self.config.V) + 1]
         for shapes in passing_shapes(self.config, B, T):
             start = 0
             for name, shape in shapes.items():
@@ -305,11 +345,11 @@ class GPT2:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.V:
             raise UserError(f"{name} must be tokens from 0 to V - 1 = {self.config.V - 1}, got {low if low < 0 else high}: is the data another vocabulary's?")
-        self._write_integers(target, tokens)
+        self._write_numbers(target, tokens)
         return tokens
 
-    def _write_integers(self, target, values):
-        """Copy integers to the device without waiting for what it is doing."""
+    def _write_numbers(self, target, values):
+        """Copy numbers of four bytes to the device without waiting for what it is doing."""
         if self._staging is None:
             self._write(target, values.reshape(target.shape))
         else:
@@ -322,28 +362,35 @@ class GPT2:
         b, t = inputs.shape
         if b > self.B or t > self.T:
             raise ValueError(f"forward: inputs must be at most (B, T) = ({self.B}, {self.T}), got {inputs.shape}")
-        acts, p = self._activations(b, t), self.params
+        acts = self._activations(b, t)
         self._batch = (acts, self._load_tokens("inputs", acts.inputs, inputs))
+        self._graphs.run(("forward", b, t), lambda: self._forward(acts))
 
+    def _forward(self, acts):
+        p = self.params
         encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
         residual = acts.encoded
+        layernorm_forward(acts.ln1[0], acts.ln1_mean[0], acts.ln1_rstd[0], residual, p.ln1w[0], p.ln1b[0])
         for l in range(self.config.L):
-            layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
-            matmul_forward(acts.qkv, acts.ln1[l], p.qkvw[l], p.qkvb[l])
-            attention_forward(acts.atty[l], acts.heads[l], acts.att[l], acts.out_heads, acts.qkv)
+            matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l])
+            attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l], self._memory["att_scratch"])
             matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
-            residual_forward(acts.residual2[l], residual, acts.branch)
+            ln2 = acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l]
+            residual_layernorm_forward(acts.residual2[l], *ln2, residual, acts.branch, p.ln2w[l], p.ln2b[l])
 
-            layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
             if self.gelu_fusion >= 1:
                 matmul_gelu_forward(acts.fch_gelu[l], acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
             else:
                 matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
                 gelu_forward(acts.fch_gelu[l], acts.fch[l])
             matmul_forward(acts.branch, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l])
-            residual_forward(acts.residual3[l], acts.residual2[l], acts.branch)
+            if l + 1 < self.config.L:
+                after = acts.ln1[l + 1], acts.ln1_mean[l + 1], acts.ln1_rstd[l + 1]
+                weight, bias = p.ln1w[l + 1], p.ln1b[l + 1]
+            else:
+                after, weight, bias = (acts.lnf, acts.lnf_mean, acts.lnf_rstd), p.lnfw, p.lnfb
+            residual_layernorm_forward(acts.residual3[l], *after, acts.residual2[l], acts.branch, weight, bias)
             residual = acts.residual3[l]
-        layernorm_forward(acts.lnf, acts.lnf_mean, acts.lnf_rstd, residual, p.lnfw, p.lnfb)
         matmul_forward(acts.logits, acts.lnf, p.wte, None)
 
     def evaluate(self, inputs, targets):
@@ -352,9 +399,6 @@ class GPT2:
         acts, _ = self._batch
         self._load_tokens("targets", acts.targets, targets)
         classifier_forward(acts.losses, acts.logits, acts.targets, self.config.V)
-        self._gather_loss(acts)
-
-    def _gather_loss(self, acts):
         accumulate_mean(self._memory["mean_loss"], acts.losses)
         self._losses_gathered += 1
 
@@ -394,44 +438,52 @@ class GPT2:
             raise RuntimeError("backward: call forward first; each forward pass serves one backward pass")
         (acts, inputs), self._batch = self._batch, None  # the logits are about to become gradients
         self._load_tokens("targets", acts.targets, targets)
-        p, g, sums, dresidual = self.params, self.grads, self._memory["sums"], acts.dresidual
+        places, pieces = places_by_token(inputs, self.config.V)
+        self._write_numbers(acts.places, places)
+        self._write_numbers(acts.pieces, pieces)
+        self._graphs.run(("backward", inputs.shape, grad_accum_steps), lambda: self._backward(acts, grad_accum_steps))
+        self._losses_gathered += 1
 
-        dloss = 1 / (inputs.size * grad_accum_steps)
+    def _backward(self, acts, grad_accum_steps):
+        p, g, sums, dresidual = self.params, self.grads, self._memory["sums"], acts.dresidual
+        dloss = 1 / (acts.inputs.size * grad_accum_steps)
         classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, self.config.V)
-        self._gather_loss(acts)
+        accumulate_mean(self._memory["mean_loss"], acts.losses)
         matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte, None)
         zero(dresidual)
-        residual = acts.residual3[-1]
-        layernorm_backward(dresidual, g.lnfw, g.lnfb, acts.dbranch, residual, p.lnfw, acts.lnf_mean, acts.lnf_rstd, sums)
+        # Who makes the dout of a linear layer makes the gradient of its bias in passing: the LayerNorms those of attproj and fcproj, whose
+        # dout is dresidual, and the GELU that of fc.
+        lnf = acts.residual3[-1], p.lnfw, acts.lnf_mean, acts.lnf_rstd
+        layernorm_backward(dresidual, g.lnfw, g.lnfb, acts.dbranch, *lnf, sums, g.fcprojb[-1])
 
         for l in reversed(range(self.config.L)):
             residual = acts.residual3[l - 1] if l else acts.encoded
             if self.recompute >= 1:
                 gelu_forward(acts.fch_gelu[l], acts.fch[l])
             fused = acts.fch[l] if self.gelu_fusion >= 2 else None
-            matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], dresidual, acts.fch_gelu[l], p.fcprojw[l], sums, before_gelu=fused)
+            matmul_backward(acts.dfch, g.fcprojw[l], None, dresidual, acts.fch_gelu[l], p.fcprojw[l], sums, before_gelu=fused)
             if fused is None:
-                gelu_backward(acts.dfch, acts.dfch, acts.fch[l])
+                gelu_backward(acts.dfch, acts.dfch, acts.fch[l], g.fcb[l], sums)
             if self.recompute >= 2:
                 layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
-            matmul_backward(acts.dbranch, g.fcw[l], g.fcb[l], acts.dfch, acts.ln2[l], p.fcw[l], sums)
-            layernorm_backward(
-                dresidual, g.ln2w[l], g.ln2b[l], acts.dbranch, acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l], sums
-            )
+            dfcb = None if fused is None else g.fcb[l]
+            matmul_backward(acts.dbranch, g.fcw[l], dfcb, acts.dfch, acts.ln2[l], p.fcw[l], sums)
+            ln2 = acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l]
+            layernorm_backward(dresidual, g.ln2w[l], g.ln2b[l], acts.dbranch, *ln2, sums, g.attprojb[l])
 
-            matmul_backward(acts.dbranch, g.attprojw[l], g.attprojb[l], dresidual, acts.atty[l], p.attprojw[l], sums)
-            attention_backward(acts.dqkv, acts.dheads, acts.datt, acts.dout_heads, acts.dbranch, acts.heads[l], acts.att[l])
+            matmul_backward(acts.dbranch, g.attprojw[l], None, dresidual, acts.atty[l], p.attprojw[l], sums)
+            attention_backward(acts.dqkv, acts.dbranch, acts.atty[l], acts.lse[l], acts.qkv[l], self._memory["att_scratch"])
             if self.recompute >= 2:
                 layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
             matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l], sums)
-            layernorm_backward(
-                dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l], sums
-            )
+            ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]
+            layernorm_backward(dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, *ln1, sums, g.fcprojb[l - 1] if l else None)
 
-        places, starts = places_by_token(inputs, self.config.V)
-        self._write_integers(acts.places, places)
-        self._write_integers(self._memory["starts"], starts)
-        encoder_backward(g.wte, g.wpe, dresidual, acts.places, self._memory["starts"], inputs.shape[1])
+        encoder_backward(g.wte, g.wpe, dresidual, acts.places, acts.pieces, sums, acts.inputs.shape[1])
+
+    def moment(self):
+        """The moment at which the device has done all that was asked of it so far: see gpu/moment.py. Waits for nothing."""
+        return HostMoment() if self._results is None else GpuMoment()
 
     def synchronize(self):
         """Wait until the device has done all that was asked of it."""
@@ -440,20 +492,35 @@ class GPT2:
 
     # ------------------------------------------------------------------------------------------------------ update
 
-    def grad_norm(self):
-        """The norm of all gradients together, as a float. Waits for the device."""
-        sum_of_squares(self._memory["sum_squares"], self._memory["grads"], self._memory["sums"])
-        return math.sqrt(float(self._read(self._memory["sum_squares"])[0]))
+    def measure(self, max_norm=math.inf):
+        """Ask for the loss of the batches since the last call (see take_loss) and the norm of all gradients together.
 
-    def update(self, step, learning_rate, weight_decay=0.0, grad_scale=1.0, beta1=0.9, beta2=0.95, eps=1e-8, rounding_seed=0):
-        """One step of AdamW on all parameters.
-
-        step counts from 0; grad_scale multiplies the gradients (for clipping); rounding_seed, below 2**32, chooses the noise of
-        stochastic rounding and should differ from step to step.
+        Returns a function that waits for the device and gives both, as floats; it must be called before measure is called twice more.
+        If the norm is larger than max_norm, the updates until the next call scale the gradients so that it is max_norm.
         """
-        for name, first_index in zip(parameter_shapes(self.config), self._offsets):
-            adamw_update(
-                *(pieces[name] for pieces in self._flat_pieces),
-                learning_rate, beta1, beta2, eps, weight_decay if name in DECAYED else 0.0, grad_scale,
-                t=step + 1, first_index=first_index, seed=rounding_seed,
-            )  # fmt: skip
+        if not self._losses_gathered:
+            raise RuntimeError("measure: no loss has been computed since the last call")
+        memory, batches, self._losses_gathered = self._memory, self._losses_gathered, 0
+        norm = memory["norm_and_scale"], memory["grads"], memory["sums"]
+        self._graphs.run(("norm", max_norm), lambda: global_norm(*norm, max_norm))
+        results = memory["step_results"]
+        wait = self._read(results).tolist if self._results is None else self._results.fetch(results)
+        zero(memory["mean_loss"])
+
+        def loss_and_norm():
+            norm, _, mean_loss = wait()
+            return mean_loss / batches, norm
+
+        return loss_and_norm
+
+    def update(self, step, learning_rate, weight_decay=0.0, beta1=0.9, beta2=0.95, eps=1e-8, rounding_seed=0):
+        """One step of AdamW on all parameters, their gradients scaled as the last call of `measure` has found necessary.
+
+        step counts from 0; rounding_seed, below 2**32, chooses the noise of stochastic rounding and should differ from step to step.
+        """
+        memory, t = self._memory, step + 1
+        self._write_numbers(memory["step_values"], np.array([learning_rate, 1 - beta1**t, 1 - beta2**t], np.float32))
+        self._write_numbers(memory["rounding_seed"], np.array([rounding_seed], np.uint32))
+        arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "decayed"
+        constants = beta1, beta2, eps, weight_decay
+        self._graphs.run(("update", *constants), lambda: adamw_update(*map(memory.get, arrays), *constants))

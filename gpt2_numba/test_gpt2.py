@@ -121,9 +121,8 @@ def train_step(model, step, inputs, targets, course):
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    loss, norm = model.take_loss(), model.grad_norm()
-    clip = GRAD_CLIP / norm if norm > GRAD_CLIP else 1.0
-    model.update(step, grad_scale=clip, rounding_seed=course.next_rounding_seed(), **ADAMW)
+    loss, norm = model.measure(GRAD_CLIP)()
+    model.update(step, rounding_seed=course.next_rounding_seed(), **ADAMW)
     return loss, norm
 
 

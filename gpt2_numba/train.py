@@ -5,7 +5,6 @@ Without flags: a small model on text that every Python carries, on the GPU if th
 
 import signal
 import sys
-import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -19,22 +18,27 @@ from gpt2_numba.data.prefetch import Prefetcher
 from gpt2_numba.data.token_shards import find_shards
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
 from gpt2_numba.errors import UserError
+from gpt2_numba.gpu.arena import free_gpu_bytes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu
+from gpt2_numba.gpu.cublaslt import search_algorithms, take_first_algorithms
 from gpt2_numba.initial_weights import draw_initial_weights
-from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
+from gpt2_numba.layers.attention import choose_engine, engine_name
+from gpt2_numba.model import GPT2, count_parameters, largest_batch, parameter_shapes
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.resume import Checkpoint, Course, open_newest, restore, save
+from gpt2_numba.step_reports import StepReports, StepResult
 from gpt2_numba.training.checkpoint import CheckpointFailed, done_checkpoints
 from gpt2_numba.training.gpu_info import gpu_info
-from gpt2_numba.training.log import MainLog, Throughput, step_line
+from gpt2_numba.training.log import MainLog
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 from gpt2_numba.training.schedules import learning_rate
-from gpt2_numba.training.settings import parse_settings, with_defaults
+from gpt2_numba.training.settings import default_gelu_fusion, parse_settings, with_defaults
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 from gpt2_numba.training.stop_request import StopRequest
 
 GRAD_CLIP = 1.0  # largest norm of all gradients together
+MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free: kernels, cuBLASLt and the search of its algorithms need some
 SAMPLING_SEED = 1337
 SMALLEST_SAMPLING_CONTEXT = 32  # a forward pass for sampling has 32, 64, 128, ... tokens: few shapes, little waste
 
@@ -46,7 +50,9 @@ def train(settings):
     """
     start_from = open_start(settings)
     settings = choose_precision(settings, start_from)
+    choose_attention(settings)
     config, encoding = choose_model(settings, start_from)
+    settings = choose_batch_size(settings, config)
     grad_accum_steps = accumulation_steps(settings)
     train_loader, val_loader = make_loaders(settings, config)
     B, T = settings.batch_size, settings.sequence_length
@@ -56,18 +62,19 @@ def train(settings):
 
     model = GPT2(
         config, B, T, settings.device, settings.precision, settings.recompute, settings.master_weights, settings.tf32,
-        settings.gelu_fusion,
+        settings.gelu_fusion, settings.graph,
     )  # fmt: skip
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
+    choose_matmuls(settings)
     course = Course(settings.rank)
     first_step = load_start(model, start_from, train_loader, course, settings.seed)
     if first_step > max_steps:
         raise UserError(f"the steps (-x) must be at least the {first_step} that the checkpoint has behind it, got {max_steps}: ask for more")
 
     log = MainLog(settings.log_dir, go_on=first_step > 0)
-    throughput = Throughput(tokens_per_step)
     peak = chip_peak(settings)
-    flops_per_step = tokens_per_step * flops_per_token(count_parameters(config), config.L, config.C, T)
+    peak_tokens = peak / flops_per_token(count_parameters(config), config.L, config.C, T) if peak else None
+    reports = StepReports(max_steps, tokens_per_step, log, overlap=settings.device == "gpu", peak_tokens_per_second=peak_tokens)
 
     step = first_step
     with Prefetcher(train_loader) as batches, StopRequest() as stop:
@@ -76,12 +83,14 @@ def train(settings):
 
             # Once in a while: how good is the model on text that it has not seen?
             if settings.val_every and (step % settings.val_every == 0 or last):
+                reports.finish()
                 val_loss = validate(model, val_loader, settings.val_batches)
                 print(f"val loss {val_loss:.6f}")
                 log.write_validation(step, val_loss)
 
             # Once in a while: does it choose the right endings?
             if questions and (step > 0 and settings.val_every and step % settings.val_every == 0 or last):
+                reports.finish()
                 score = answer(model, questions)
                 low, high = score.interval
                 print(f"HellaSwag: {score.correct}/{score.examples} = {score.accuracy:.4f} (95 % between {low:.4f} and {high:.4f})")
@@ -89,19 +98,22 @@ def train(settings):
 
             # Once in a while: what does it write?
             if settings.sample_every and (step > 0 and step % settings.sample_every == 0 or last):
+                reports.finish()
                 print(f"generating:\n---\n{sample(model, encoding, settings.sample_tokens)}\n---")
 
             # Once in a while, and when asked to stop: keep all that is needed to go on.
             due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or last)
             stopping = stop.requested  # looked at once: a signal after this line is for the next step, which then keeps its own
             if settings.log_dir and step > first_step and (due or stopping):
+                reports.finish()
                 save_or_say_why_not(settings, step, model, batches, course)
 
             if last or stopping:
+                reports.finish()
                 break
 
-            # One step: gradients of all micro-batches, then the update.
-            start = time.perf_counter()
+            # One step: gradients of all micro-batches, then the update. The GPU is asked for it; what comes of it is told later.
+            reports.begin(model.moment())
             model.zero_grad()
             if settings.overfit_one_batch:
                 batches.reset()
@@ -109,27 +121,18 @@ def train(settings):
                 inputs, targets = batches.next_batch()
                 model.forward(inputs)
                 model.backward(targets, grad_accum_steps)
-            loss, norm = model.take_loss(), model.grad_norm()
-            loss_z, norm_z = course.loss_outliers.update(loss), course.norm_outliers.update(norm)
             rate = learning_rate(
                 settings.schedule, step, max_steps, settings.learning_rate, settings.warmup_steps, settings.final_lr_fraction
             )
-            if is_outlier(loss_z, settings.skip_loss_z) or is_outlier(norm_z, settings.skip_norm_z):
+            result = StepResult(step, rate, model.measure(GRAD_CLIP), course)
+            if result.is_outlier(settings.skip_loss_z, settings.skip_norm_z):
+                _, loss_z, _, norm_z = result.values()
                 print(f"skipping the update: z-score of the loss {loss_z:.2f}, of the norm {norm_z:.2f}")
             else:
-                clip = GRAD_CLIP / norm if norm > GRAD_CLIP else 1.0
-                seed = course.next_rounding_seed()
-                model.update(step, rate, settings.weight_decay, grad_scale=clip, rounding_seed=seed)
-            model.synchronize()
-            seconds = time.perf_counter() - start
-
-            tokens_per_second = throughput.update(seconds)
-            mfu = flops_per_step / seconds / peak if peak else None
-            seconds_left = throughput.seconds_left(max_steps - step - 1)
-            print(step_line(step, max_steps, loss, loss_z, norm, norm_z, rate, seconds, mfu, tokens_per_second, seconds_left))
+                model.update(step, rate, settings.weight_decay, rounding_seed=course.next_rounding_seed())
+            reports.add(result, model.moment())
             if settings.gpu_info_every > 0 and settings.device == "gpu" and (step + 1) % settings.gpu_info_every == 0:
                 print(gpu_info())
-            log.write_train_step(step, loss, rate, norm)
             step += 1
 
     if stopping and not last:
@@ -202,11 +205,6 @@ def sample(model, encoding, count):
     return " ".join(map(str, tokens[1:])) if encoding is None else encoding.decode(tokens[1:])
 
 
-def is_outlier(z, threshold):
-    """True if the z-score is known and above the threshold; a threshold of 0 is off."""
-    return threshold != 0 and np.isfinite(z) and z > threshold
-
-
 # ------------------------------------------------------------------------------------------------------ preparation
 
 
@@ -217,7 +215,10 @@ def choose_machine(settings):
 
 
 def choose_precision(settings, start_from):
-    """Settings with the precision decided: "auto" is that of the files to start from; without any, bf16 on a GPU that has it."""
+    """Settings with the precision decided, and what follows from it.
+
+    "auto" is the precision of the files to start from; without any, bf16 on a GPU that has it.
+    """
     precision = settings.precision
     if precision == "auto":
         params = None if start_from is None else start_from.params
@@ -225,7 +226,13 @@ def choose_precision(settings, start_from):
         precision = "bf16" if wants_bf16 and settings.device == "gpu" and bfloat16_supported() else "fp32"
     if precision == "bf16" and settings.device == "gpu" and real_gpu() and not bfloat16_supported():
         raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, {device_name()} has less: use --precision fp32")
-    return replace(settings, precision=precision)
+    fusion = default_gelu_fusion(precision) if settings.gelu_fusion is None else settings.gelu_fusion
+    return replace(settings, precision=precision, gelu_fusion=fusion)
+
+
+def choose_attention(settings):
+    """Say whose attention is to be used. In fp32 there is no choice, so nothing has to be installed for one."""
+    choose_engine(settings.attention if settings.precision == "bf16" else "auto")
 
 
 def open_start(settings):
@@ -299,6 +306,30 @@ def make_loaders(settings, config):
     return DataLoader(train_shards, **sizes, shuffle=True), val_loader
 
 
+def choose_batch_size(settings, config):
+    """Settings with the micro-batch decided: "auto" is the largest that fits into the GPU's memory and divides the tokens of a step."""
+    if settings.batch_size != "auto":
+        return settings
+    if settings.device != "gpu" or not real_gpu():
+        raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
+    T, free = settings.sequence_length, free_gpu_bytes() - MEMORY_RESERVE
+    fitting = largest_batch(config, T, settings.precision, settings.recompute, settings.master_weights, free)
+    total = settings.total_batch_tokens
+    if total and total % T:
+        raise UserError(f"the tokens of a step (-d) must be a multiple of T = {T}, got {total}: {max(1, round(total / T)) * T} is the nearest")
+    B = max((B for B in range(1, fitting + 1) if not total or total // T % B == 0), default=1)
+    return replace(settings, batch_size=B)  # 1 even if it does not fit: the model says what is missing
+
+
+def choose_matmuls(settings):
+    """Say how cuBLASLt's algorithms are to be chosen: by trying, or as the library guesses."""
+    if settings.matmul_search and settings.device == "gpu" and real_gpu():
+        for line in search_algorithms(settings.log_dir):
+            print(line)
+    else:
+        take_first_algorithms()
+
+
 def accumulation_steps(settings):
     """How many micro-batches make a step."""
     micro_batch = settings.batch_size * settings.sequence_length
@@ -319,6 +350,7 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
     rows += [
         ("machine", machine),
         ("model sizes", config),
+        ("attention engine", engine_name(model.raw("params"), config.HS)),
         ("parameters", f"{count_parameters(config):,}"),
         ("training tokens", f"{train_loader.num_tokens:,}"),
         ("validation tokens", f"{val_loader.num_tokens:,}"),

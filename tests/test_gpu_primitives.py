@@ -24,9 +24,9 @@ from gpt2_numba.gpu.backend import (
 from gpt2_numba.gpu.gemm import allow_tf32, gemm, tf32_allowed
 from gpt2_numba.gpu.memory_access import WIDTH, float_of_bits, load1, load8, store1, store8
 from gpt2_numba.gpu.reductions import (
+    ADDERS,
     COLUMN_WARPS,
     COLUMNS_PER_WARP,
-    MAX_CHUNKS,
     WARP_SIZE,
     accumulate_partials,
     add_up_warps,
@@ -223,12 +223,13 @@ def test_sums_and_maxima_of_warps_and_blocks(threads):
     np.testing.assert_array_equal(out[4], np.full(threads, total + total))
 
 
+@pytest.mark.parametrize("C", [8, 256, 264, 3072, 200_000])
 @pytest.mark.parametrize("N", [1, 2, 7, 8, 9, 127, 128, 129, 1000, 1024, 1025, 65536, 65537])
-def test_chunks_cover_all_rows_once(N):
-    chunks, rows = chunk_rows(N)
+def test_chunks_cover_all_rows_once(N, C):
+    chunks, rows = chunk_rows(N, C)
     assert (chunks - 1) * rows < N <= chunks * rows
-    assert 1 <= chunks <= MAX_CHUNKS
-    assert chunks * 40 <= partials_size(40)
+    assert chunks >= 1
+    assert chunks * C <= partials_size(C)
 
 
 @cuda.jit
@@ -255,21 +256,27 @@ def test_warps_are_added_up_first_to_last():
 
 
 @both_types
-@pytest.mark.parametrize("C", [40, 264])  # less than a warp's columns, and a second block of which one thread works
-def test_partial_sums_are_accumulated_first_to_last(precision, C):
+@pytest.mark.parametrize("results", [1, 2, 3])
+@pytest.mark.parametrize("C, more", [(40, 0), (32, 1), (8, 2)])  # a second block with some columns; adders that have several chunks
+def test_partial_sums_are_accumulated_in_their_order(precision, results, C, more):
     rng = np.random.default_rng(C)
-    chunks, first = 3, 24
-    partials = np.full(first + chunks * C + 8, np.nan, np.float32)
-    rows = rng.normal(size=(chunks, C)).astype(np.float32) * np.float32([[1e4], [-1e4], [1]])
-    partials[first : first + chunks * C] = rows.ravel()
-    before = rng.normal(size=C).astype(np.float32)
-    result = to_device(before, STORAGE[precision])
-    start = copy_to_host(result)
-    accumulate_partials(result, to_device(partials), first, chunks)
-    expected = start + ((rows[0] + rows[1]) + rows[2])  # in float32, rounded once
-    if precision == "bf16":
-        expected = bfloat16_values(bfloat16_bits(expected))
-    np.testing.assert_array_equal(copy_to_host(result), expected)
+    chunks = more * ADDERS + 3
+    rows = (rng.normal(size=(chunks, results, C)) * 10.0 ** rng.integers(-2, 3, (chunks, 1, 1))).astype(np.float32)
+    partials = to_device(np.concatenate([rows.ravel(), np.full(8, np.nan, np.float32)]))
+    targets = [to_device(rng.normal(size=C).astype(np.float32), STORAGE[precision]) for _ in range(results)]
+    before = [copy_to_host(target) for target in targets]
+    accumulate_partials(targets, partials, chunks)
+    for which, (target, start) in enumerate(zip(targets, before)):
+        sums = np.zeros((ADDERS, C), np.float32)
+        for chunk in range(chunks):
+            sums[chunk % ADDERS] += rows[chunk, which]
+        total = sums[0].copy()
+        for other in sums[1:]:
+            total += other
+        expected = start + total  # in float32, rounded once
+        if precision == "bf16":
+            expected = bfloat16_values(bfloat16_bits(expected))
+        np.testing.assert_array_equal(copy_to_host(target), expected)
 
 
 # ------------------------------------------------------------------------------------------------- stochastic rounding
@@ -308,9 +315,7 @@ def rounded_stochastically(patterns, first_index=0, seed=0):
     """The bits that come of the float32 with the bits `patterns`."""
     out = to_device(np.full(len(patterns), np.nan, np.float32))
     blocks = -(-len(patterns) // (32 * WIDTH))
-    round_stochastically_kernel[blocks, 32, compute_stream()](
-        out, to_device(np.asarray(patterns, np.uint32)), first_index, np.uint64(seed)
-    )
+    round_stochastically_kernel[blocks, 32, compute_stream()](out, to_device(np.asarray(patterns, np.uint32)), first_index, np.uint64(seed))
     return bits(raw(out))
 
 

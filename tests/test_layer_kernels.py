@@ -15,6 +15,7 @@ from gpt2_numba.layer_checks import (
     AWKWARD,
     GUARD,
     LAYERS,
+    WIDEST,
     Call,
     GuardedArray,
     Sizes,
@@ -27,7 +28,7 @@ from gpt2_numba.layer_checks import (
     run_on_device,
     small_sizes,
 )
-from gpt2_numba.layers import attention
+from gpt2_numba.layers.attention import matmuls
 from gpt2_numba.layers.layernorm import layernorm_forward
 
 pytestmark = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
@@ -72,7 +73,7 @@ def numpy_gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_attention_over_more_keys_than_a_warp_takes_at_a_time(precision, monkeypatch):
     if SIMULATING:  # the softmax is under test here; its matrix products would take minutes
-        monkeypatch.setattr(attention, "gemm", numpy_gemm)
+        monkeypatch.setattr(matmuls, "gemm", numpy_gemm)
     check("attention", precision, Sizes(B=1, T=283, C=8, NH=1, V=37, Vp=64, OC=8))  # a warp takes 256
 
 
@@ -87,11 +88,11 @@ class Shuffled(deque):
 
 
 @pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
-@pytest.mark.parametrize("layer", ["encoder", "layernorm", "matmul", "classifier", "mean loss", "global norm"])
+@pytest.mark.parametrize("layer", ["encoder", "layernorm", "gelu", "matmul", "classifier", "mean loss", "global norm"])
 def test_threads_may_run_in_any_order(layer, monkeypatch):
     """Between two barriers. A barrier that is missing goes unnoticed as long as thread 0 is always the first."""
     monkeypatch.setattr(simulator, "deque", Shuffled)
-    check(layer, "fp32", AWKWARD)
+    check(layer, "fp32", WIDEST if layer == "layernorm" else AWKWARD)  # a row of layernorm is one warp's in AWKWARD: no barrier to miss
 
 
 # --------------------------------------------------------------------------------- what the launchers refuse, and how they say it
@@ -120,7 +121,7 @@ def test_wrong_shapes_are_refused(layer):
 
     for call in kernel_calls(layer, SMALL, FLOAT32):
         for name, arrays in other_arrays(call, FLOAT32, one_more):
-            if name in ("starts", "values"):  # these say themselves how large the vocabulary is, how many losses there are
+            if name == "values":  # says itself how many losses there are
                 continue
             with pytest.raises(ValueError, match=r"^\w+: .*(must be|must divide|longer than)"):
                 call.launch(arrays)
@@ -143,7 +144,7 @@ def test_wrong_types_are_refused(layer):
                 call.launch(arrays)
 
 
-@pytest.mark.parametrize("layer", ["layernorm", "matmul", "global norm"])
+@pytest.mark.parametrize("layer", ["encoder", "layernorm", "matmul", "global norm"])
 @pytest.mark.parametrize("shape, dtype, message", [
     (lambda n: n - 1, np.float32, r"ValueError: \w+: scratch must have at least \d+ elements, got \d+"),
     (lambda n: n, np.float64, r"TypeError: \w+: scratch must be a float32 device array, got float64 on the device"),

@@ -8,6 +8,7 @@ import pytest
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_bits, bfloat16_values
 from gpt2_numba.layer_checks import LAYERS, Row, central_differences, check_reference, compare, format_table, half_ulp
 from gpt2_numba.layers import layernorm
+from gpt2_numba.layers.encoder import PLACES_OF_A_PIECE, most_pieces, places_by_token
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -18,8 +19,9 @@ def test_reference(layer):
 
 
 def test_every_layer_has_a_check():
-    files = {path.stem.replace("_", " ") for path in Path(layernorm.__file__).parent.glob("[a-z]*.py")}
-    assert "layernorm" in files and files <= set(LAYERS)
+    room = Path(layernorm.__file__).parent
+    layers = {path.stem.replace("_", " ") for path in (*room.glob("[a-z]*.py"), *(file.parent for file in room.glob("*/__init__.py")))}
+    assert {"layernorm", "attention"} <= layers <= set(LAYERS)
 
 
 def test_central_differences_of_a_function_whose_gradient_is_known():
@@ -65,3 +67,29 @@ def test_compare_allows_half_a_unit_of_the_stored_type_and_no_more():
     assert compare("some layer", "out", bits, expected, 1e-9, BFLOAT16_BITS).ok
     assert not compare("some layer", "out", bits, expected + 2**-12, 1e-9, BFLOAT16_BITS).ok
     assert not compare("some layer", "out", bits, expected, 0.0, BFLOAT16_BITS).ok  # no arithmetic: bits must agree
+
+
+@pytest.mark.parametrize("V", [50257, 7, 1])
+def test_places_are_sorted_by_token_and_cut_into_pieces(V):
+    """Each place once; tokens with several pieces first, since rows of scratch are theirs; nothing but fill beyond the last piece."""
+    B, T, most = 5, 61, PLACES_OF_A_PIECE
+    random = np.random.default_rng(3)
+    tokens = np.minimum(random.integers(1, V + 1, (B, T)), random.geometric(0.1, (B, T)))[:, ::-1].astype(np.int32)
+    tokens = V - tokens  # the most frequent last
+    places, pieces = places_by_token(tokens, V)
+    assert places.dtype == pieces.dtype == np.int32 and pieces.shape == (most_pieces(B * T, V) + 1, 3)
+    assert sorted(places.tolist()) == list(range(B * T))
+    used = pieces[: np.argmax(pieces[:, 0] < 0)]
+    assert (pieces[len(used) :] == (-1, B * T, 0)).all()
+    tokens_of_pieces, of_token = used[:, 0], used[:, 2]
+    lengths = np.diff(pieces[: len(used) + 1, 1])
+    assert (1 <= lengths).all() and (lengths <= most).all()
+    assert (np.repeat(tokens_of_pieces, lengths) == tokens.reshape(-1)[places]).all()
+    firsts = np.flatnonzero(of_token)
+    assert len(set(tokens_of_pieces[firsts])) == len(firsts) == len(np.unique(tokens))
+    assert (np.repeat(tokens_of_pieces[firsts], of_token[firsts]) == tokens_of_pieces).all()
+    split = of_token[firsts] > 1
+    assert (np.diff(split.astype(int)) <= 0).all() and of_token[firsts][split].sum() <= 2 * B * T // most
+    for first, count in zip(firsts, of_token[firsts]):
+        of_one = places[pieces[first, 1] : pieces[first + count, 1]]
+        assert (np.diff(of_one) > 0).all() and (lengths[first : first + count - 1] == most).all()

@@ -20,48 +20,85 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPUTE_CAPABILITY = (9, 0)
+COMPUTE_CAPABILITY = (9, 0, "a")  # a: with the instructions that Hopper alone has
 MODEL_TYPES = ("float32", "uint16")  # uint16: bfloat16 bits
 
-# Arguments: a letter for arrays, with the number of axes: m the model's type, f float32, n int32; scalars by name.
+# Arguments: a letter for arrays, with the number of axes: m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32; scalars by name.
 # After the bar: what must be 16 bytes wide. Kernels without that are bound by arithmetic (tiled_gemm, which only stands in for
 # cuBLASLt) or read a few numbers only.
 KERNELS = {
-    "reductions.accumulate_partials_kernel": "m1 f1 int int | load store",
+    "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
     "tiled_gemm.tiled_gemm_kernel": "m3 m3 m3 int int int bool bool float bool m1 bool |",
-    "adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool float float float float float float float float bool int uint64 | load store",
-    "attention.split_heads_kernel": "m5 m2 | load store",
-    "attention.join_heads_kernel": "m2 m5 | load store",
-    "attention.causal_softmax_forward_kernel": "m4 | load store",
-    "attention.causal_softmax_backward_kernel": "m4 m4 | load store",
+    "adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 float float float float bool | load store",
+    "delta.delta_kernel": "f3 m2 m2 | load",
+    "matmuls.split_heads_kernel": "f5 m2 | load store",
+    "matmuls.join_heads_kernel": "m2 f5 | load store",
+    "matmuls.causal_softmax_forward_kernel": "f4 f3 | load store",
+    "matmuls.causal_softmax_backward_kernel": "f4 f4 f3 f3 | load store",
+    "mma.attention_forward_kernel": "b2 f3 b2 | store",
+    "mma.attention_backward_queries_kernel": "b2 b2 f3 f3 b2 | store",
+    "mma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 | store",
+    "tf32.attention_forward_kernel": "f2 f3 f2 | store",
+    "tf32.attention_backward_queries_kernel": "f2 f2 f3 f3 f2 | store",
+    "tf32.attention_backward_keys_kernel": "f2 f2 f3 f3 f2 | store",
+    "wgmma.attention_forward_kernel": "b2 f3 b2 int | store",
+    "wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
+    "wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
     "classifier.classifier_forward_kernel": "f1 m2 n1 int | load",
-    "classifier.classifier_forward_backward_kernel": "f1 m2 n1 float int | load store",
-    "classifier.accumulate_mean_kernel": "f1 f1 |",
+    "classifier.classifier_forward_backward_kernel": "f1 m2 n1 float int | store",
+    "classifier.classifier_forward_backward_long_kernel": "f1 m2 n1 float int | load store",
+    "classifier.accumulate_mean_kernel": "f1 f1 | load",
     "encoder.encoder_forward_kernel": "m2 n2 m2 m2 | load store",
     "encoder.encoder_backward_wpe_kernel": "m2 m2 int | load store",
-    "encoder.encoder_backward_wte_kernel": "m2 m2 n1 n1 | load store",
+    "encoder.encoder_backward_wte_kernel": "m2 f1 m2 n1 n2 | load store",
+    "encoder.encoder_backward_pieces_kernel": "m2 f1 n2 | load store",
     "gelu.gelu_forward_kernel": "m2 m2 | load store",
     "gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
+    "gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
     "global_norm.sum_of_squares_kernel": "f1 m1 | load",
-    "global_norm.sum_of_partials_kernel": "f1 f1 |",
+    "global_norm.norm_and_scale_kernel": "f1 f1 float |",
     "layernorm.layernorm_forward_kernel": "m2 f1 f1 m2 m1 m1 | load store",
-    "layernorm.layernorm_backward_inp_kernel": "m2 m2 m2 m1 f1 f1 | load store",
-    "layernorm.layernorm_backward_params_kernel": "f1 m2 m2 f1 f1 int | load store",
+    "layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 m2 m2 m1 m1 | load store",
+    "layernorm.layernorm_backward_kernel": "m2 f1 m2 m2 m1 f1 f1 | load store",
     "matmul.bias_backward_kernel": "f1 m2 int | load store",
     "residual.residual_forward_kernel": "m2 m2 m2 | load store",
     "residual.residual_backward_kernel": "m2 m2 m2 | load store",
 }
 
+# Kernels that a function of their module makes for some size: its name, and the arguments for which they are looked at here.
+MADE = {
+    "layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
+    "layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
+    "layernorm.layernorm_backward_kernel": ("make_backward_kernel", ((768, False, 3), (768, True, 3), (1600, True, 3), (5120, False, 2))),
+}
+
+MADE |= {
+    f"{file}.attention_{name}_kernel": (f"make_{name}_kernel", ((64,), (80,), (96,), (128,)))
+    for file in ("mma", "tf32")
+    for name in ("forward", "backward_queries", "backward_keys")
+}
+
 # These move single numbers besides, few for each row or token. In all other kernels with something after the bar every access is wide.
 ALSO_NARROW = {
+    "adamw.adamw_kernel": "what changes from step to step; ranges that decay",
+    "classifier.accumulate_mean_kernel": "the mean; the last few losses",
     "classifier.classifier_forward_kernel": "a row's target, its logit, its loss",
     "classifier.classifier_forward_backward_kernel": "a row's target, its logit, its loss",
+    "classifier.classifier_forward_backward_long_kernel": "a row's target, its logit, its loss",
     "encoder.encoder_forward_kernel": "tokens",
-    "encoder.encoder_backward_wte_kernel": "places and starts",
+    "encoder.encoder_backward_wte_kernel": "places and pieces",
+    "encoder.encoder_backward_pieces_kernel": "pieces",
     "global_norm.sum_of_squares_kernel": "a block's partial sum",
+    "matmuls.causal_softmax_forward_kernel": "a row's lse",
+    "matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
+    "mma.attention_forward_kernel": "a row's lse",
+    "tf32.attention_forward_kernel": "a row's lse",
+    "wgmma.attention_forward_kernel": "a row's lse",
+    "wgmma.attention_backward_queries_kernel": "a row's lse and delta",
     "layernorm.layernorm_forward_kernel": "a row's mean and rstd",
-    "layernorm.layernorm_backward_inp_kernel": "a row's mean and rstd",
-    "layernorm.layernorm_backward_params_kernel": "a row's mean and rstd",
+    "layernorm.residual_layernorm_forward_kernel": "a row's mean and rstd",
+    "layernorm.layernorm_backward_kernel": "a row's mean and rstd",
+    "reductions.accumulate_partials_kernel": "the results",
 }
 
 OPCODES = {"load": "ld", "store": "st"}
@@ -72,20 +109,47 @@ WIDE = re.compile(r"\.(?:v4\.[bfus]32|v2\.[bfus]64|v8\.[bfus]16|b128)$")
 # --------------------------------------------------------------------------------------- the program: compile everything
 
 
+def instance_name(kernel, arguments):
+    """The name under which a kernel that was made for some arguments is compiled and tested."""
+    return "-".join([kernel, *map(str, arguments)])
+
+
+INSTANCES = {  # name -> name in KERNELS
+    instance_name(kernel, arguments): kernel for kernel in KERNELS for arguments in MADE.get(kernel, (None, ((),)))[1]
+}
+
+
 def all_kernels():
-    """Every kernel of the layers and of gpu/, by "module.function": all `@cuda.jit` functions that are not for the device only."""
+    """Every kernel of the layers and of gpu/, by its name in INSTANCES: `@cuda.jit` functions that are not for the device only.
+
+    Functions called make_..._kernel or make_..._kernels make kernels. One that MADE does not know is listed under its own name.
+    """
     from numba.cuda.dispatcher import CUDADispatcher
 
     import gpt2_numba.gpu
     import gpt2_numba.layers
 
     kernels = {}
+
+    def add(thing, arguments=()):
+        if isinstance(thing, CUDADispatcher) and not thing.targetoptions.get("device"):
+            name = f"{thing.py_func.__module__.rpartition('.')[2]}.{thing.py_func.__name__}"
+            kernels[instance_name(name, arguments)] = thing
+
     for package in (gpt2_numba.gpu, gpt2_numba.layers):
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            for thing in vars(importlib.import_module(info.name)).values():
-                if isinstance(thing, CUDADispatcher) and not thing.targetoptions.get("device"):
-                    function = thing.py_func
-                    kernels[f"{function.__module__.rpartition('.')[2]}.{function.__name__}"] = function
+            module = importlib.import_module(info.name)
+            file = info.name.rpartition(".")[2]
+            for name, thing in vars(module).items():
+                add(thing)
+                if re.fullmatch(r"make_\w*kernels?", name) and thing.__module__ == info.name:
+                    known = {arguments for kernel, (maker, made_for) in MADE.items() for arguments in made_for if (kernel.partition(".")[0], maker) == (file, name)}
+                    if not known:
+                        kernels[f"{file}.{name}"] = None
+                    for arguments in known:
+                        made = thing(*arguments)
+                        for part in made if isinstance(made, tuple) else (made,):
+                            add(part, arguments)
     return kernels
 
 
@@ -93,7 +157,7 @@ def argument_types(spec, model_type):
     from numba import types
 
     scalars = {"int": types.int64, "float": types.float32, "bool": types.boolean, "uint64": types.uint64}
-    elements = {"m": getattr(types, model_type), "f": types.float32, "n": types.int32}
+    elements = {"m": getattr(types, model_type), "f": types.float32, "n": types.int32, "l": types.int64, "u": types.uint32, "b": types.uint16}
     words = spec.split("|")[0].split()
     return tuple(scalars[w] if w in scalars else types.Array(elements[w[0]], int(w[1:]), "C") for w in words)
 
@@ -107,11 +171,14 @@ def compile_all(directory):
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)
     kernels = all_kernels()
     (directory / "kernels.txt").write_text("\n".join(sorted(kernels)))
-    for name, function in kernels.items():
-        for model_type in MODEL_TYPES if name in KERNELS else ():
-            types = argument_types(KERNELS[name], model_type)
-            ptx, _ = cuda.compile_ptx(function, types, cc=COMPUTE_CAPABILITY)
-            (directory / f"{name}-{model_type}.ptx").write_text(ptx)
+    for name, kernel in kernels.items():
+        compiled = {}  # types -> PTX: not every kernel has arguments of the model's type
+        for model_type in MODEL_TYPES if name in INSTANCES else ():
+            types = argument_types(KERNELS[INSTANCES[name]], model_type)
+            bounds = kernel.targetoptions.get("launch_bounds")
+            if types not in compiled:
+                compiled[types], _ = cuda.compile_ptx(kernel.py_func, types, cc=COMPUTE_CAPABILITY, launch_bounds=bounds)
+            (directory / f"{name}-{model_type}.ptx").write_text(compiled[types])
 
 
 # ------------------------------------------------------------------------------------------------------------- the tests
@@ -148,15 +215,15 @@ def find_ptxas():
     return next((str(path) for path in sorted(wheels, reverse=True)), None) or shutil.which("ptxas")
 
 
-every_kernel = pytest.mark.parametrize("kernel", KERNELS)
+every_kernel = pytest.mark.parametrize("kernel", INSTANCES)
 both_types = pytest.mark.parametrize("model_type", MODEL_TYPES)
 
 
 def test_every_kernel_is_in_the_table(ptx):
     found = set((ptx / "kernels.txt").read_text().split())
-    assert found - set(KERNELS) == set(), "new kernels: write their argument types into KERNELS"
-    assert set(KERNELS) - found == set(), "these kernels are gone: take them out of KERNELS"
-    assert all(name.endswith("_kernel") for name in found)
+    assert found - set(INSTANCES) == set(), "new kernels: write their argument types into KERNELS, and those that are made into MADE"
+    assert set(INSTANCES) - found == set(), "these kernels are gone: take them out of KERNELS"
+    assert all(name.endswith("_kernel") for name in INSTANCES.values())
 
 
 @both_types
@@ -176,13 +243,13 @@ def test_arrays_of_eight_stay_in_registers(ptx, kernel, model_type):
 @both_types
 @every_kernel
 def test_memory_is_moved_16_bytes_at_a_time(ptx, kernel, model_type):
-    directions = KERNELS[kernel].split("|")[1].split()
+    directions = KERNELS[INSTANCES[kernel]].split("|")[1].split()
     text = (ptx / f"{kernel}-{model_type}.ptx").read_text()
     for direction in directions:
         accesses = re.findall(rf"\b{OPCODES[direction]}\.global[\w.]*", text)
         narrow = [access for access in accesses if not WIDE.search(access)]
         assert len(narrow) < len(accesses), f"no 16-byte {direction} in the PTX"
-        assert not narrow or kernel in ALSO_NARROW, f"not only 16-byte {direction}s: {narrow}"
+        assert not narrow or INSTANCES[kernel] in ALSO_NARROW, f"not only 16-byte {direction}s: {narrow}"
 
 
 def test_no_kernel_spills(ptx, tmp_path):
@@ -190,12 +257,13 @@ def test_no_kernel_spills(ptx, tmp_path):
     ptxas = find_ptxas()
     if ptxas is None:
         pytest.skip("no ptxas: pip install nvidia-cuda-nvcc to see whether kernels spill registers")
-    arch = "sm_{}{}".format(*COMPUTE_CAPABILITY)
+    arch = "sm_{}{}{}".format(*COMPUTE_CAPABILITY)
     spilling = []
     for path in sorted(ptx.glob("*.ptx")):
         command = [ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / "out.cubin"), str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{path.stem}: {done.stderr}"
+        assert "(C75" not in done.stderr, f"{path.stem}: the assembler makes products of tiles wait for each other: {done.stderr}"
         stack, stores, loads = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr
         ).groups()

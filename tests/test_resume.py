@@ -74,7 +74,7 @@ def run(data, monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
             return f"step {step + 1}/{max_steps}"
 
-        monkeypatch.setattr(trainer, "step_line", note_step)
+        monkeypatch.setattr("gpt2_numba.step_reports.step_line", note_step)
         monkeypatch.setattr(trainer.MainLog, "write_validation", lambda _, step, loss: validations.update({step: loss}))
         model = stopped = None
         try:
@@ -264,8 +264,8 @@ def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
             model.zero_grad()
             model.forward(inputs)
             model.backward(targets)
-            loss, norm = model.take_loss(), model.grad_norm()
-            model.update(step, 1e-3, 0.1, grad_scale=1 / max(norm, 1.0), rounding_seed=course.next_rounding_seed())
+            loss, norm = model.measure(max_norm=1.0)()
+            model.update(step, 1e-3, 0.1, rounding_seed=course.next_rounding_seed())
             seen.append((inputs.tobytes(), struct.pack("<2d", loss, norm)))
         model.synchronize()
         return seen, [value.tobytes() for value in model.params_to_host().values()]
@@ -442,13 +442,13 @@ def test_a_model_file_in_bf16_begins_with_its_values(run, tmp_path):
 
 STOP_IN_STEP_3 = """
 import os, sys
-from gpt2_numba import train
-line = train.step_line
+from gpt2_numba import step_reports, train
+line = step_reports.step_line
 def step_line(step, *rest):
     if step == 2:
         os.kill(os.getpid(), int(sys.argv[1]))
     return line(step, *rest)
-train.step_line = step_line
+step_reports.step_line = step_line
 sys.exit(train.main(sys.argv[2:]))
 """
 

@@ -37,6 +37,7 @@ FLAGS = [
     ("-g", "--sample-tokens", "13", "sample_tokens", 13),
     ("-a", "--overfit-one-batch", "1", "overfit_one_batch", True),
     ("-f", "--tf32", "0", "tf32", False),
+    (None, "--matmul-search", "off", "matmul_search", False),
     ("-w", "--master-weights", "0", "master_weights", False),
     ("-r", "--recompute", "2", "recompute", 2),
     ("-ge", "--gelu-fusion", "1", "gelu_fusion", 1),
@@ -57,6 +58,8 @@ FLAGS = [
     ("-pf", "--shared-path", "some/dir", "shared_path", "some/dir"),
     (None, "--device", "gpu", "device", "gpu"),
     (None, "--precision", "bf16", "precision", "bf16"),
+    (None, "--attention", "cudnn", "attention", "cudnn"),
+    (None, "--graph", "off", "graph", False),
     (None, "--seed", "0", "seed", 0),
 ]
 DATA_FLAGS = ["-i", "train.bin", "-j", "val.bin"]
@@ -81,6 +84,10 @@ def test_each_flag_sets_its_field_and_no_other(short, long, text, name, value):
             assert type(getattr(settings, name)) is type(value)
 
 
+def test_the_batch_size_may_be_left_to_the_memory():
+    assert parse_settings(["-b", "auto"]).batch_size == "auto"
+
+
 def test_a_flag_given_twice_counts_the_last_time():
     assert parse_settings(["-b", "3", "--batch-size", "5"]).batch_size == 5
 
@@ -100,9 +107,9 @@ def test_a_flag_is_never_guessed(arguments):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["-b", "four"], "-b must be a whole number of at least 1, got 'four'"),
-    (["-b", "-4"], "-b must be a whole number of at least 1, got '-4'"),
-    (["--batch-size=0"], "--batch-size must be a whole number of at least 1, got '0'"),
+    (["-b", "four"], "-b must be a whole number of at least 1, or auto, got 'four'"),
+    (["-b", "-4"], "-b must be a whole number of at least 1, or auto, got '-4'"),
+    (["--batch-size=0"], "--batch-size must be a whole number of at least 1, or auto, got '0'"),
     (["-t", "1.5"], "-t must be a whole number"),
     (["-x", "-2"], "-x must be a whole number of at least 1, or -1, got '-2'"),
     (["-x", "0"], "got '0'"),
@@ -114,6 +121,7 @@ def test_a_flag_is_never_guessed(arguments):
     (["-q", "1.1"], "-q must be a number from 0 to 1, got '1.1'"),
     (["-k", "cos"], "-k must be one of cosine, linear, constant, wsd, got 'cos'"),
     (["--device", "cuda"], "--device must be one of auto, cpu, gpu, got 'cuda'"),
+    (["--attention", "flash"], "--attention must be one of auto, numba, cudnn, got 'flash'"),
     (["-a", "true"], r"-a must be 0 \(off\) or 1 \(on\), got 'true'"),
     (["-e", ""], "-e must be a text that is not empty"),
     (["-b"], "-b needs a value after it, got nothing"),
@@ -147,7 +155,7 @@ def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
 def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
     unset = {field.name for field in dataclasses.fields(Settings) if getattr(defaults, field.name) is None}
     assert unset - {"log_dir"} == {
-        "train_data", "val_data", "total_batch_tokens", "peak_tflops", "server_address", "shared_path"
+        "train_data", "val_data", "gelu_fusion", "total_batch_tokens", "peak_tflops", "server_address", "shared_path"
     }
 
 

@@ -88,9 +88,9 @@ def our_run():
                 model.forward(inputs)
                 model.backward(targets)
                 first_gradients = first_gradients or model.grads_to_host()
-                norm = model.grad_norm()
-                model.update(step, learning_rate(step), weight_decay=0.1, grad_scale=1 / norm if norm > 1 else 1.0)
-                losses.append(model.take_loss())
+                loss, norm = model.measure(max_norm=1.0)()
+                model.update(step, learning_rate(step), weight_decay=0.1)
+                losses.append(loss)
                 norms.append(norm)
             runs[device] = losses, norms, first_gradients, model.params_to_host()
         return runs[device]

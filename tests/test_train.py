@@ -12,9 +12,9 @@ from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
-from gpt2_numba.model import check_memory, plan_memory
+from gpt2_numba.model import check_memory, memory_needed, plan_memory
 from gpt2_numba.training.log import read_main_log
-from gpt2_numba.training.settings import parse_settings
+from gpt2_numba.training.settings import parse_settings, with_defaults
 
 V = 37
 TINY = ["-e", f"L=1,NH=2,C=16,V={V}", "-b", "2", "-t", "8", "-x", "4", "-m", "2", "-v", "2", "-s", "0", "--device", "cpu"]
@@ -88,12 +88,6 @@ def test_multiple_choice_questions_are_answered_and_logged(shards, tmp_path, cap
     assert "HellaSwag: " in capsys.readouterr().out
 
 
-def test_outlier_updates_are_skipped():
-    assert trainer.is_outlier(3.5, 3.0)
-    assert not trainer.is_outlier(2.5, 3.0)
-    assert not trainer.is_outlier(99.0, 0)  # 0 is off
-    assert not trainer.is_outlier(float("nan"), 3.0)  # the window is not full yet
-
 
 def test_sample_continues_a_learnt_text(tmp_path):
     """Overfit on a text that repeats, the model writes it."""
@@ -163,6 +157,20 @@ def test_too_little_memory_names_what_would_fit():
     with pytest.raises(UserError, match=r"needs .* GiB.* are free.*-b 16\)"):
         check_memory(config, 64, 1024, "bf16", 0, True, free)
     check_memory(config, 16, 1024, "bf16", 0, True, free)
+
+
+@pytest.mark.parametrize("total, expected", [(None, 17), (1024 * 32, 16), (1024 * 34, 17), (1024 * 23, 1)])
+def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
+    config, flags = parse_descriptor("d12"), ["-b", "auto", "-t", "1024", "-r", "0", "--precision", "bf16", "--device", "gpu"]
+    settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
+    monkeypatch.setattr(trainer, "real_gpu", lambda: True)
+    monkeypatch.setattr(trainer, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + trainer.MEMORY_RESERVE)
+    assert trainer.choose_batch_size(settings, config).batch_size == expected
+
+
+def test_a_batch_that_fits_is_for_gpus_only(shards):
+    with pytest.raises(UserError, match="-b auto fills a GPU's memory"):
+        run([*TINY, *shards, "-b", "auto", "--device", "cpu"])
 
 
 def test_training_on_the_device_repeats_to_the_bit(shards):

@@ -9,7 +9,6 @@ digit printed, and the parameters' SHA-256 to the last bit.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import platform
 import re
@@ -18,8 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dev.bench.machine import gpus, versions
+
 STEP = re.compile(r"step +(\d+)/\d+ \| loss ([\d.na]+) .*\| norm ([\d.na]+) .*\| ([\d.]+) ms \|")
-PACKAGES = ("gpt2_numba", "numba", "numba-cuda", "numpy", "nvmath-python", "nvidia-cublas", "nvidia-cublas-cu12")
 RUN = (
     "import hashlib, sys\n"
     "from gpt2_numba.train import choose_machine, parse_settings, train\n"
@@ -27,26 +27,6 @@ RUN = (
     "bits = b''.join(tensor.tobytes() for tensor in model.params_to_host().values())\n"
     "print('parameters sha256', hashlib.sha256(bits).hexdigest())\n"
 )
-
-
-def versions():
-    """Installed versions of what the speed depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def gpu():
-    """Name and driver of the GPUs, as nvidia-smi tells them, or None."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def run(flags, directory):
@@ -75,7 +55,7 @@ def main(argv):
     result = {
         "command": "python -m gpt2_numba.train " + " ".join(arguments.flags),
         "date": datetime.date.today().isoformat(),
-        "gpu": gpu(),
+        "gpu": gpus(),
         "machine": platform.platform(),
         "versions": versions(),
         "steps": len(steps),

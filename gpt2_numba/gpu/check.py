@@ -4,7 +4,7 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, on_host
 
-_KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+_KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32)}
 
 
 def check_arrays(function, sizes, hint="", **arrays):
@@ -15,7 +15,7 @@ def check_arrays(function, sizes, hint="", **arrays):
     hint      the likely mistake, added to the message
     arrays    name = (array, spec). A spec lists axes, a number in front of a letter multiplies: "N 3C".
               The first array's type is that of all, float32 or bfloat16 bits (float64 too on the host, for gradient checks);
-              "f32" or "i32" at the start of a spec demands that type instead. An array that is None is passed over.
+              "f32", "i32", "i64" or "u32" at the start of a spec demands that type instead. An array that is None is passed over.
     """
     first, model_dtype = None, None
     for name, (array, spec) in arrays.items():

@@ -34,15 +34,20 @@ if SIMULATING:
             raise IndexError(f"eight elements at index {index} of {flat.size}: misaligned or out of bounds")
         return flat[index : index + WIDTH]
 
-    def load8(array, index, values):
-        """values[0:8] = array[index : index + 8], as float32. Twin for the simulator."""
+    def load8(array, index, values, first=0):
+        """values[first : first + 8] = array[index : index + 8], as float32. Twin for the simulator."""
         eight = _eight(array, index)
-        values[:] = bfloat16_values(eight) if eight.dtype == np.uint16 else eight
+        values[first : first + WIDTH] = bfloat16_values(eight) if eight.dtype == np.uint16 else eight
 
-    def store8(array, index, values):
-        """array[index : index + 8] = values[0:8], rounded to the array's type. Twin for the simulator."""
-        eight = _eight(array, index)
+    def store8(array, index, values, first=0):
+        """array[index : index + 8] = values[first : first + 8], rounded to the array's type. Twin for the simulator."""
+        eight, values = _eight(array, index), values[first : first + WIDTH]
         eight[:] = bfloat16_bits(values) if eight.dtype == np.uint16 else values
+
+    def round8(array, values, first=0):
+        """values[first : first + 8] become what `store8` would store in the array. Twin for the simulator."""
+        if _flat(array).dtype == np.uint16:
+            values[first : first + WIDTH] = bfloat16_values(bfloat16_bits(values[first : first + WIDTH]))
 
     def load1(array, index):
         """One number as float32. Twin for the simulator."""
@@ -89,14 +94,19 @@ else:
         if not isinstance(array, types.Array) or array.layout != "C" or array.dtype not in (types.float32, types.uint16):
             raise TypeError(f"{name} takes C-contiguous arrays of float32 or uint16 (bfloat16 bits), got {array}")
 
+    def _eight_from(context, builder, values_type, values, first):
+        """Pointers to values[first], ..., values[first + 7]."""
+        start = builder.gep(context.make_array(values_type)(context, builder, values).data, [first])
+        return [builder.gep(start, [ir.Constant(_I32, k)]) for k in range(WIDTH)]
+
     @intrinsic
-    def load8(typingctx, array, index, values):
-        """values[0:8] = array[index : index + 8], as float32. One 16-byte load for bfloat16, two for float32."""
+    def load8(typingctx, array, index, values, first=0):
+        """values[first : first + 8] = array[index : index + 8], as float32. One 16-byte load for bfloat16, two for float32."""
         _check(array, "load8")
 
         def codegen(context, builder, signature, args):
-            array_type, _, values_type = signature.args
-            target = context.make_array(values_type)(context, builder, args[2]).data
+            array_type, _, values_type, _ = signature.args
+            targets = _eight_from(context, builder, values_type, args[2], args[3])
             if array_type.dtype == types.float32:
                 pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
                 halves = [builder.load(builder.gep(pointer, [ir.Constant(_I32, k)]), align=_BYTES_16) for k in (0, 1)]
@@ -106,21 +116,20 @@ else:
                 words = builder.load(pointer, align=_BYTES_16)
                 words = [builder.extract_element(words, ir.Constant(_I32, k)) for k in range(4)]
                 eight = [widen(builder, word) for word in words for widen in (_widen_low, _widen_high)]
-            for k in range(WIDTH):
-                builder.store(eight[k], builder.gep(target, [ir.Constant(_I32, k)]))
+            for number, target in zip(eight, targets):
+                builder.store(number, target)
             return context.get_dummy_value()
 
-        return types.void(array, types.int64, values), codegen
+        return types.void(array, types.int64, values, types.int64), codegen
 
     @intrinsic
-    def store8(typingctx, array, index, values):
-        """array[index : index + 8] = values[0:8], rounded to the array's type. One or two 16-byte stores."""
+    def store8(typingctx, array, index, values, first=0):
+        """array[index : index + 8] = values[first : first + 8], rounded to the array's type. One or two 16-byte stores."""
         _check(array, "store8")
 
         def codegen(context, builder, signature, args):
-            array_type, _, values_type = signature.args
-            source = context.make_array(values_type)(context, builder, args[2]).data
-            eight = [builder.load(builder.gep(source, [ir.Constant(_I32, k)])) for k in range(WIDTH)]
+            array_type, _, values_type, _ = signature.args
+            eight = [builder.load(source) for source in _eight_from(context, builder, values_type, args[2], args[3])]
             if array_type.dtype == types.float32:
                 pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
                 vectors = [(_FOUR_F32, eight[:4]), (_FOUR_F32, eight[4:])]
@@ -134,7 +143,24 @@ else:
                 builder.store(vector, builder.gep(pointer, [ir.Constant(_I32, k)]), align=_BYTES_16)
             return context.get_dummy_value()
 
-        return types.void(array, types.int64, values), codegen
+        return types.void(array, types.int64, values, types.int64), codegen
+
+    @intrinsic
+    def round8(typingctx, array, values, first=0):
+        """values[first : first + 8] become what `store8` would store in the array."""
+        _check(array, "round8")
+
+        def codegen(context, builder, signature, args):
+            array_type, values_type, _ = signature.args
+            if array_type.dtype != types.float32:
+                places = _eight_from(context, builder, values_type, args[1], args[2])
+                for low, high in zip(places[::2], places[1::2]):
+                    word = _narrow_two(builder, builder.load(low), builder.load(high))
+                    builder.store(_widen_low(builder, word), low)
+                    builder.store(_widen_high(builder, word), high)
+            return context.get_dummy_value()
+
+        return types.void(array, values, types.int64), codegen
 
     @intrinsic
     def load1(typingctx, array, index):

@@ -8,12 +8,13 @@ import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
+from gpt2_numba.gpu.float32_math import maximum
+from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1
 
 WARP_SIZE = 32
 ALL_LANES = 0xFFFFFFFF
 MAX_WARPS = 32  # of a block: 1,024 threads are the hardware's limit
-LOWEST = np.float32(-3.0e38)  # identity of a maximum; finite, so that LOWEST - LOWEST is not NaN
+LOWEST = np.float32(-1.0e38)  # identity of a maximum; finite, and so is any difference to it, times a few
 ZERO = np.float32(0.0)
 
 if SIMULATING:
@@ -42,7 +43,7 @@ else:
     def warp_max(value):
         """Largest `value` (float32) among the 32 threads of a warp; every thread gets it. All 32 must call."""
         for distance in (16, 8, 4, 2, 1):
-            value = max(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
+            value = maximum(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
         return value
 
 
@@ -77,21 +78,32 @@ def block_max(value):
 # Sums over the rows of a matrix (N, C), for gradients of biases and of LayerNorm's parameters, take two steps:
 #   1. The rows are cut into chunks. A block takes one chunk and COLUMNS_PER_WARP columns; each of its warps adds up every
 #      COLUMN_WARPS-th row, eight columns a thread; `add_up_warps` joins the warps; the chunk's sum goes to row `chunk` of `partials`.
-#   2. `accumulate_partials` adds the rows of `partials`, first to last, to the result.
+#   2. `accumulate_partials` adds up the rows of `partials` and adds them to the result.
 COLUMNS_PER_WARP = WARP_SIZE * WIDTH
 COLUMN_WARPS = 2 if SIMULATING else 8  # the simulator starts an operating-system thread for each CUDA thread
-MAX_CHUNKS = 128  # with 3 blocks of columns (C = 768) about three blocks for each of an H200's 132 multiprocessors
+# Chunks times blocks of columns: about as many blocks of 256 threads as an H200 holds at once, four on each of its 132 multiprocessors.
+COLUMN_BLOCKS = 8 if SIMULATING else 528
 
 
-def chunk_rows(N):
-    """Into how many chunks N rows are cut, and how many rows each has. Depends on N alone, so that bits repeat."""
-    rows = max(COLUMN_WARPS, -(-N // MAX_CHUNKS))
+def column_blocks(C):
+    """How many blocks lie side by side over C columns."""
+    return -(-C // COLUMNS_PER_WARP)
+
+
+def most_chunks(C):
+    """Into how many chunks the rows of C columns are cut at most."""
+    return max(1, COLUMN_BLOCKS // column_blocks(C))
+
+
+def chunk_rows(N, C):
+    """Into how many chunks the rows of an (N, C) matrix are cut, and how many rows each has. Depends on its shape alone: bits repeat."""
+    rows = max(COLUMN_WARPS, -(-N // most_chunks(C)))
     return -(-N // rows), rows
 
 
 def partials_size(C):
     """How many float32 one matrix of partial sums over C columns may need."""
-    return MAX_CHUNKS * C
+    return most_chunks(C) * C
 
 
 @cuda.jit(device=True)
@@ -111,33 +123,48 @@ def add_up_warps(values):
             values[k] = total
 
 
-@cuda.jit
-def accumulate_partials_kernel(result, partials, first, chunks):
-    """result[c] += partials[first + chunk * C + c], summed over the chunks. One thread for eight columns."""
+# Step 2: a block takes 32 columns, four threads side by side with eight columns each, and ADDERS rows of threads one below the other.
+ADDED_COLUMNS = 32
+THREADS_SIDE_BY_SIDE = ADDED_COLUMNS // WIDTH
+ADDERS = 8 if SIMULATING else 64
+STAGING = (ADDERS, ADDED_COLUMNS + 1)  # one column more: then the eight rows of threads of a warp write to different banks
+
+
+@cuda.jit(cache=True)
+def accumulate_partials_kernel(first, second, third, partials, chunks):
+    """Adder r adds up chunks r, r + ADDERS, ...; then the adders' sums are added, first to last. blockIdx.y: which result."""
+    staging = cuda.shared.array(STAGING, float32)
+    result = first if cuda.blockIdx.y == 0 else second if cuda.blockIdx.y == 1 else third
     C = result.shape[0]
-    c = cuda.grid(1) * WIDTH
-    if c >= C:
-        return
+    adder, side = cuda.threadIdx.x // THREADS_SIDE_BY_SIDE, cuda.threadIdx.x % THREADS_SIDE_BY_SIDE
+    c = cuda.blockIdx.x * ADDED_COLUMNS + side * WIDTH
     total = cuda.local.array(WIDTH, float32)
     x = cuda.local.array(WIDTH, float32)
     for k in range(WIDTH):
         total[k] = ZERO
-    for chunk in range(chunks):
-        load8(partials, first + chunk * C + c, x)
-        for k in range(WIDTH):
-            total[k] += x[k]
-    load8(result, c, x)
+    if c < C:
+        for chunk in range(adder, chunks, ADDERS):
+            load8(partials, (chunk * cuda.gridDim.y + cuda.blockIdx.y) * C + c, x)
+            for k in range(WIDTH):
+                total[k] += x[k]
     for k in range(WIDTH):
-        total[k] += x[k]
-    store8(result, c, total)
+        staging[adder, side * WIDTH + k] = total[k]
+    cuda.syncthreads()
+    column = cuda.blockIdx.x * ADDED_COLUMNS + cuda.threadIdx.x
+    if cuda.threadIdx.x < ADDED_COLUMNS and column < C:
+        of_all = staging[0, cuda.threadIdx.x]
+        for other in range(1, ADDERS):
+            of_all += staging[other, cuda.threadIdx.x]
+        store1(result, column, load1(result, column) + of_all)
 
 
-def accumulate_partials(result, partials, first, chunks):
-    """Step 2: add `chunks` rows of partial sums to `result`.
+def accumulate_partials(results, partials, chunks):
+    """Step 2: add `chunks` rows of partial sums to each of up to three results, in one launch.
 
-    result   [+] (C,), float32 or bfloat16, C a multiple of 8
-    partials [r] float32, flat; row `chunk` starts at first + chunk * C
+    results  [+] list of arrays (C,), float32 or bfloat16, C a multiple of 8
+    partials [r] float32, flat: (chunks, number of results, C)
     """
-    threads = WARP_SIZE
-    blocks = -(-result.shape[0] // (threads * WIDTH))
-    accumulate_partials_kernel[blocks, threads, compute_stream()](result, partials, first, chunks)
+    first, second, third = (*results, *results[:1], *results[:1])[:3]
+    grid = (-(-first.shape[0] // ADDED_COLUMNS), len(results))
+    threads = ADDERS * THREADS_SIDE_BY_SIDE
+    accumulate_partials_kernel[grid, threads, compute_stream()](first, second, third, partials, chunks)

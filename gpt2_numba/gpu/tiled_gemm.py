@@ -15,7 +15,7 @@ TILE = 8
 ZERO = np.float32(0.0)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def tiled_gemm_kernel(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, has_bias):
     """out[z] = alpha op(a[z]) op(b[z]) (+ out[z]) (+ bias). One thread makes one element; blockIdx.z = z counts the batch.
 

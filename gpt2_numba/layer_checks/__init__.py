@@ -23,11 +23,11 @@ from gpt2_numba.layer_checks.calls import Call, Tensor
 from gpt2_numba.layer_checks.differences import central_differences
 from gpt2_numba.layer_checks.rows import Row, compare, format_table
 from gpt2_numba.layer_checks.running import GUARD, GuardedArray, check_call, run_on_device
-from gpt2_numba.layer_checks.sizes import AWKWARD, Sizes, production_sizes, small_sizes
+from gpt2_numba.layer_checks.sizes import AWKWARD, WIDEST, Sizes, production_sizes, small_sizes
 from gpt2_numba.layer_checks.tolerances import UNIT, half_ulp
 
 __all__ = [
-    "AWKWARD", "GUARD", "LAYERS", "UNIT", "Call", "GuardedArray", "Row", "Sizes", "Tensor", "central_differences", "check_all_layers",
+    "AWKWARD", "GUARD", "LAYERS", "UNIT", "WIDEST", "Call", "GuardedArray", "Row", "Sizes", "Tensor", "central_differences", "check_all_layers",
     "check_call", "check_kernel", "check_reference", "compare", "format_table", "half_ulp", "kernel_calls", "production_sizes",
     "run_on_device", "small_sizes",
 ]  # fmt: skip

@@ -12,63 +12,91 @@ from gpt2_numba.layer_checks.running import run_on_device, run_on_host
 from gpt2_numba.layer_checks.tolerances import SPREAD, UNIT, half_ulp
 from gpt2_numba.layers.adamw import adamw_update
 
+SEED = 5
+
 
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
     count = s.N * s.C
+    decayed = np.array([[0, 8], [24, 40], [count - 48, count]])
+    decays = in_ranges(count, decayed)
     params, m, v = normal(count), np.zeros(count), np.zeros(count)
+    hyper = dict(beta1=0.9, beta2=0.95, eps=1e-3)
     for t in (1, 2, 3):
         grads = normal(count)
-        settings = dict(learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.2, grad_scale=0.7, t=t)
-        expected = textbook_adamw(*(array.tolist() for array in (params, grads, m, v)), **settings)
-        adamw_update(params, grads, m, v, None, **settings)
+        step_values = np.array([0.1, 1 - hyper["beta1"] ** t, 1 - hyper["beta2"] ** t])
+        expected = textbook_adamw(
+            *(array.tolist() for array in (params, grads, m, v)), learning_rate=0.1, **hyper, grad_scale=0.7, t=t,
+            weight_decay=np.where(decays, 0.2, 0).tolist(),
+        )  # fmt: skip
+        adamw_update(
+            params, grads, m, v, None, step_values, np.zeros(1, np.uint32), np.array([0.0, 0.7]), decayed, **hyper, weight_decay=0.2
+        )
         for name, came, right in zip(("params", "m", "v"), (params, m, v), expected):
             # A dozen roundings of numbers no larger than a few units.
             yield compare(f"adamw, step {t}", name, came, np.array(right), 16 * 2.0**-53 * 4)
 
 
+def in_ranges(count, ranges):
+    """True for the indices below `count` that lie in one of the [start, stop) ranges."""
+    inside = np.zeros(count, bool)
+    for start, stop in ranges:
+        inside[start:stop] = True
+    return inside
+
+
 def textbook_adamw(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
     """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python's floats. Returns lists params, m, v."""
     new_params, new_m, new_v = [], [], []
-    for theta, g, mean, square in zip(params, grads, m, v):
+    for theta, g, mean, square, decay in zip(params, grads, m, v, weight_decay):
         g *= grad_scale
         mean = beta1 * mean + (1 - beta1) * g
         square = beta2 * square + (1 - beta2) * g**2
         step = (mean / (1 - beta1**t)) / (math.sqrt(square / (1 - beta2**t)) + eps)
-        new_params.append(theta - learning_rate * step - learning_rate * weight_decay * theta)
+        new_params.append(theta - learning_rate * step - learning_rate * decay * theta)
         new_m.append(mean)
         new_v.append(square)
     return new_params, new_m, new_v
 
 
 def kernel_calls(s, normal, storage):
-    # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
     """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+    # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
     count = s.C * s.C + 8
-    constants = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2, grad_scale=0.37)
-    noise = dict(first_index=1000, seed=5)
+    hyper = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2)
+    decayed = np.array([[8, 24], [24, 32], [count - 16, count]])
+    learning_rate, scale = 2.0**-6, float(np.float32(0.37))
     params, grads = normal(count), normal(count)
 
+    def values_of_step(t, rate=learning_rate, beta1=hyper["beta1"], beta2=hyper["beta2"], factor=scale):
+        return dict(
+            step_values=read(np.array([rate, 1 - beta1**t, 1 - beta2**t], np.float32), "f32"),
+            rounding_seed=read(np.array([SEED]), "u32"),
+            norm_and_scale=read(np.array([123.0, factor], np.float32), "f32"),
+        )
+
     def call(name, t, m, v, has_master=False, check=None):
-        settings = dict(learning_rate=2.0**-6, **constants, t=t)
         tensors = dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"))
         if has_master:
             tensors["master"] = changed(params, "f32")
+        tensors |= values_of_step(t) | dict(decayed=read(decayed, "i64"))
 
         def launch(a):
-            adamw_update(a.params, a.grads, a.m, a.v, a.master if has_master else None, **settings, **noise)
+            master = a.master if has_master else None
+            adamw_update(a.params, a.grads, a.m, a.v, master, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed, **hyper)
 
         def reference(a):
-            adamw_update(a.master if has_master else a.params, a.grads, a.m, a.v, None, **settings)
+            params = a.master if has_master else a.params
+            adamw_update(params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed, **hyper)
 
         def errors(after, before, storage):
             # A handful of roundings each; m may cancel, so they count relative to what is added.
             few = 8 * UNIT
-            g = np.abs(before.grads) * constants["grad_scale"]
-            m_size = constants["beta1"] * np.abs(before.m) + (1 - constants["beta1"]) * g
-            update = m_size / (1 - constants["beta1"] ** t) / (np.sqrt(after.v / (1 - constants["beta2"] ** t)) + constants["eps"])
+            g = np.abs(before.grads) * scale
+            m_size = hyper["beta1"] * np.abs(before.m) + (1 - hyper["beta1"]) * g
+            update = m_size / (1 - hyper["beta1"] ** t) / (np.sqrt(after.v / (1 - hyper["beta2"] ** t)) + hyper["eps"])
             weights = before.master if has_master else before.params
-            weights = few * (settings["learning_rate"] * (2 * update + constants["weight_decay"] * np.abs(weights)) + np.abs(weights))
+            weights = few * (learning_rate * (2 * update + hyper["weight_decay"] * np.abs(weights)) + np.abs(weights))
             either_neighbour = 2 * half_ulp(np.abs(after.params) + weights, storage) if storage == BFLOAT16_BITS else 0
             return {"m": few * m_size, "v": few * after.v, "master": weights, "params": weights + either_neighbour}
 
@@ -86,7 +114,7 @@ def kernel_calls(s, normal, storage):
         errors = call.errors(after, before, storage)
         for name in ("m", "v", "master"):
             yield compare(call.name, name, results[name], getattr(after, name), errors[name], FLOAT32)
-        expected = bfloat16_values(_stochastically_rounded(results["master"], **noise))
+        expected = bfloat16_values(_stochastically_rounded(results["master"]))
         yield compare(call.name, "params", results["params"], expected, 0.0)
         yield from rows
 
@@ -105,14 +133,15 @@ def kernel_calls(s, normal, storage):
 
     yield Call(
         "adamw, tiny steps",
-        dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32")),
-        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, step, 0.5, 0.5, 0.0, 0.0, 1.0, t=1, **noise),
+        dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32"),
+             **values_of_step(1, step, 0.5, 0.5, 1.0), decayed=read(np.zeros((0, 2)), "i64")),
+        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed,
+                               beta1=0.5, beta2=0.5, eps=0.0, weight_decay=0.0),
         check=check_mean,
-    )
+    )  # fmt: skip
 
 
-def _stochastically_rounded(values, first_index, seed):
+def _stochastically_rounded(values):
     """Bits of bfloat16 that float32 `values` are rounded to, by the definition in gpu/stochastic_rounding.py."""
-    index = np.arange(first_index, first_index + values.size, dtype=np.uint64)
-    noise = squirrel_noise(index, np.uint64(seed)) & np.uint64(0xFFFF)
+    noise = squirrel_noise(np.arange(values.size, dtype=np.uint64), np.uint64(SEED)) & np.uint64(0xFFFF)
     return ((values.view(np.uint32) + noise) >> np.uint64(16)).astype(np.uint16)

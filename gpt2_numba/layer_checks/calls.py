@@ -16,18 +16,20 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import FLOAT32
 
+INTEGERS = {"i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32)}
+
 
 @dataclass(frozen=True)
 class Tensor:
     """An argument of a layer function: its shape, what it holds before the call, and whether it is compared afterwards."""
 
     shape: tuple
-    kind: str = "real"  # "real": the precision's storage type; "f32"; "i32"
+    kind: str = "real"  # "real": the precision's storage type; "f32"; or one of INTEGERS
     values: np.ndarray | None = None  # None: NaN
     access: str = "w"  # "r" must not change; "w" compared with the reference, whatever it held; "scratch" neither
 
     def dtype(self, storage):
-        return {"real": storage, "f32": FLOAT32, "i32": np.dtype(np.int32)}[self.kind]
+        return {"real": storage, "f32": FLOAT32, **INTEGERS}[self.kind]
 
 
 def read(values, kind="real"):
@@ -60,3 +62,5 @@ class Call:
     errors: Callable = lambda after, before, storage: {}  # -> name -> bound of the arithmetic's error; see `compare`. Missing: 0
     reference: Callable | None = None  # where the host takes other arguments than the device
     check: Callable | None = None  # of (call, storage), where `check_call` will not do
+    # Of (after, before, results): puts into `after` what is defined by another result as the device has stored it, such as its sums.
+    from_stored: Callable | None = None

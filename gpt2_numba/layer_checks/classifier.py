@@ -41,7 +41,8 @@ def kernel_calls(s, normal, storage):
         largest = used.max(axis=1)
         spread = largest - np.minimum(used.min(axis=1), largest)
         # Terms: exp of a rounded difference. Their sum: a thread's share of eight at a time, then what joins the threads.
-        relative = UNIT * (4 + np.minimum(spread, 20)) + summation_error(s.V / classifier.THREADS + 18, 1.0)
+        threads = min(classifier.THREADS, classifier.TRAINING_THREADS)
+        relative = UNIT * (4 + np.minimum(spread, 20)) + summation_error(s.V / threads + 18, 1.0)
         log_total = np.log(np.exp(used - largest[:, None]).sum(axis=1))
         at_target = used[np.arange(s.N), targets]
         return relative, relative + 4 * UNIT * (1 + log_total + np.abs(largest) + np.abs(at_target))

@@ -1,18 +1,24 @@
-"""GELU: tanh's own error, and cancellation in 1 + tanh."""
+"""GELU: the errors of one exponential and one reciprocal; and dbias, a sum over rows."""
 
 import numpy as np
 
-from gpt2_numba.layer_checks.calls import Call, changed, read, written
+from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, written
 from gpt2_numba.layer_checks.differences import check_gradients
-from gpt2_numba.layer_checks.tolerances import UNIT
-from gpt2_numba.layers.gelu import gelu_backward, gelu_forward
+from gpt2_numba.layer_checks.rows import as_float, compare
+from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
+from gpt2_numba.layers.gelu import gelu_backward, gelu_forward, gelu_scratch_size
 
 
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
     inp, dout = 2 * normal((s.N, 4 * s.C)), normal((s.N, 4 * s.C))
     out, dinp = np.full(inp.shape, np.nan), np.full(inp.shape, np.nan)
-    gelu_backward(dinp, dout, inp)
+    dbias = normal(4 * s.C)
+    expected = dbias.copy()
+    gelu_backward(dinp, dout, inp, dbias)
+    for row in dinp:
+        expected += row
+    yield compare("gelu", "dbias", dbias, expected, 4 * s.N * 2.0**-53 * (1 + np.abs(dinp).sum(axis=0)))
     # The constants are float32: 3 * 0.044715 in backward is not three times the rounded 0.044715 of forward.
     yield from check_gradients("gelu", lambda: gelu_forward(out, inp), out, dout, {"dinp": (inp, 0, dinp)}, extra=2 * UNIT)
 
@@ -21,14 +27,20 @@ def kernel_calls(s, normal, storage):
     """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
     inp, dout = 2 * normal(s.N, 4 * s.C), normal(s.N, 4 * s.C)
 
-    # tanh is off by two units of its own and by what its argument's four roundings make of it (|u| / cosh² u < 0.45); 1 + tanh may
-    # cancel, so the error counts relative to x, not to out. Doubled, for the rest of the formula.
+    # s = 1 / (1 + e): e is off by four units of its own, and by what its argument's three roundings make of it (|2 u| s (1 - s) < 0.23
+    # of them reaches s), s by two of the reciprocal's. Relative to x, not to out: about five, and some for the rest of the formula.
     def forward_errors(after, before, storage):
         return {"out": 8 * UNIT * np.abs(after.inp)}
 
     def backward_errors(after, before, storage):
         slope = 0.8 * (1 + 0.1342 * after.inp**2)
-        return {"dinp": 8 * UNIT * np.abs(dout_of(before)) * (1 + np.abs(after.inp) * slope)}
+        dinp = 8 * UNIT * np.abs(dout_of(before)) * (1 + np.abs(after.inp) * slope)
+        if not hasattr(after, "dbias"):
+            return {"dinp": dinp}
+        return {"dinp": dinp, "dbias": summation_error(s.N, np.sqrt(np.square(after.dinp).sum(axis=0)) + np.abs(before.dbias))}
+
+    def sums_of_stored(after, before, results):
+        after.dbias = before.dbias + as_float(results["dinp"]).sum(axis=0, dtype=np.float64)
 
     def dout_of(before):
         return before.dout if hasattr(before, "dout") else before.dinp
@@ -46,6 +58,15 @@ def kernel_calls(s, normal, storage):
             dict(dinp=changed(dout), inp=read(inp)),
             lambda a: gelu_backward(a.dinp, a.dinp, a.inp),
             backward_errors,
+        ),
+        Call(
+            "gelu backward with dbias, in place",
+            dict(
+                dinp=changed(dout), dbias=changed(normal(4 * s.C)), inp=read(inp), scratch=scratch(gelu_scratch_size(4 * s.C), kind="f32")
+            ),
+            lambda a: gelu_backward(a.dinp, a.dinp, a.inp, a.dbias, a.scratch),
+            backward_errors,
+            from_stored=sums_of_stored,
         ),
     )
     yield from calls

@@ -21,6 +21,7 @@ def reference_rows(s, normal):
 
 def kernel_calls(s, normal, storage):
     """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+
     def errors(after, before, storage):
         chain = s.N / classifier.THREADS + 12
         return {"mean": summation_error(chain, after.values.mean()) + UNIT * before.mean}

@@ -11,6 +11,7 @@ import numpy as np
 from numba import cuda
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_bits, compute_stream, synchronize, to_storage
+from gpt2_numba.layer_checks.calls import INTEGERS
 from gpt2_numba.layer_checks.rows import Row, as_float, compare
 
 GUARD = 128  # cells on either side of every device array: 256 bytes at least, so that arrays are aligned as cudaMalloc's are
@@ -22,7 +23,7 @@ class GuardedArray:
     def __init__(self, tensor, storage):
         self.tensor, self.size = tensor, math.prod(tensor.shape)
         dtype = tensor.dtype(storage)
-        fill = 0 if tensor.kind == "i32" else bfloat16_bits(np.nan) if dtype == BFLOAT16_BITS else np.nan
+        fill = 0 if tensor.kind in INTEGERS else bfloat16_bits(np.nan) if dtype == BFLOAT16_BITS else np.nan
         self.before = np.full(self.size + 2 * GUARD, fill, dtype)
         if tensor.values is not None:
             self.before[GUARD:-GUARD] = to_storage(tensor.values, dtype).reshape(-1)
@@ -44,7 +45,7 @@ class GuardedArray:
         """What has been changed that must not be, or ""."""
         untouched = np.ones(stored.size, bool)
         untouched[GUARD:-GUARD] = self.tensor.access == "r"
-        bits = np.uint16 if stored.dtype.itemsize == 2 else np.uint32
+        bits = f"u{stored.dtype.itemsize}"
         differs = np.flatnonzero((stored.view(bits) != self.before.view(bits)) & untouched)
         if not differs.size:
             return ""
@@ -76,7 +77,7 @@ def run_on_device(call, storage):
     call.launch(views)
     for name, first in results.items():
         second = arrays[name].fetch()[GUARD:-GUARD].reshape(first.shape)
-        bits = np.uint16 if first.dtype.itemsize == 2 else np.uint32
+        bits = f"u{first.dtype.itemsize}"
         differs = first.view(bits) != second.view(bits)
         if differs.any():
             index = tuple(int(i) for i in np.unravel_index(np.argmax(differs), first.shape))
@@ -94,7 +95,7 @@ def run_on_host(call, storage):
             values = np.full(tensor.shape, np.nan)
             if tensor.values is not None:
                 values = as_float(to_storage(tensor.values, tensor.dtype(storage)))
-                values = values if tensor.kind == "i32" else values.astype(np.float64)
+                values = values if tensor.kind in INTEGERS else values.astype(np.float64)
         elif len(tensor.shape) > 1:  # an activation's shape; flat scratch is for kernels alone
             values = np.full(tensor.shape, np.nan)
         setattr(before, name, values)
@@ -107,6 +108,8 @@ def check_call(call, storage):
     """Device against reference: a list of Rows, one for each tensor that is compared, more if something else went wrong."""
     results, rows = run_on_device(call, storage)
     after, before = run_on_host(call, storage)
+    if call.from_stored is not None:
+        call.from_stored(after, before, results)
     errors = call.errors(after, before, storage)
     compared = []
     for name, came in results.items():

@@ -36,7 +36,8 @@ REFERENCE_SIZES = Sizes(B=2, T=5, C=21, NH=3, V=37, Vp=40, OC=13)
 AWKWARD = Sizes(B=2, T=5, C=48, NH=3, V=101, Vp=128, OC=56)
 # Just over what one warp or block takes at a time, so that the loops in the kernels go round a second time:
 WIDE = Sizes(B=1, T=3, C=264, NH=3, V=1021, Vp=1024, OC=264)  # 256 columns to a warp; 512 logits to a block of the simulator
-LONG = Sizes(B=1, T=261, C=8, NH=1, V=37, Vp=64, OC=8)  # 256 rows in chunks of two, a row for each of the simulator's warps
+WIDEST = Sizes(B=1, T=7, C=520, NH=5, V=37, Vp=64, OC=8)  # several warps a row, and several times eight columns a thread
+LONG = Sizes(B=1, T=261, C=8, NH=1, V=37, Vp=64, OC=8)  # more rows than the blocks of a sum over rows take at a time
 PRODUCTION_SIZES = (
     Sizes(B=4, T=1024, C=768, NH=12, V=50257, Vp=50304, OC=3072),  # GPT-2 124M
     Sizes(B=1, T=1023, C=768, NH=12, V=257, Vp=384, OC=2304),  # rows of attention weights that end in padding; bytes as tokens
@@ -47,6 +48,7 @@ PRODUCTION_SIZES = (
 def small_sizes(layer, precision):
     """Sizes that the simulator does in seconds. Whether loops go round again does not depend on the type: WIDE and LONG in fp32 only."""
     by_layer = {
+        "layernorm": (AWKWARD, WIDE, WIDEST, LONG),
         "matmul": (AWKWARD, Sizes(B=1, T=3, C=8, NH=1, V=37, Vp=64, OC=264), LONG),
         "matmul without bias": (Sizes(B=2, T=5, C=40, NH=5, V=67, Vp=72, OC=72),),
         "attention": (AWKWARD,),  # a LONG one takes the simulator's matrix products minutes: the tests lend it NumPy's

@@ -7,9 +7,11 @@ import math
 
 import numpy as np
 
-from gpt2_numba.gpu.backend import BFLOAT16_BITS
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
+from gpt2_numba.gpu.gemm import tf32_allowed
 
 UNIT = 2.0**-24  # largest relative error of one rounding to float32
+UNIT_TF32 = 2.0**-11  # and to TF32
 SMALLEST = 2.0**-126  # smallest normal float32; below it exp may give 0
 ROOT_OF_SMALLEST = 2.0**-63  # what is below it has no square in float32, in which the bounds are computed
 SPREAD = 6.0
@@ -41,12 +43,20 @@ def product_error(K, root_sum_squares, storage):
     """Bound for one element of a matrix product, a sum of K products whose squares sum to root_sum_squares².
 
     A tensor core (bfloat16) adds 16 products in one step and cuts off what does not fit instead of rounding it: at most 2^-23, always
-    in one direction, so these errors add up linearly (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores").
+    in one direction, so these errors add up linearly (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"). In TF32 it adds 8,
+    and the two factors of each product have been rounded, by 2^-11 at most: errors of different products are independent.
     """
     error = summation_error(K + 1, root_sum_squares)
+    if in_tf32(storage):
+        error = error + (SPREAD * math.sqrt(2) * UNIT_TF32 + K / 8 * 2 * UNIT) * root_sum_squares
     if storage == BFLOAT16_BITS:
         error = error + K / 16 * 2 * UNIT * root_sum_squares
     return error
+
+
+def in_tf32(storage):
+    """Whether factors of products are rounded to TF32: float32, in a check that allows it."""
+    return storage == FLOAT32 and tf32_allowed()
 
 
 def typical_product(a, b, K):

@@ -8,6 +8,8 @@ The probabilities are never stored: the gradient overwrites the logits where the
 (6.6 GB for 64 x 1024 tokens in bfloat16). The vocabulary is padded from V to Vp columns, so that rows are aligned; the padding
 takes no part in the softmax and gets the gradient zero.
 
+The training kernel reads a row once and writes it once. In between the row lies in shared memory, 100 KB of bfloat16, as far as it fits.
+
     | array          | shape, type | classifier_forward (validation) | classifier_forward_backward (training) |
     | -------------- | ----------- | ------------------------------- | -------------------------------------- |
     | logits         | (N, Vp)     | [r]                             | [r], then [w]: dlogits                 |
@@ -20,12 +22,23 @@ from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.check import check_arrays, check_width
-from gpt2_numba.gpu.float32_math import exp, log
+from gpt2_numba.gpu.float32_math import LOG2_E, exp2, log, maximum
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store8
 from gpt2_numba.gpu.reductions import LOWEST, block_max, block_sum
+from gpt2_numba.gpu.shared_memory import (
+    commit_copies,
+    copy8_async,
+    launch_with_shared_memory,
+    most_shared_bytes,
+    shared_numbers,
+    wait_for_copies,
+)
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 THREADS = 64 if SIMULATING else 1024  # one block a row of 50,304 logits: about six loads a thread
+# In training: of blocks with a row of 50,304 bfloat16 logits in shared memory an H200 holds two for each multiprocessor, more threads in
+# them gain nothing.
+TRAINING_THREADS = 32 if SIMULATING else 512
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -63,6 +76,14 @@ def accumulate_mean_ref(mean, values):
 
 
 @cuda.jit(device=True)
+def mask_padding(x, v, V):
+    """Of the eight logits x from column v on, those that are padding become the lowest number."""
+    if v + WIDTH > V:
+        for k in range(WIDTH):
+            x[k] = x[k] if v + k < V else LOWEST
+
+
+@cuda.jit(device=True)
 def largest_and_total(logits, row, V):
     """(m, Σ_v exp(logits[row, v] - m)), m the largest of the row's V logits, in one pass. All threads of the block get it.
 
@@ -74,19 +95,18 @@ def largest_and_total(logits, row, V):
     largest, total = LOWEST, ZERO
     for v in range(cuda.threadIdx.x * WIDTH, V, cuda.blockDim.x * WIDTH):
         load8(logits, row * Vp + v, x)
+        mask_padding(x, v, V)
         before = largest
         for k in range(WIDTH):
-            if v + k < V:
-                largest = max(largest, x[k])
-        total *= exp(before - largest)
+            largest = maximum(largest, x[k])
+        total *= exp2((before - largest) * LOG2_E)
         for k in range(WIDTH):
-            if v + k < V:
-                total += exp(x[k] - largest)
+            total += exp2((x[k] - largest) * LOG2_E)
     of_row = block_max(largest)
-    return of_row, block_sum(total * exp(largest - of_row))
+    return of_row, block_sum(total * exp2((largest - of_row) * LOG2_E))
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def classifier_forward_kernel(losses, logits, targets, V):
     """One block a row."""
     row = cuda.blockIdx.x
@@ -95,35 +115,85 @@ def classifier_forward_kernel(losses, logits, targets, V):
         losses[row] = log(total) + largest - load1(logits, row * logits.shape[1] + targets[row])
 
 
-@cuda.jit
-def classifier_forward_backward_kernel(losses, logits, targets, dloss, V):
-    """One block a row; the second pass over the row finds most of it in the cache."""
-    row = cuda.blockIdx.x
+@cuda.jit(device=True)
+def write_gradients(logits, row, source, start, target, V, largest, scale, dloss):
+    """Overwrite a row with its gradients. source: where the logits stand, from element `start` on: the row itself, or a copy of it."""
     Vp = logits.shape[1]
-    target = targets[row]
-    largest, total = largest_and_total(logits, row, V)
-    if cuda.threadIdx.x == 0:
-        losses[row] = log(total) + largest - load1(logits, row * Vp + target)
-    cuda.syncthreads()  # the target's logit has been read: it may be overwritten
-    scale = dloss / total
     x = cuda.local.array(WIDTH, float32)
     for v in range(cuda.threadIdx.x * WIDTH, Vp, cuda.blockDim.x * WIDTH):
-        load8(logits, row * Vp + v, x)
+        load8(source, start + v, x)
         for k in range(WIDTH):
-            gradient = exp(x[k] - largest) * scale
-            if v + k == target:
-                gradient -= dloss
-            x[k] = gradient if v + k < V else ZERO
+            x[k] = exp2((x[k] - largest) * LOG2_E) * scale
+        if v <= target < v + WIDTH:
+            for k in range(WIDTH):
+                x[k] -= dloss if v + k == target else ZERO
+        if v + WIDTH > V:
+            for k in range(WIDTH):
+                x[k] = x[k] if v + k < V else ZERO
         store8(logits, row * Vp + v, x)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
+def classifier_forward_backward_kernel(losses, logits, targets, dloss, V):
+    """One block a row, which it copies to shared memory at once: one read and one write of the logits.
+
+    A thread works on the same columns in all passes, so it waits for its own copies only.
+    """
+    numbers = shared_numbers(logits)
+    row, Vp = cuda.blockIdx.x, logits.shape[1]
+    first, step = cuda.threadIdx.x * WIDTH, cuda.blockDim.x * WIDTH
+    for v in range(first, Vp, step):
+        copy8_async(numbers, v, logits, row * Vp + v)
+    commit_copies()
+    target = targets[row]
+    at_target = load1(logits, row * Vp + target)  # before the barriers of block_max, and the gradients are written after them
+    wait_for_copies(0)
+
+    x = cuda.local.array(WIDTH, float32)
+    largest, total = LOWEST, ZERO
+    for v in range(first, V, step):
+        load8(numbers, v, x)
+        mask_padding(x, v, V)
+        for k in range(WIDTH):
+            largest = maximum(largest, x[k])
+    of_row = block_max(largest)
+    for v in range(first, V, step):
+        load8(numbers, v, x)
+        mask_padding(x, v, V)
+        for k in range(WIDTH):
+            total += exp2((x[k] - of_row) * LOG2_E)
+    total = block_sum(total)
+    if cuda.threadIdx.x == 0:
+        losses[row] = log(total) + of_row - at_target
+    write_gradients(logits, row, numbers, 0, target, V, of_row, dloss / total, dloss)
+
+
+@cuda.jit(cache=True)
+def classifier_forward_backward_long_kernel(losses, logits, targets, dloss, V):
+    """The same for rows that are too long for shared memory: the second pass over the row finds most of it in the L2 cache."""
+    row, Vp = cuda.blockIdx.x, logits.shape[1]
+    target = targets[row]
+    at_target = load1(logits, row * Vp + target)
+    largest, total = largest_and_total(logits, row, V)
+    if cuda.threadIdx.x == 0:
+        losses[row] = log(total) + largest - at_target
+    write_gradients(logits, row, logits, row * Vp, target, V, largest, dloss / total, dloss)
+
+
+@cuda.jit(cache=True)
 def accumulate_mean_kernel(mean, values):
-    """One block: thread i adds up values i, i + THREADS, ..., then the block its threads."""
+    """One block: a thread adds up every so-maniest eight values, then the block its threads."""
     N = values.shape[0]
+    x = cuda.local.array(WIDTH, float32)
     total = ZERO
-    for i in range(cuda.threadIdx.x, N, cuda.blockDim.x):
-        total += values[i]
+    for i in range(cuda.threadIdx.x * WIDTH, N, cuda.blockDim.x * WIDTH):
+        if i + WIDTH <= N:
+            load8(values, i, x)
+            for k in range(WIDTH):
+                total += x[k]
+        else:
+            for k in range(i, N):
+                total += values[k]
     total = block_sum(total)
     if cuda.threadIdx.x == 0:
         mean[0] += total / float32(N)
@@ -154,9 +224,13 @@ def classifier_forward_backward(losses, logits, targets, dloss, V):
     _check("classifier_forward_backward", losses, logits, targets, V)
     if on_host(logits):
         return classifier_forward_backward_ref(losses, logits, targets, logits.dtype.type(dloss), V)
-    classifier_forward_backward_kernel[logits.shape[0], THREADS, compute_stream()](
-        losses, logits, targets, np.float32(dloss), V
-    )
+    N, Vp = logits.shape
+    row_bytes = Vp * logits.dtype.itemsize
+    arguments = losses, logits, targets, np.float32(dloss), V
+    if row_bytes <= most_shared_bytes():
+        launch_with_shared_memory(classifier_forward_backward_kernel, N, TRAINING_THREADS, row_bytes, *arguments)
+    else:
+        classifier_forward_backward_long_kernel[N, THREADS, compute_stream()](*arguments)
 
 
 def accumulate_mean(mean, values):

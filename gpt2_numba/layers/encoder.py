@@ -7,54 +7,77 @@ Backward sends each row of dout to the two rows that made it:
     dwpe[t] += Σ_b dout[b, t]        dwte[v] += Σ dout[b, t] over all places where tokens[b, t] = v
 
 The second is a scatter: many places add to one row. Atomics would add in whatever order the threads arrive, and the bits would
-change from run to run. So the places are first sorted by token (on the host, stable, see `places_by_token`), and one block
-adds up all places of a token in that order.
+change from run to run. So the places are first sorted by token (on the host, see `places_by_token`), and a warp adds up the places
+of a token in that order. Natural text is uneven: most of a batch's different tokens stand there once or twice, and one of them in every
+tenth place. So the places of a token are cut into pieces, a warp each; where there are several, a second kernel adds up their sums.
 
 Token and learned position embeddings: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 
     | array        | shape, type      | forward | backward                                                    |
     | ------------ | ---------------- | ------- | ----------------------------------------------------------- |
-    | tokens       | (B, T) int32     | [r]     | not needed: `places`, `starts` say the same                 |
+    | tokens       | (B, T) int32     | [r]     | not needed: `places`, `pieces` say the same                 |
     | wte          | (Vp, C)          | [r]     |                                                             |
     | wpe          | (maxT, C)        | [r]     |                                                             |
     | out, dout    | (N, C)           | [w]     | [r]                                                         |
     | dwte, dwpe   | (Vp, C) (maxT, C)|         | [+] the classifier adds to dwte as well: it shares wte      |
     | places       | (N,) int32       |         | [r] indices into N, sorted by token                         |
-    | starts       | (V + 1,) int32   |         | [r] the places of token v are places[starts[v]:starts[v+1]] |
+    | pieces       | (P + 1, 3) int32 |         | [r] a row a piece: see below                                |
+    | scratch      | float32, flat    |         | [w] sums of pieces; None on the host                        |
 
 N = B * T; row n = b * T + t.
+
+A row of `pieces`: a token; where among `places` the piece begins (it ends where the next begins); how many pieces that token has, 0 if
+this is not its first. Tokens with several pieces come first. The last row, and all that are left over, are -1, N, 0.
 """
 
 import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
+from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import COLUMN_WARPS, COLUMNS_PER_WARP, WARP_SIZE, add_up_warps
+from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE
 
 ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
-
-# Blocks of the dwte kernel in each direction of columns; each takes every so-maniest token. Far more than fit on a GPU at once,
-# so that a block with a frequent token does not hold up the rest. The answer does not depend on it.
-TOKEN_BLOCKS = 4 if SIMULATING else 8192
+ROWS_PER_BLOCK = 2 if SIMULATING else 8  # of the forward pass, a warp each
+PIECES_PER_BLOCK = 2 if SIMULATING else 8  # a warp each
+PLACES_OF_A_PIECE = 3 if SIMULATING else 32  # the bits depend on it
+AT_A_TIME = 4  # loads that a thread of the backward pass has in flight
+HELD = AT_A_TIME * WIDTH
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 
 
-def places_by_token(tokens, V):
-    """Sort the N places of a batch by the token that stands there, ties by place: what `encoder_backward` needs.
+def most_pieces(N, V):
+    """P: into how many pieces N places are cut at most, if there are V different tokens."""
+    return min(N, V) + N // PLACES_OF_A_PIECE
 
-    tokens (B, T) int32 host array, all in [0, V). Returns places (N,) int32 and starts (V + 1,) int32.
+
+def places_by_token(tokens, V):
+    """Sort the N places of a batch by the token that stands there, the most frequent tokens first: what `encoder_backward` needs.
+
+    tokens (B, T) int32 host array, all in [0, V). Returns places (N,) and pieces (P + 1, 3), int32. Ties: by token, by place.
     """
     flat = tokens.reshape(-1)
-    sortable = flat.astype(np.uint16) if V <= 1 << 16 else flat  # NumPy sorts 16-bit integers by radix: about ten times faster
-    places = np.argsort(sortable, kind="stable").astype(np.int32)
-    starts = np.zeros(V + 1, np.int32)
-    np.cumsum(np.bincount(flat, minlength=V), out=starts[1:])
-    return places, starts
+    counts = np.bincount(flat, minlength=V)
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(-counts[present], kind="stable")]
+    rank = np.zeros(V, np.uint16 if len(present) <= 1 << 16 else np.int32)  # NumPy sorts 16-bit integers by radix: ten times faster
+    rank[present] = np.arange(len(present))
+    places = np.argsort(rank[flat], kind="stable").astype(np.int32)
+
+    starts = np.cumsum(counts[present]) - counts[present]
+    of_token = -(-counts[present] // PLACES_OF_A_PIECE)  # how many pieces
+    firsts = np.cumsum(of_token) - of_token
+    count = of_token.sum()
+    pieces = np.full((most_pieces(flat.size, V) + 1, 3), (-1, flat.size, 0), np.int32)
+    pieces[:count, 0] = np.repeat(present, of_token)
+    pieces[:count, 1] = np.repeat(starts, of_token) + PLACES_OF_A_PIECE * (np.arange(count) - np.repeat(firsts, of_token))
+    pieces[:count, 2] = 0
+    pieces[firsts, 2] = of_token
+    return places, pieces
 
 
 def encoder_forward_ref(out, tokens, wte, wpe):
@@ -65,36 +88,36 @@ def encoder_forward_ref(out, tokens, wte, wpe):
     out_btc += wpe[:T]
 
 
-def encoder_backward_ref(dwte, dwpe, dout, places, starts, T):
-    """The scatter. Arguments as in the table above."""
+def encoder_backward_ref(dwte, dwpe, dout, places, pieces, scratch, T):
+    """The scatter. Arguments as in the table above; `scratch` is for the kernels."""
     dwpe[:T] += dout.reshape(-1, T, dout.shape[1]).sum(axis=0)
-    present = np.flatnonzero(np.diff(starts))
-    dwte[present] += np.add.reduceat(dout[places], starts[present], axis=0)
+    tokens, starts, _ = pieces[pieces[:, 2] > 0].T
+    dwte[tokens] += np.add.reduceat(dout[places], starts, axis=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def encoder_forward_kernel(out, tokens, wte, wpe):
-    """One thread makes eight channels of one row."""
-    C = out.shape[1]
-    T = tokens.shape[1]
-    index = cuda.grid(1) * WIDTH
-    if index >= out.size:
+    """One warp makes one row: position t = blockIdx.x * ROWS_PER_BLOCK + warp of sequence b = blockIdx.y."""
+    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
+    C, T = out.shape[1], tokens.shape[1]
+    t, b = cuda.blockIdx.x * ROWS_PER_BLOCK + warp, cuda.blockIdx.y
+    if t >= T:
         return
-    row, c = index // C, index % C
-    b, t = row // T, row % T
+    token = tokens[b, t]
     x = cuda.local.array(WIDTH, float32)
     p = cuda.local.array(WIDTH, float32)
-    load8(wte, tokens[b, t] * C + c, x)
-    load8(wpe, t * C + c, p)
-    for k in range(WIDTH):
-        x[k] += p[k]
-    store8(out, index, x)
+    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
+        load8(wte, token * C + c, x)
+        load8(wpe, t * C + c, p)
+        for k in range(WIDTH):
+            x[k] += p[k]
+        store8(out, (b * T + t) * C + c, x)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def encoder_backward_wpe_kernel(dwpe, dout, T):
     """One thread adds up eight channels of one position t over the batch, b = 0, 1, ..."""
     N, C = dout.shape
@@ -102,43 +125,78 @@ def encoder_backward_wpe_kernel(dwpe, dout, T):
     if index >= T * C:
         return
     total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(WIDTH, float32)
+    x = cuda.local.array(HELD, float32)
     load8(dwpe, index, total)
-    for start in range(0, N * C, T * C):
-        load8(dout, start + index, x)
-        for k in range(WIDTH):
-            total[k] += x[k]
+    for first in range(0, N * C, AT_A_TIME * T * C):
+        for r in range(AT_A_TIME):
+            start = first + r * T * C
+            if start < N * C:
+                load8(dout, start + index, x, r * WIDTH)
+            else:
+                for k in range(WIDTH):
+                    x[r * WIDTH + k] = ZERO
+        for k in range(HELD):
+            total[k % WIDTH] += x[k]
     store8(dwpe, index, total)
 
 
-@cuda.jit
-def encoder_backward_wte_kernel(dwte, dout, places, starts):
-    """One block adds up COLUMNS_PER_WARP channels of all places of a token, then goes on to its next token.
+@cuda.jit(cache=True)
+def encoder_backward_wte_kernel(dwte, sums, dout, places, pieces):
+    """One warp adds up COLUMNS_PER_WARP channels of the places of one piece.
 
-    The block's warps take every COLUMN_WARPS-th place each, and join their sums in a fixed order.
+    They go to the token's row of dwte, or, if it has several pieces, to row `piece` of sums.
     """
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     C = dout.shape[1]
+    piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
     c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
+    if piece >= pieces.shape[0] - 1 or pieces[piece, 0] < 0 or c >= C:
+        return
+    token, first, last, is_whole = pieces[piece, 0], pieces[piece, 1], pieces[piece + 1, 1], pieces[piece, 2] == 1
     total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(WIDTH, float32)
-    for token in range(cuda.blockIdx.x, starts.shape[0] - 1, cuda.gridDim.x):
-        first, last = starts[token], starts[token + 1]
-        if first == last:  # the same for all threads of the block, so the barriers below have them all
-            continue
-        for k in range(WIDTH):
-            total[k] = ZERO
-        if c < C:
-            for i in range(first + warp, last, COLUMN_WARPS):
-                load8(dout, places[i] * C + c, x)
+    x = cuda.local.array(HELD, float32)
+    for k in range(WIDTH):
+        total[k] = ZERO
+    if is_whole:
+        load8(dwte, token * C + c, total)
+    for i in range(first, last, AT_A_TIME):
+        for r in range(AT_A_TIME):
+            if i + r < last:
+                load8(dout, places[i + r] * C + c, x, r * WIDTH)
+            else:
                 for k in range(WIDTH):
-                    total[k] += x[k]
-        add_up_warps(total)
-        if warp == 0 and c < C:
-            load8(dwte, token * C + c, x)
-            for k in range(WIDTH):
-                x[k] += total[k]
-            store8(dwte, token * C + c, x)
+                    x[r * WIDTH + k] = ZERO
+        for k in range(HELD):
+            total[k % WIDTH] += x[k]
+    if is_whole:
+        store8(dwte, token * C + c, total)
+    else:
+        store8(sums, piece * C + c, total)
+
+
+@cuda.jit(cache=True)
+def encoder_backward_pieces_kernel(dwte, sums, pieces):
+    """One warp adds up COLUMNS_PER_WARP channels of the sums of a token's pieces, if it has several, first to last."""
+    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
+    C = dwte.shape[1]
+    piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
+    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
+    if piece >= pieces.shape[0] - 1 or pieces[piece, 2] < 2 or c >= C:
+        return
+    token, last = pieces[piece, 0], piece + pieces[piece, 2]
+    total = cuda.local.array(WIDTH, float32)
+    x = cuda.local.array(HELD, float32)
+    load8(dwte, token * C + c, total)
+    for i in range(piece, last, AT_A_TIME):
+        for r in range(AT_A_TIME):
+            if i + r < last:
+                load8(sums, (i + r) * C + c, x, r * WIDTH)
+            else:
+                for k in range(WIDTH):
+                    x[r * WIDTH + k] = ZERO
+        for k in range(HELD):
+            total[k % WIDTH] += x[k]
+    store8(dwte, token * C + c, total)
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
@@ -161,29 +219,41 @@ def encoder_forward(out, tokens, wte, wpe):
     if on_host(out):
         return encoder_forward_ref(out, tokens, wte, wpe)
     check_width("encoder_forward", C=C)
-    blocks = -(-B * T * C // (THREADS * WIDTH))
-    encoder_forward_kernel[blocks, THREADS, compute_stream()](out, tokens, wte, wpe)
+    grid = (-(-T // ROWS_PER_BLOCK), B)
+    encoder_forward_kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
 
 
-def encoder_backward(dwte, dwpe, dout, places, starts, T):
+def _most_pieces_of_split_tokens(N):
+    """A token with several pieces fills at least the first of two."""
+    return 2 * N // PLACES_OF_A_PIECE
+
+
+def encoder_scratch_size(N, C):
+    """How many float32 `encoder_backward` needs as scratch."""
+    return _most_pieces_of_split_tokens(N) * C
+
+
+def encoder_backward(dwte, dwpe, dout, places, pieces, scratch, T):
     """Gradients of encoder_forward, accumulated in a fixed order.
 
-    dwte [+] (Vp, C)   dwpe [+] (maxT, C)   dout [r] (N, C)   places [r] (N,), starts [r] (V + 1,) int32 from places_by_token
+    dwte [+] (Vp, C)   dwpe [+] (maxT, C)   dout [r] (N, C)   places [r] (N,), pieces [r] (P + 1, 3) int32 from places_by_token
+    scratch [w] float32, flat, at least encoder_scratch_size(N, C); None on the host
     Raises ValueError or TypeError where a shape or type does not fit.
     """
     N, C = dout.shape
-    (Vp, _), maxT, V = dwte.shape, dwpe.shape[0], starts.shape[0] - 1
-    if T > maxT or N % T or V > Vp:
-        raise ValueError(f"encoder_backward: T = {T} must divide N = {N}, be at most maxT = {maxT}; V = {V} at most Vp = {Vp}")
+    (Vp, _), maxT, P = dwte.shape, dwpe.shape[0], pieces.shape[0] - 1
+    if T > maxT or N % T or P < 1:
+        raise ValueError(f"encoder_backward: T = {T} must divide N = {N} and be at most maxT = {maxT}, and pieces have two rows at least")
     check_arrays(
-        "encoder_backward", {"N": N, "Vp": Vp, "C": C, "maxT": maxT, "V+1": V + 1},
-        dwte=(dwte, "Vp C"), dwpe=(dwpe, "maxT C"), dout=(dout, "N C"), places=(places, "i32 N"), starts=(starts, "i32 V+1"),
+        "encoder_backward", {"N": N, "Vp": Vp, "C": C, "maxT": maxT, "P+1": P + 1},
+        dwte=(dwte, "Vp C"), dwpe=(dwpe, "maxT C"), dout=(dout, "N C"), places=(places, "i32 N"), pieces=(pieces, "i32 P+1 3"),
     )  # fmt: skip
     if on_host(dout):
-        return encoder_backward_ref(dwte, dwpe, dout, places, starts, T)
+        return encoder_backward_ref(dwte, dwpe, dout, places, pieces, scratch, T)
     check_width("encoder_backward", C=C)
-    stream = compute_stream()
-    blocks = -(-T * C // (THREADS * WIDTH))
-    encoder_backward_wpe_kernel[blocks, THREADS, stream](dwpe, dout, T)
-    columns = -(-C // COLUMNS_PER_WARP)
-    encoder_backward_wte_kernel[(min(V, TOKEN_BLOCKS), columns), COLUMN_WARPS * WARP_SIZE, stream](dwte, dout, places, starts)
+    check_scratch("encoder_backward", scratch, encoder_scratch_size(N, C))
+    stream, columns, threads = compute_stream(), -(-C // COLUMNS_PER_WARP), PIECES_PER_BLOCK * WARP_SIZE
+    encoder_backward_wpe_kernel[-(-T * C // (THREADS * WIDTH)), THREADS, stream](dwpe, dout, T)
+    encoder_backward_wte_kernel[(-(-P // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, dout, places, pieces)
+    if split := _most_pieces_of_split_tokens(N):
+        encoder_backward_pieces_kernel[(-(-split // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, pieces)

@@ -18,33 +18,52 @@ Ba, Kiros, Hinton 2016, "Layer Normalization", equation 4 (arXiv:1607.06450). ep
     | dout                | (N, C) |         | [r]                                                   |
     | dinp                | (N, C) |         | [+] the residual stream's gradient flows past, too    |
     | dweight, dbias      | (C,)   |         | [+] over the micro-steps                              |
+    | dinp_sums           | (C,)   |         | [+] Σ_rows of the new dinp; may be None               |
 
 N = B * T rows. [w] overwritten, [+] accumulated into, [r] read.
+
+All of it is bound by memory, so what counts is how often a number travels. A row stays in registers from its one read to its one write,
+and work of the neighbours that needs the very same numbers is done in passing:
+
+    residual_layernorm_forward: before it, the residual stream takes up a branch: residual = inp + branch, out = layernorm(residual).
+    dinp_sums: behind it in the backward pass, a linear layer takes dinp as its dout, and its bias's gradient is dinp's column sums.
+
+The arrays in a thread's registers need a constant size, so the kernels are made for each C, when they are first needed.
 """
+
+import functools
+import math
 
 import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.backend import compute_stream, on_host
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.float32_math import sqrt
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import (
-    COLUMN_WARPS,
-    COLUMNS_PER_WARP,
-    WARP_SIZE,
-    accumulate_partials,
-    add_up_warps,
-    chunk_rows,
-    partials_size,
-    warp_sum,
+from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
+from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE, accumulate_partials, block_sum, warp_sum
+from gpt2_numba.gpu.shared_memory import (
+    commit_copies,
+    copy8_async,
+    launch_with_shared_memory,
+    most_shared_bytes,
+    shared_numbers,
+    wait_for_copies,
 )
 
 EPS = np.float32(1e-5)
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
 
-# One warp a row. Four rows a block keep the block small enough that many fit on a multiprocessor.
-ROWS_PER_BLOCK = 4
+# Forward: one warp a row up to 1,024 columns (32 numbers a thread), several beyond that: at 1,600 two warps are faster than one.
+MAX_FORWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 4)  # of a warp
+FORWARD_WARPS = 4  # of a block: small blocks, of which a multiprocessor holds many
+
+# Backward: a block takes one row after the other, all of a row's columns side by side: eight to a thread up to C = 4,096.
+MAX_BACKWARD_WARPS = 2 if SIMULATING else 16
+MOST_ROWS_AHEAD = 3  # of a block that are on their way to shared memory: enough to keep the memory busy while sums wait at the barrier
+# The split of rows over blocks is fixed: the bits of dweight and dbias depend on it. 396 are 3 for each of an H200's 132
+# multiprocessors: as many as it holds at once at C = 1,600.
+BACKWARD_BLOCKS = 3 if SIMULATING else 396
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -61,9 +80,16 @@ def layernorm_forward_ref(out, mean, rstd, inp, weight, bias):
     out += bias
 
 
-def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch=None):
+def residual_layernorm_forward_ref(residual, out, mean, rstd, inp, branch, weight, bias):
+    """The sum, then its normalisation."""
+    np.add(inp, branch, out=residual)
+    layernorm_forward_ref(out, mean, rstd, residual, weight, bias)
+
+
+def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch=None, dinp_sums=None):
     """The chain rule. Arguments as in the table above; `scratch` is for the kernels and stays untouched."""
-    xhat = (inp - mean[:, None]) * rstd[:, None]
+    xhat = inp - mean[:, None]
+    xhat *= rstd[:, None]
     dbias += dout.sum(axis=0)
     dweight += np.einsum("nc,nc->c", dout, xhat)
     dxhat = dout * weight
@@ -74,118 +100,218 @@ def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, 
     dxhat -= xhat
     dxhat *= rstd[:, None]
     dinp += dxhat
+    if dinp_sums is not None:
+        dinp_sums += dinp.sum(axis=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
-@cuda.jit
-def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
-    """One warp a row. The row is read three times; the second and third time it comes from the cache."""
-    row = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE
-    lane = cuda.threadIdx.x % WARP_SIZE
-    N, C = inp.shape
-    if row >= N:  # the whole warp leaves together, so the warp sums below have all their threads
-        return
-    one_over_C = ONE / float32(C)
-    x = cuda.local.array(WIDTH, float32)
-    w = cuda.local.array(WIDTH, float32)
-    b = cuda.local.array(WIDTH, float32)
+@functools.cache
+def make_forward_kernels(C):
+    """(layernorm_forward_kernel, residual_layernorm_forward_kernel, rows and threads to a block) for rows of C channels."""
+    warps = -(-C // MAX_FORWARD_COLUMNS)  # to a row
+    EIGHTS = -(-C // (warps * COLUMNS_PER_WARP))  # of numbers that a thread holds
+    ONE_WARP = warps == 1
+    THREADS = warps * WARP_SIZE
+    HELD = EIGHTS * WIDTH
+    ROWS = FORWARD_WARPS if ONE_WARP else 1
+    ONE_OVER_C = np.float32(1 / C)
 
-    total = ZERO
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(inp, row * C + c, x)
-        for k in range(WIDTH):
-            total += x[k]
-    m = warp_sum(total) * one_over_C
+    @cuda.jit(device=True)
+    def row_sum(value):
+        return warp_sum(value) if ONE_WARP else block_sum(value)
 
-    total = ZERO  # squares of the centred values, in a pass of their own: E[x²] - E[x]² would cancel
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(inp, row * C + c, x)
-        for k in range(WIDTH):
-            total += (x[k] - m) * (x[k] - m)
-    s = ONE / sqrt(warp_sum(total) * one_over_C + EPS)
+    @cuda.jit(device=True)
+    def normalise(out, mean, rstd, x, weight, bias, row, thread):
+        """The row is in the threads' x: number (e * THREADS + thread) * 8 + k is x[8 e + k] of `thread`."""
+        w = cuda.local.array(WIDTH, float32)
+        b = cuda.local.array(WIDTH, float32)
+        total = ZERO
+        for e in range(EIGHTS):
+            if (e * THREADS + thread) * WIDTH < C:
+                for k in range(WIDTH):
+                    total += x[e * WIDTH + k]
+        m = row_sum(total) * ONE_OVER_C
+        total = ZERO  # squares of the centred values: E[x²] - E[x]² would cancel
+        for e in range(EIGHTS):
+            if (e * THREADS + thread) * WIDTH < C:
+                for k in range(WIDTH):
+                    total += (x[e * WIDTH + k] - m) * (x[e * WIDTH + k] - m)
+        s = ONE / sqrt(row_sum(total) * ONE_OVER_C + EPS)
+        for e in range(EIGHTS):
+            c = (e * THREADS + thread) * WIDTH
+            if c < C:
+                load8(weight, c, w)
+                load8(bias, c, b)
+                for k in range(WIDTH):
+                    w[k] = (x[e * WIDTH + k] - m) * s * w[k] + b[k]
+                store8(out, row * C + c, w)
+        if thread == 0:
+            mean[row] = m
+            rstd[row] = s
 
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(inp, row * C + c, x)
-        load8(weight, c, w)
-        load8(bias, c, b)
-        for k in range(WIDTH):
-            x[k] = (x[k] - m) * s * w[k] + b[k]
-        store8(out, row * C + c, x)
-    if lane == 0:
-        mean[row] = m
-        rstd[row] = s
+    @cuda.jit(cache=True)
+    def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
+        """The row is read once, and stays in registers."""
+        row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
+        thread = cuda.threadIdx.x % THREADS
+        if row >= inp.shape[0]:  # all threads of a row leave together, so the sums have all of theirs
+            return
+        x = cuda.local.array(HELD, float32)
+        for e in range(EIGHTS):
+            c = (e * THREADS + thread) * WIDTH
+            if c < C:
+                load8(inp, row * C + c, x, e * WIDTH)
+        normalise(out, mean, rstd, x, weight, bias, row, thread)
+
+    @cuda.jit(cache=True)
+    def residual_layernorm_forward_kernel(residual, out, mean, rstd, inp, branch, weight, bias):
+        """First residual = inp + branch: two reads and two writes instead of three and two."""
+        row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
+        thread = cuda.threadIdx.x % THREADS
+        if row >= inp.shape[0]:
+            return
+        x = cuda.local.array(HELD, float32)
+        y = cuda.local.array(HELD, float32)
+        for e in range(EIGHTS):  # all loads before the first store: no load may pass a store, it might be to the same place
+            c = (e * THREADS + thread) * WIDTH
+            if c < C:
+                load8(inp, row * C + c, x, e * WIDTH)
+                load8(branch, row * C + c, y, e * WIDTH)
+        for e in range(EIGHTS):
+            c = (e * THREADS + thread) * WIDTH
+            if c < C:
+                for k in range(WIDTH):
+                    x[e * WIDTH + k] += y[e * WIDTH + k]
+                round8(residual, x, e * WIDTH)  # what is normalised is what is stored, as backward will find it
+                store8(residual, row * C + c, x, e * WIDTH)
+        normalise(out, mean, rstd, x, weight, bias, row, thread)
+
+    return layernorm_forward_kernel, residual_layernorm_forward_kernel, ROWS, ROWS * THREADS
 
 
-@cuda.jit
-def layernorm_backward_inp_kernel(dinp, dout, inp, weight, mean, rstd):
-    """dinp, by rows: one warp a row, first the two row means, then the gradient."""
-    row = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE
-    lane = cuda.threadIdx.x % WARP_SIZE
-    N, C = inp.shape
-    if row >= N:
-        return
-    m, s = mean[row], rstd[row]
-    x = cuda.local.array(WIDTH, float32)
-    w = cuda.local.array(WIDTH, float32)
-    d = cuda.local.array(WIDTH, float32)
-
-    sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(inp, row * C + c, x)
-        load8(dout, row * C + c, d)
-        load8(weight, c, w)
-        for k in range(WIDTH):
-            dxhat = d[k] * w[k]
-            sum_dxhat += dxhat
-            sum_dxhat_xhat += dxhat * ((x[k] - m) * s)
-    one_over_C = ONE / float32(C)
-    mean_dxhat = warp_sum(sum_dxhat) * one_over_C
-    mean_dxhat_xhat = warp_sum(sum_dxhat_xhat) * one_over_C
-
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(inp, row * C + c, x)
-        load8(dout, row * C + c, d)
-        load8(weight, c, w)
-        for k in range(WIDTH):
-            x[k] = s * (d[k] * w[k] - mean_dxhat - (x[k] - m) * s * mean_dxhat_xhat)
-        load8(dinp, row * C + c, d)
-        for k in range(WIDTH):
-            d[k] += x[k]
-        store8(dinp, row * C + c, d)
+def backward_shape(C):
+    """(eights of columns to a thread, warps to a block) of the backward kernel."""
+    eights = -(-C // (MAX_BACKWARD_WARPS * COLUMNS_PER_WARP))
+    return eights, -(-C // (eights * COLUMNS_PER_WARP))
 
 
-@cuda.jit
-def layernorm_backward_params_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
-    """dweight and dbias, by columns: this block's sums over one chunk of rows. `reductions` tells the plan.
+@functools.cache
+def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
+    """(layernorm_backward_kernel, threads to a block) for rows of C channels."""
+    EIGHTS, WARPS = backward_shape(C)
+    THREADS = WARPS * WARP_SIZE
+    HELD = EIGHTS * WIDTH  # columns of a thread
+    ROWS = ROWS_AHEAD + 1  # that have a place in shared memory
+    SPAN = THREADS * WIDTH  # columns that lie side by side
+    OF_WARPS = (2, WARPS, 2)
+    SUMS = 3 if has_dinp_sums else 2
+    ONE_OVER_C = np.float32(1 / C)
+    # So few registers, 96 for eight columns, that as many blocks as possible fit onto a multiprocessor, which has 65,536. Beyond C = 8,192
+    # there are not enough of them: some numbers go to memory and back.
+    BOUNDS = {} if SIMULATING else {"launch_bounds": (THREADS, max(1, 65536 // (96 * EIGHTS * THREADS)))}
 
-    partials (2, chunks, C): the chunks' sums for dweight, then those for dbias.
-    """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    N, C = inp.shape
-    chunk, chunks = cuda.blockIdx.x, cuda.gridDim.x
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    x = cuda.local.array(WIDTH, float32)
-    d = cuda.local.array(WIDTH, float32)
-    dw = cuda.local.array(WIDTH, float32)
-    db = cuda.local.array(WIDTH, float32)
-    for k in range(WIDTH):
-        dw[k] = ZERO
-        db[k] = ZERO
-    if c < C:
-        for row in range(chunk * rows_per_chunk + warp, min((chunk + 1) * rows_per_chunk, N), COLUMN_WARPS):
-            m, s = mean[row], rstd[row]
-            load8(inp, row * C + c, x)
-            load8(dout, row * C + c, d)
-            for k in range(WIDTH):
-                dw[k] += d[k] * ((x[k] - m) * s)
-                db[k] += d[k]
-    add_up_warps(dw)  # outside of the condition: it has barriers
-    add_up_warps(db)
-    if warp == 0 and c < C:
-        store8(partials, chunk * C + c, dw)
-        store8(partials, (chunks + chunk) * C + c, db)
+    @cuda.jit(device=True)
+    def place_of(place, which, e, thread):
+        """Where in shared memory a thread keeps eight numbers of the row in `place`: which 0 of inp, 1 of dout, 2 of dinp."""
+        return ((place * 3 + which) * EIGHTS + e) * SPAN + thread * WIDTH
+
+    @cuda.jit(device=True)
+    def send_for(numbers, place, inp, dout, dinp, row, thread):
+        """Ask for this thread's numbers of a row: one group of copies, an empty one beyond the last row."""
+        if row < inp.shape[0]:
+            for e in range(EIGHTS):
+                c = e * SPAN + thread * WIDTH
+                if c < C:
+                    copy8_async(numbers, place_of(place, 0, e, thread), inp, row * C + c)
+                    copy8_async(numbers, place_of(place, 1, e, thread), dout, row * C + c)
+                    copy8_async(numbers, place_of(place, 2, e, thread), dinp, row * C + c)
+        commit_copies()
+
+    @cuda.jit(cache=True, **BOUNDS)
+    def layernorm_backward_kernel(dinp, partials, dout, inp, weight, mean, rstd):
+        """Every row is read and written once; each thread keeps the column sums of its own columns in registers.
+
+        While a row is worked on, the next ROWS_AHEAD are on their way to shared memory. A thread reads only what it has sent for itself,
+        so it waits for its own copies and for nobody else's.
+        partials (blocks, SUMS, C), flat: this block's sums for dweight, dbias and, if they are wanted, dinp_sums.
+        """
+        numbers = shared_numbers(inp)
+        of_warps = cuda.shared.array(OF_WARPS, float32)
+        thread = cuda.threadIdx.x
+        lane, warp = thread % WARP_SIZE, thread // WARP_SIZE
+        N, step = inp.shape[0], cuda.gridDim.x
+        w = cuda.local.array(HELD, float32)
+        dw = cuda.local.array(HELD, float32)
+        db = cuda.local.array(HELD, float32)
+        ds = cuda.local.array(HELD, float32)
+        x = cuda.local.array(HELD, float32)
+        d = cuda.local.array(HELD, float32)
+        g = cuda.local.array(HELD, float32)
+        for i in range(HELD):  # they stay zero beyond the last column, and add nothing to the sums
+            w[i], dw[i], db[i], ds[i], x[i], d[i] = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+        for e in range(EIGHTS):
+            if e * SPAN + thread * WIDTH < C:
+                load8(weight, e * SPAN + thread * WIDTH, w, e * WIDTH)
+
+        for ahead in range(ROWS_AHEAD):
+            send_for(numbers, ahead, inp, dout, dinp, cuda.blockIdx.x + ahead * step, thread)
+        next_mean, next_rstd = mean[cuda.blockIdx.x], rstd[cuda.blockIdx.x]
+        place, turn = 0, 0
+        for row in range(cuda.blockIdx.x, N, step):
+            send_for(numbers, (place + ROWS_AHEAD) % ROWS, inp, dout, dinp, row + ROWS_AHEAD * step, thread)
+            m, s = next_mean, next_rstd
+            if row + step < N:
+                next_mean, next_rstd = mean[row + step], rstd[row + step]
+            wait_for_copies(ROWS_AHEAD)
+            sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
+            for e in range(EIGHTS):
+                if e * SPAN + thread * WIDTH < C:
+                    load8(numbers, place_of(place, 0, e, thread), x, e * WIDTH)
+                    load8(numbers, place_of(place, 1, e, thread), d, e * WIDTH)
+                    load8(numbers, place_of(place, 2, e, thread), g, e * WIDTH)
+            for i in range(HELD):
+                xhat = (x[i] - m) * s
+                dw[i] += d[i] * xhat
+                db[i] += d[i]
+                dxhat = d[i] * w[i]
+                sum_dxhat += dxhat
+                sum_dxhat_xhat += dxhat * xhat
+            sum_dxhat, sum_dxhat_xhat = warp_sum(sum_dxhat), warp_sum(sum_dxhat_xhat)
+            if lane == 0:
+                of_warps[turn, warp, 0] = sum_dxhat
+                of_warps[turn, warp, 1] = sum_dxhat_xhat
+            # One barrier: the next turn writes to the other half, and who comes to write to this one again has met all others between.
+            cuda.syncthreads()
+            mean_dxhat, mean_dxhat_xhat = ZERO, ZERO
+            for other in range(WARPS):
+                mean_dxhat += of_warps[turn, other, 0]
+                mean_dxhat_xhat += of_warps[turn, other, 1]
+            mean_dxhat *= ONE_OVER_C
+            mean_dxhat_xhat *= ONE_OVER_C
+            for e in range(EIGHTS):
+                c = e * SPAN + thread * WIDTH
+                if c < C:
+                    for i in range(e * WIDTH, (e + 1) * WIDTH):
+                        g[i] += s * (d[i] * w[i] - mean_dxhat - (x[i] - m) * s * mean_dxhat_xhat)
+                    if has_dinp_sums:
+                        round8(dinp, g, e * WIDTH)  # the sums are those of what is stored
+                        for i in range(e * WIDTH, (e + 1) * WIDTH):
+                            ds[i] += g[i]
+                    store8(dinp, row * C + c, g, e * WIDTH)
+            place, turn = (place + 1) % ROWS, turn ^ 1
+
+        for e in range(EIGHTS):
+            c = e * SPAN + thread * WIDTH
+            if c < C:
+                start = cuda.blockIdx.x * SUMS * C + c
+                store8(partials, start, dw, e * WIDTH)
+                store8(partials, start + C, db, e * WIDTH)
+                if has_dinp_sums:
+                    store8(partials, start + 2 * C, ds, e * WIDTH)
+
+    return layernorm_backward_kernel, THREADS
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
@@ -193,7 +319,7 @@ def layernorm_backward_params_kernel(partials, dout, inp, mean, rstd, rows_per_c
 
 def layernorm_scratch_size(C):
     """How many float32 `layernorm_backward` needs as scratch."""
-    return 2 * partials_size(C)
+    return 3 * BACKWARD_BLOCKS * C
 
 
 def layernorm_forward(out, mean, rstd, inp, weight, bias):
@@ -210,35 +336,51 @@ def layernorm_forward(out, mean, rstd, inp, weight, bias):
     if on_host(inp):
         return layernorm_forward_ref(out, mean, rstd, inp, weight, bias)
     check_width("layernorm_forward", C=C)
-    blocks = -(-N // ROWS_PER_BLOCK)
-    layernorm_forward_kernel[blocks, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, mean, rstd, inp, weight, bias)
+    kernel, _, rows, threads = make_forward_kernels(C)
+    kernel[-(-N // rows), threads, compute_stream()](out, mean, rstd, inp, weight, bias)
 
 
-def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch):
+def residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
+    """The residual stream takes up a branch, and the sum is normalised: residual = inp + branch, out = layernorm(residual).
+
+    residual, out [w] (N, C)   mean, rstd [w] (N,) float32   inp, branch [r] (N, C)   weight, bias [r] (C,)
+    Raises ValueError or TypeError where a shape or type does not fit.
+    """
+    N, C = inp.shape
+    check_arrays(
+        "residual_layernorm_forward", {"N": N, "C": C}, "Did you pass the parameters of another layer?",
+        residual=(residual, "N C"), out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"),
+        inp=(inp, "N C"), branch=(branch, "N C"), weight=(weight, "C"), bias=(bias, "C"),
+    )  # fmt: skip
+    if on_host(inp):
+        return residual_layernorm_forward_ref(residual, out, mean, rstd, inp, branch, weight, bias)
+    check_width("residual_layernorm_forward", C=C)
+    _, kernel, rows, threads = make_forward_kernels(C)
+    kernel[-(-N // rows), threads, compute_stream()](residual, out, mean, rstd, inp, branch, weight, bias)
+
+
+def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums=None):
     """Gradients of layernorm_forward, accumulated.
 
-    dinp [+] (N, C)   dweight, dbias [+] (C,)   dout, inp [r] (N, C)   weight [r] (C,)   mean, rstd [r] (N,) float32
-    scratch [w] float32, flat, at least layernorm_scratch_size(C); None on the host
+    dinp [+] (N, C), may be dout itself   dweight, dbias [+] (C,)   dout, inp [r] (N, C)   weight [r] (C,)
+    mean, rstd [r] (N,) float32   scratch [w] float32, flat, at least layernorm_scratch_size(C); None on the host
+    dinp_sums [+] (C,) or None: the column sums of the new dinp
     Raises ValueError or TypeError where a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
         "layernorm_backward", {"N": N, "C": C}, "Did you pass the parameters of another layer?",
         dinp=(dinp, "N C"), dweight=(dweight, "C"), dbias=(dbias, "C"), dout=(dout, "N C"), inp=(inp, "N C"),
-        weight=(weight, "C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"),
+        weight=(weight, "C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), dinp_sums=(dinp_sums, "C"),
     )  # fmt: skip
     if on_host(inp):
-        return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch)
+        return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums)
     check_width("layernorm_backward", C=C)
     check_scratch("layernorm_backward", scratch, layernorm_scratch_size(C))
-    chunks, rows_per_chunk = chunk_rows(N)
-    columns = -(-C // COLUMNS_PER_WARP)
-    threads = COLUMN_WARPS * WARP_SIZE
-    layernorm_backward_params_kernel[(chunks, columns), threads, compute_stream()](
-        scratch, dout, inp, mean, rstd, rows_per_chunk
-    )
-    accumulate_partials(dweight, scratch, 0, chunks)
-    accumulate_partials(dbias, scratch, chunks * C, chunks)
-    # Last, so that dinp may be the same array as dout.
-    blocks = -(-N // ROWS_PER_BLOCK)
-    layernorm_backward_inp_kernel[blocks, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](dinp, dout, inp, weight, mean, rstd)
+    results = [dweight, dbias] if dinp_sums is None else [dweight, dbias, dinp_sums]
+    row_bytes = 3 * math.prod(backward_shape(C)) * COLUMNS_PER_WARP * inp.dtype.itemsize  # of inp, dout and dinp
+    rows_ahead = max(1, min(MOST_ROWS_AHEAD, most_shared_bytes() // row_bytes - 1))
+    kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead)
+    blocks, nbytes = min(BACKWARD_BLOCKS, N), (rows_ahead + 1) * row_bytes
+    launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, dout, inp, weight, mean, rstd)
+    accumulate_partials(results, scratch, blocks)

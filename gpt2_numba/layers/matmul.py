@@ -31,10 +31,13 @@ from gpt2_numba.gpu.reductions import (
     accumulate_partials,
     add_up_warps,
     chunk_rows,
+    column_blocks,
     partials_size,
 )
 
 ZERO = np.float32(0.0)
+ROWS_AT_A_TIME = 4  # loads that a thread of the bias's gradient has in flight
+HELD = ROWS_AT_A_TIME * WIDTH
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -58,7 +61,7 @@ def matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight, scratch=None):
 # ----------------------------------------------------------------------------------------------------------- kernel
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def bias_backward_kernel(partials, dout, rows_per_chunk):
     """This block's sums over one chunk of rows of dout, for COLUMNS_PER_WARP columns. `reductions` tells the plan.
 
@@ -68,15 +71,22 @@ def bias_backward_kernel(partials, dout, rows_per_chunk):
     N, OC = dout.shape
     chunk = cuda.blockIdx.x
     c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    d = cuda.local.array(WIDTH, float32)
+    d = cuda.local.array(HELD, float32)
     total = cuda.local.array(WIDTH, float32)
     for k in range(WIDTH):
         total[k] = ZERO
     if c < OC:
-        for row in range(chunk * rows_per_chunk + warp, min((chunk + 1) * rows_per_chunk, N), COLUMN_WARPS):
-            load8(dout, row * OC + c, d)
-            for k in range(WIDTH):
-                total[k] += d[k]
+        stop = min((chunk + 1) * rows_per_chunk, N)
+        for first in range(chunk * rows_per_chunk + warp, stop, ROWS_AT_A_TIME * COLUMN_WARPS):
+            for r in range(ROWS_AT_A_TIME):
+                row = first + r * COLUMN_WARPS
+                if row < stop:
+                    load8(dout, row * OC + c, d, r * WIDTH)
+                else:
+                    for k in range(WIDTH):
+                        d[r * WIDTH + k] = ZERO
+            for i in range(HELD):
+                total[i % WIDTH] += d[i]
     add_up_warps(total)  # outside of the condition: it has barriers
     if warp == 0 and c < OC:
         store8(partials, chunk * OC + c, total)
@@ -142,8 +152,8 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch, before_gel
         check_scratch("matmul_backward", scratch, matmul_scratch_size(OC))
     gemm(dweight, dout, inp, OC, C, N, transpose_a=True, accumulate=True)
     if dbias is not None:
-        chunks, rows_per_chunk = chunk_rows(N)
-        grid = (chunks, -(-OC // COLUMNS_PER_WARP))
+        chunks, rows_per_chunk = chunk_rows(N, OC)
+        grid = (chunks, column_blocks(OC))
         bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
-        accumulate_partials(dbias, scratch, 0, chunks)
+        accumulate_partials([dbias], scratch, chunks)
     gemm(dinp, dout, weight, N, C, OC, gelu_of=before_gelu)

@@ -43,7 +43,7 @@ def residual_backward_ref(dinp, dbranch, dout):
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def residual_forward_kernel(out, inp, branch):
     """One thread adds eight numbers."""
     i = cuda.grid(1) * WIDTH
@@ -58,7 +58,7 @@ def residual_forward_kernel(out, inp, branch):
     store8(out, i, x)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def residual_backward_kernel(dinp, dbranch, dout):
     """One thread takes eight numbers of dout to both sides."""
     i = cuda.grid(1) * WIDTH

@@ -87,10 +87,30 @@ def _one_of(*words):
     return convert
 
 
+def _or_word(word, convert):
+    """Rule: one special word, or what `convert` takes."""
+
+    def convert_or_word(text):
+        if text == word:
+            return word
+        try:
+            return convert(text)
+        except ValueError as rule:
+            raise ValueError(f"{rule}, or {word}") from None
+
+    return convert_or_word
+
+
 def _switch(text):
     if text not in ("0", "1"):
         raise ValueError("0 (off) or 1 (on)")
     return text == "1"
+
+
+def _on_off(text):
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
 
 
 # --- The settings ---
@@ -126,10 +146,13 @@ class Settings:
         "2 GELU and LayerNorm")
     gelu_fusion: int | None = _setting(
         "-ge", "model", "LEVEL", _whole_number(0, 2),
-        "GELU in cuBLASLt's epilogue: 0 no, 1 forward, 2 forward and backward; changes nothing on a CPU")
+        "GELU in cuBLASLt's epilogue: 0 no, 1 forward, 2 forward and backward; changes nothing on a CPU",
+        unset="2 in bf16, 0 in fp32, where cuBLASLt's GELU is exact to 11 bits only")
     seed: int | None = _setting(None, "model", "N", _whole_number(0, 2**32 - 1), "seed of the initial weights")
 
-    batch_size: int | None = _setting("-b", "batch", "B", _whole_number(1), "sequences per forward pass")
+    batch_size: int | str | None = _setting(
+        "-b", "batch", "B", _or_word("auto", _whole_number(1)),
+        "sequences per forward pass; auto = the most that fit into the GPU's memory and divide -d")
     sequence_length: int | None = _setting("-t", "batch", "T", _whole_number(1), "tokens per sequence")
     total_batch_tokens: int | None = _setting(
         "-d", "batch", "TOKENS", _whole_number(1),
@@ -188,8 +211,19 @@ class Settings:
     tf32: bool | None = _setting(
         "-f", "machine", "0|1", _switch,
         "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)")
+    matmul_search: bool | None = _setting(
+        None, "machine", "on|off", _on_off,
+        "on = try cuBLASLt's algorithms for each matrix product, a few seconds in all, and keep the fastest (in the log directory and "
+        "in the cache: the same run gets the same bits again); off = the library's first guess")
     master_weights: bool | None = _setting(
         "-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
+    attention: str | None = _setting(
+        None, "machine", "NAME", _one_of("auto", "numba", "cudnn"),
+        "whose attention kernels in bf16 on a GPU: numba (this package's), cudnn (NVIDIA's library, which has to be installed and needs more "
+        "memory) or auto (the faster). fp32 always has this package's. The bits of a run depend on it")
+    graph: bool | None = _setting(
+        None, "machine", "on|off", _on_off,
+        "on = record the launches of a step as CUDA graphs and replay them; off = launch one by one; the bits are the same")
     peak_tflops: float | None = _setting(
         None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU",
         unset="by the chip's name or its properties")
@@ -209,7 +243,7 @@ class Settings:
 
 # llm.c's defaults, for runs on token shards.
 SHARD_DEFAULTS = Settings(
-    model="d12", recompute=1, gelu_fusion=0, seed=42,
+    model="d12", recompute=1, seed=42,
     batch_size=4, sequence_length=1024,
     max_steps=-1, schedule="cosine", learning_rate=3e-4, warmup_steps=0, final_lr_fraction=1.0, weight_decay=0.0,
     skip_loss_z=0.0, skip_norm_z=0.0, overfit_one_batch=False,
@@ -217,7 +251,7 @@ SHARD_DEFAULTS = Settings(
     hellaswag=False, eval_file="dev/data/hellaswag/hellaswag_val.bin", gpu_info_every=-1,
     checkpoint_every=0, keep_checkpoints=0, major_checkpoint_every=0, resume=False,
     zero_stage=0, processes=1, rank=0, gpus_per_node=8, init_method="mpi",
-    device="auto", precision="auto", tf32=True, master_weights=True,
+    device="auto", precision="auto", tf32=True, matmul_search=True, master_weights=True, attention="auto", graph=True,
 )
 
 # The run without any flags is for a laptop and two minutes: 614,400 tokens, a model of under a million parameters, and
@@ -236,6 +270,11 @@ BUILT_IN_GPU_DEFAULTS = dataclasses.replace(
     model="L=6,NH=6,C=384", batch_size=64, sequence_length=256,
     max_steps=1000, learning_rate=1e-3, warmup_steps=100,
 )
+
+
+def default_gelu_fusion(precision):
+    """The -ge of a run that gives none. In bf16 the fastest (one H200, cuBLASLt 13.1); in fp32 the library's GELU is not exact enough."""
+    return 2 if precision == "bf16" else 0
 
 
 def with_defaults(settings, device):
@@ -336,7 +375,7 @@ def _flags(field):
 
 def _default(field):
     """'default 4; built-in corpus: 8 on a CPU, 64 on a GPU', as short as the values allow."""
-    shards, on_cpu, on_gpu = (_shown(getattr(defaults, field.name), field.metadata["unset"])
+    shards, on_cpu, on_gpu = (_shown(getattr(defaults, field.name), field)
                               for defaults in (SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS))
     if shards == on_cpu == on_gpu:
         return f"default {shards}"
@@ -345,8 +384,10 @@ def _default(field):
     return f"default {shards}; built-in corpus: {on_cpu} on a CPU, {on_gpu} on a GPU"
 
 
-def _shown(value, unset):
+def _shown(value, field):
     """A default as one would type it."""
     if value is None:
-        return unset
+        return field.metadata["unset"]
+    if field.metadata["convert"] is _on_off:
+        return "on" if value else "off"
     return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,144 @@
+"""What a launch must do at least: bytes to and from memory, and floating-point operations. Counted by formula, from the arguments' shapes.
+
+Bytes: what is read is read once, what is written is written once, what is accumulated into is both; scratch is nothing, since a better
+kernel might do without it. FLOP: of matrix products, two for each multiply-add, causal attention counted as the triangle that it is;
+of all else roughly, by reading the formula: they only place a kernel on the roofline's axis, and never bound it.
+
+    floor = the longer of  bytes / copy rate  and, for matrix products,  FLOP / matmul rate
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+
+@dataclass(frozen=True)
+class Count:
+    """How a function's arguments are used, as names separated by spaces, and its FLOP as a function of the arguments."""
+
+    read: str = ""
+    written: str = ""
+    changed: str = ""
+    scratch: str = ""
+    flop: Callable = lambda a: 0
+    is_product: bool = False  # its FLOP are matrix products, on tensor cores
+    elements: dict = field(default_factory=dict)  # name -> elements that are touched of it, where not all are
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Fewest bytes and FLOP of one call."""
+
+    bytes: int
+    flop: int
+    is_product: bool
+
+    def __add__(self, other):
+        return Cost(self.bytes + other.bytes, self.flop + other.flop, self.is_product or other.is_product)
+
+    def floor(self, ceilings):
+        """Milliseconds below which the call cannot come. ceilings: a dictionary with copy (byte/s) and matmul (FLOP/s)."""
+        return max(self._floors(ceilings))
+
+    def bound(self, ceilings):
+        """Which ceiling that is: "memory" or "matmul"."""
+        by_memory, by_matmul = self._floors(ceilings)
+        return "memory" if by_memory >= by_matmul else "matmul"
+
+    def _floors(self, ceilings):
+        return 1000 * self.bytes / ceilings["copy"], 1000 * self.flop / ceilings["matmul"] if self.is_product else 0.0
+
+
+def _each(name, flop):
+    """FLOP as a number for each element of an argument."""
+    return lambda a: flop * getattr(a, name).size
+
+
+def _matmul(products):
+    """Products of (N, C) and (OC, C)."""
+    return lambda a: products * 2 * a.inp.shape[0] * a.weight.size
+
+
+def _attention(products):
+    """Products of which T (T + 1) / 2 results, or terms, of HS numbers each are needed for every head."""
+
+    def flop(a):
+        B, _, T = a.lse.shape
+        return products * 2 * B * (T * (T + 1) // 2) * a.out.shape[1]
+
+    return flop
+
+
+def _gemm(a):
+    batch = a.out.shape[0] if a.out.ndim == 3 else 1
+    return 2 * batch * a.M * a.N * a.K
+
+
+def _rows_of_tokens(name, tokens, vocabulary):
+    """As many rows of wte as there are tokens, or all of them: a batch of random tokens has nearly as many different ones."""
+    return lambda a: min(getattr(a, tokens).size, vocabulary(a)) * getattr(a, name).shape[1]
+
+
+# A step of AdamW: 2 moments, 2 corrections, root, quotient, decay, update. A logit: maximum, exp, sum; exp, product. GELU: a tanh, counted as 1.
+COUNTS = {
+    "encoder_forward": Count(
+        "tokens wte wpe", "out", flop=_each("out", 1),
+        elements={"wte": _rows_of_tokens("wte", "tokens", lambda a: a.wte.shape[0]), "wpe": lambda a: a.tokens.shape[1] * a.wpe.shape[1]}),
+    "encoder_backward": Count(
+        "dout places pieces", changed="dwte dwpe", scratch="scratch", flop=_each("dout", 2),
+        elements={"dwte": _rows_of_tokens("dwte", "places", lambda a: a.dwte.shape[0]), "dwpe": lambda a: a.T * a.dwpe.shape[1]}),
+    "layernorm_forward": Count("inp weight bias", "out mean rstd", flop=_each("inp", 7)),
+    "residual_layernorm_forward": Count("inp branch weight bias", "residual out mean rstd", flop=_each("inp", 8)),
+    "layernorm_backward": Count(
+        "dout inp weight mean rstd", changed="dinp dweight dbias dinp_sums", scratch="scratch", flop=_each("inp", 14)),
+    "residual_forward": Count("inp branch", "out", flop=_each("inp", 1)),
+    "matmul_forward": Count("inp weight bias", "out", flop=_matmul(1), is_product=True),
+    "matmul_gelu_forward": Count("inp weight bias", "out before_gelu", flop=_matmul(1), is_product=True),
+    "matmul_backward": Count(
+        "dout inp weight before_gelu", "dinp", "dweight dbias", "scratch", flop=_matmul(2), is_product=True),
+    "attention_forward": Count("qkv", "out lse", scratch="scratch", flop=_attention(2), is_product=True),
+    "attention_backward": Count("dout out lse qkv", "dqkv", scratch="scratch", flop=_attention(5), is_product=True),
+    "gelu_forward": Count("inp", "out", flop=_each("inp", 9)),
+    "gelu_backward": Count("dout inp", "dinp", "dbias", "scratch", flop=_each("inp", 16)),
+    "classifier_forward": Count("logits targets", "losses", flop=_each("logits", 5)),
+    "classifier_forward_backward": Count("targets", "losses", "logits", flop=_each("logits", 8)),
+    "accumulate_mean": Count("values", changed="mean", flop=_each("values", 1)),
+    "global_norm": Count("grads", "norm_and_scale", scratch="scratch", flop=_each("grads", 2)),
+    "adamw_update": Count(
+        "grads step_values rounding_seed norm_and_scale decayed", changed="params m v master", flop=_each("params", 16),
+        # With a master copy the parameters themselves are written only: half of the reading and writing.
+        elements={"params": lambda a: a.params.size if a.master is None else a.params.size / 2}),
+    "zero": Count(written="array"),
+    "gemm": Count("a b bias gelu_of", "out gelu_to", flop=_gemm, is_product=True),
+    "bias_backward_kernel": Count("dout", scratch="partials", flop=_each("dout", 1)),
+}  # fmt: skip
+
+
+def cost_of(part):
+    """The Cost of a launch or a part; None where it has no formula."""
+    count = COUNTS.get(part.name)
+    if count is None:
+        return None
+    a = _Arguments(**part.arguments)
+
+    def size(name):
+        array = getattr(a, name)
+        if array is None:
+            return 0
+        elements = count.elements[name](a) if name in count.elements else math.prod(array.shape)
+        return elements * array.dtype.itemsize
+
+    once = sum(size(name) for name in f"{count.read} {count.written}".split())
+    twice = sum(size(name) for name in count.changed.split())
+    if part.name == "gemm" and a.accumulate:
+        once += size("out")
+    return Cost(int(once + 2 * twice), int(count.flop(a)), count.is_product)
+
+
+class _Arguments(SimpleNamespace):
+    """Arguments by name; one that a function does not have is None, as one that was not given."""
+
+    def __getattr__(self, name):  # called for what is not there
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -1,0 +1,171 @@
+"""Every launch of the trainer, written down while the real model runs: nothing here knows which layers there are.
+
+Two levels. A *launch* is the model's call of a layer function, such as `layernorm_backward` with these arrays; a *part* is what that sets
+going on the device: a kernel, a matrix product, a fill with zeros.
+
+    with watch_launches(mark) as log:
+        model.forward(inputs)
+    log.launches[0].name, .arguments, .parts[0].start, ...
+
+Each can be called again later with the very same arrays (`call`), for timing.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from gpt2_numba.gpu.backend import SIMULATING
+
+MODEL = "gpt2_numba.model"  # whose calls are launches
+LAYERS, ZERO, PRODUCTS = "gpt2_numba.layers", "gpt2_numba.gpu.arena", "gpt2_numba.gpu.gemm"
+
+
+@dataclass
+class Part:
+    """One kernel or matrix product: its name, its arguments by name, and how to call it again; marks before and after it."""
+
+    name: str
+    arguments: dict
+    call: Callable
+    start: Any = None
+    stop: Any = None
+
+
+@dataclass
+class Launch(Part):
+    """One call of a layer function by the model."""
+
+    layer: str = ""  # its file in layers/; "" for a fill with zeros
+    phase: str = ""
+    parts: list = field(default_factory=list)
+
+
+@dataclass
+class LaunchLog:
+    """What has been launched. `phase` is written into the launches that follow; before_part is called before each part."""
+
+    mark: Callable
+    phase: str = ""
+    before_part: Callable = lambda: None
+    launches: list = field(default_factory=list)
+    open: list = field(default_factory=list)  # launches and parts that have begun, outermost first
+
+    def run_launch(self, function, positional, named):
+        """Make the model's call of a layer function."""
+        if self.open:
+            return function(*positional, **named)
+        launch = Launch(function.__name__, _by_name(function, positional, named), lambda: function(*positional, **named))
+        launch.phase, (_, room, layer) = self.phase, function.__module__.split(".")[:3]
+        launch.layer = layer if room == "layers" else ""
+        self.launches.append(launch)
+        result = self._run(launch)
+        if result is not None:  # a launcher writes into its arguments; what returns something only computes on the host
+            self.launches.pop()
+        return result
+
+    def run_part(self, name, arguments, call):
+        """Set something going on the device. What it consists of is not looked at."""
+        if len(self.open) != 1:
+            return call()
+        self.before_part()
+        part = Part(name, arguments, call)
+        self.open[0].parts.append(part)
+        return self._run(part)
+
+    def _run(self, part):
+        self.open.append(part)
+        try:
+            part.start = self.mark()
+            result = part.call()
+            part.stop = self.mark()
+        finally:
+            self.open.pop()
+        return result
+
+
+def _by_name(function, positional, named):
+    bound = inspect.signature(function).bind(*positional, **named)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+@contextmanager
+def watch_launches(mark=lambda: None):
+    """A LaunchLog of all that the model launches in the `with` block, launch by launch (a graph that is replayed launches nothing).
+
+    mark: called before and after every launch and part; what it returns is kept as start and stop.
+    """
+    log = LaunchLog(mark)
+    with ExitStack() as stack:
+        model = sys.modules[MODEL]
+        for name, function in _functions_of(model, LAYERS, ZERO):
+            stack.enter_context(patch.object(model, name, _launch_wrapper(log, function)))
+        for module in [module for name, module in sys.modules.items() if name.startswith(LAYERS)]:
+            for name, function in _functions_of(module, PRODUCTS):
+                stack.enter_context(patch.object(module, name, _product_wrapper(log, function)))
+        stack.enter_context(_kernels_watched(log))
+        yield log
+
+
+def _functions_of(module, *homes):
+    """(name, function) of a module's functions that are defined in one of `homes`, or below it."""
+    for name, value in list(vars(module).items()):
+        if inspect.isfunction(value) and any(value.__module__ == home or value.__module__.startswith(home + ".") for home in homes):
+            yield name, value
+
+
+def _launch_wrapper(log, function):
+    return lambda *positional, **named: log.run_launch(function, positional, named)
+
+
+def _product_wrapper(log, function):
+    def wrapper(*positional, **named):
+        arguments = _by_name(function, positional, named)
+        return log.run_part(function.__name__, arguments, lambda: function(*positional, **named))
+
+    return wrapper
+
+
+def _kernels_watched(log):
+    """A context in which every launch of a Numba kernel from the host goes through the log."""
+    if SIMULATING:
+        from numba.cuda.simulator import kernel as simulated
+
+        launch = simulated.FakeCUDAKernel.__call__
+
+        def watched(self, *arguments):
+            if self._device or simulated._kernel_context:  # a device function, called by a kernel
+                return launch(self, *arguments)
+            grid, block, shared = self.grid_dim, self.block_dim, self.dynshared_size
+
+            def again():
+                launch(self[grid, block, 0, shared], *arguments)
+
+            return log.run_part(self.fn.__name__, _by_name(self.fn, arguments, {}), again)
+
+        return patch.object(simulated.FakeCUDAKernel, "__call__", watched)
+
+    from numba.cuda.dispatcher import _LaunchConfiguration
+
+    start = _LaunchConfiguration.__call__
+
+    def watched(self, *arguments):
+        function = self.dispatcher.py_func
+        return log.run_part(function.__name__, _by_name(function, arguments, {}), lambda: start(self, *arguments))
+
+    return patch.object(_LaunchConfiguration, "__call__", watched)
+
+
+def shapes_of(part):
+    """What makes a part the same work as another: its name, and shapes, types and whole numbers of its arguments."""
+
+    def describe(value):
+        if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape != ():
+            return (*value.shape, str(value.dtype))
+        return value if isinstance(value, (bool, int, tuple, type(None))) and not hasattr(value, "dtype") else "number"
+
+    return (part.name, *((name, describe(value)) for name, value in part.arguments.items()))

@@ -1,0 +1,137 @@
+"""(c) The step: how fast, where the time goes, and how far from the speed of light.
+
+The timeline comes from marks before and after every kernel, in a pass made for it; the time of the step from a pass without them. What
+the kernels leave over of the step is gaps between them.
+"""
+
+import itertools
+import math
+import statistics
+import time
+
+from dev.bench.ceilings import SETTLING_SECONDS, settled
+from dev.bench.clock import empty_mark, hold, mark, milliseconds, time_for
+from dev.bench.costs import cost_of
+from dev.bench.kernels import launch_name
+from dev.bench.launches import watch_launches
+from gpt2_numba.config import count_parameters
+from gpt2_numba.gpu.backend import device_name, device_properties, synchronize
+from gpt2_numba.training.speed import flops_per_token, peak_flops
+
+STEP_SECONDS = 4.0
+HOST_REPEATS = 3
+LEAD_MILLISECONDS = 20
+PARTS_BETWEEN_HOLDS = 150  # as many launches and marks as that fit into the queue, which holds about a thousand
+
+
+def measure_step(trainer, watch, seconds=STEP_SECONDS):
+    """Speed of the step as it is trained: milliseconds (median, after the first second), tokens a second, share of the chip's peak."""
+    start = time.perf_counter()
+    repeated = time_for(seconds, trainer.step)
+    watched = watch.between(start + SETTLING_SECONDS, time.perf_counter())
+    ms = settled(repeated)
+    tokens = trainer.micro_steps * trainer.B * trainer.T
+    flop = tokens * flops_per_token(count_parameters(trainer.config), trainer.config.L, trainer.config.C, trainer.T)
+    peak = chip_peak()
+    return {
+        "ms": ms,
+        "steps_timed": len(repeated),
+        "all_ms": [round(one, 3) for _, one in repeated],
+        "tokens": tokens,
+        "tokens_per_second": tokens / ms * 1000,
+        "mfu": flop / ms * 1000 / peak if peak else None,
+        **host_time(trainer),
+        **watched,
+        "joules": watched["mean_power_w"] * ms / 1000 if watched.get("mean_power_w") else None,
+    }
+
+
+def host_time(trainer):
+    """Milliseconds that the host is busy with a micro-step and with an update, when the GPU's queue is empty."""
+    micro_steps, updates = [], []
+    for _ in range(HOST_REPEATS):
+        for work, times in ((trainer.micro_step, micro_steps), (trainer.update, updates)):
+            synchronize()
+            start = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - start) * 1000)
+    synchronize()
+    return {"host_ms_micro_step": statistics.median(micro_steps), "host_ms_update": statistics.median(updates)}
+
+
+def chip_peak():
+    """Dense bf16 FLOP/s by the vendor's word, or None."""
+    try:
+        return peak_flops(device_name(), *device_properties())
+    except (AttributeError, NotImplementedError):  # the simulator has no such properties
+        return None
+
+
+def record_timeline(trainer):
+    """One micro-step and an update, launch by launch, with marks around every kernel. Returns the LaunchLog."""
+    trainer.step()  # without marks, so that the chip is as warm as in training
+    with watch_launches(mark) as log:
+        parts = itertools.count()
+
+        def keep_ahead():
+            """Give the host a lead before the GPU has worked off the queue: a launch with its marks takes the host some 60 µs."""
+            if next(parts) % PARTS_BETWEEN_HOLDS == 0:
+                hold(LEAD_MILLISECONDS)
+
+        log.before_part = keep_ahead
+        trainer.step(1, lambda phase: setattr(log, "phase", phase))
+        synchronize()
+    return log
+
+
+def summarise(log, trainer, step_ms, ceilings):
+    """Where a step's time goes.
+
+    log        of one micro-step and an update, from record_timeline
+    step_ms    of a whole step    ceilings  sustained copy and matmul rates
+    Returns a dictionary: parts of the step (by launch name: calls, ms, floor_ms, share of the step), kernels (by kernel name), phases,
+    the sum of all kernels, what is left over, and the sum of floors as a share of the step.
+    """
+    of_nothing = empty_mark()
+
+    def duration(part):
+        return max(milliseconds(part.start, part.stop) - of_nothing, 0.0)
+
+    by_name, by_kernel, phases = {}, {}, {}
+    for launch in log.launches:
+        # The gradients are zeroed and the parameters updated once a step, all else for each micro-step.
+        once = launch.phase == "update" or launch.name == "zero" and launch is log.launches[0]
+        times = 1 if once else trainer.micro_steps
+        ms = times * math.fsum(map(duration, launch.parts or [launch]))
+        cost = cost_of(launch)
+        entry = by_name.setdefault(launch_name(launch, trainer.config), {"calls": 0, "ms": 0.0, "floor_ms": 0.0})
+        entry["calls"] += times
+        entry["ms"] += ms
+        if cost is None:
+            entry["floor_ms"] += ms  # unknown: taken to be as fast as can be
+            entry["not_counted"] = True
+        else:
+            entry["floor_ms"] += times * cost.floor(ceilings)
+            entry["bound"] = cost.bound(ceilings)
+        phases[launch.phase] = phases.get(launch.phase, 0.0) + ms
+        for part in launch.parts or [launch]:
+            kernel = by_kernel.setdefault(part.name, {"calls": 0, "ms": 0.0})
+            kernel["calls"] += times
+            kernel["ms"] += times * duration(part)
+    for entry in by_name.values():
+        entry["of_step"] = entry["ms"] / step_ms
+        entry["share"] = entry["floor_ms"] / entry["ms"] if entry["ms"] else None
+    kernels_ms = math.fsum(entry["ms"] for entry in by_name.values())
+    floor_ms = math.fsum(entry["floor_ms"] for entry in by_name.values())
+    return {
+        "parts": dict(sorted(by_name.items(), key=lambda item: -item[1]["ms"])),
+        "kernels": dict(sorted(by_kernel.items(), key=lambda item: -item[1]["ms"])),
+        "phases": phases,
+        "step_ms": step_ms,
+        "kernels_ms": kernels_ms,
+        "left_over_ms": step_ms - kernels_ms,
+        "left_over": 1 - kernels_ms / step_ms,
+        "floor_ms": floor_ms,
+        "speed_of_light": floor_ms / step_ms,
+        "empty_mark_ms": of_nothing,
+    }

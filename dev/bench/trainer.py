@@ -1,0 +1,63 @@
+"""The real model, on random tokens and fresh weights: what the measurements are made on."""
+
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import numpy as np
+
+from gpt2_numba.config import parameter_shapes
+from gpt2_numba.gpu.graph import Graphs
+from gpt2_numba.initial_weights import draw_initial_weights
+from gpt2_numba.model import GPT2
+
+LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 6e-4, 0.1, 1.0
+BATCHES = 4  # different ones, taken in turn
+
+
+class Trainer:
+    """A model and its data. A step is `micro_steps` micro-batches of (B, T) tokens and the update.
+
+    Weights as at the start of a training, since a chip under its power limit is slower on random numbers than on zeros.
+    """
+
+    def __init__(self, config, B, T, micro_steps, device="gpu", **options):
+        """options: as in GPT2."""
+        self.config, self.B, self.T, self.micro_steps = config, B, T, micro_steps
+        self.model = GPT2(config, B, T, device, **options)
+        self.model.load_pieces(draw_initial_weights(config, parameter_shapes(config)))
+        random = np.random.default_rng(2)
+        self._batches = [random.integers(0, config.V, (2, B, T), dtype=np.int32) for _ in range(BATCHES)]
+        self._micro_steps_done = self._steps_done = 0
+
+    def step(self, micro_steps=None, say_phase=lambda phase: None):
+        """One step. say_phase(name) is called before the forward and the backward pass of each micro-step and before the update."""
+        say_phase("forward")
+        self.model.zero_grad()
+        for _ in range(micro_steps or self.micro_steps):
+            self.micro_step(say_phase)
+        say_phase("update")
+        self.update()
+
+    def micro_step(self, say_phase=lambda phase: None):
+        """Forward and backward pass of one batch."""
+        inputs, targets = self._batches[self._micro_steps_done % BATCHES]
+        self._micro_steps_done += 1
+        say_phase("forward")
+        self.model.forward(inputs)
+        say_phase("backward")
+        self.model.backward(targets, self.micro_steps)
+
+    @contextmanager
+    def launch_by_launch(self):
+        """Without CUDA graphs, so that launches can be watched. Gives whether that is a difference."""
+        if getattr(self.model, "_graphs", None) is None:
+            yield False
+            return
+        with patch.object(self.model, "_graphs", Graphs(False)):
+            yield True
+
+    def update(self):
+        """Norm, clipping and AdamW, as in the training loop."""
+        self.model.measure(MAX_NORM)()
+        self.model.update(self._steps_done, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=self._steps_done)
+        self._steps_done += 1
