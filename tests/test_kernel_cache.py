@@ -101,7 +101,7 @@ def pretend_there_is_a_gpu():
     from numba.cuda.cudadrv.driver import Driver
 
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)
-    codegen.CUDACodeLibrary._ensure_cc = lambda library, cc: (*COMPUTE_CAPABILITY, "a")
+    codegen.CUDACodeLibrary._ensure_cc = lambda library, cc: COMPUTE_CAPABILITY
     Driver.get_version = lambda driver: (13, 0)
     dispatcher._Kernel.bind = lambda kernel: kernel._codelibrary.get_cubin()  # as far as machine code
 

@@ -69,7 +69,7 @@ KERNELS = {
 MADE = {
     "layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
     "layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
-    "layernorm.layernorm_backward_kernel": ("make_backward_kernel", ((768, False, 3), (768, True, 3), (1600, True, 3), (5120, False, 2))),
+    "layernorm.layernorm_backward_kernel": ("make_backward_kernel", ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3))),
 }
 
 MADE |= {

@@ -44,7 +44,7 @@ def parse(argv):
     )
     parser.add_argument("-t", "--sequence-length", type=int, metavar="T", help="tokens per sequence (default 1024, or the model's longest)")
     parser.add_argument("--micro-steps", type=int, metavar="N", help="micro-batches per step (default: 8 for d12, else 4)")
-    parser.add_argument("-r", "--recompute", type=int, choices=(0, 1, 2), help="as in the trainer (default 2 in bf16, 0 in fp32)")
+    parser.add_argument("-r", "--recompute", type=int, choices=(0, 1, 2), default=0, help="as in the trainer (default 0)")
     parser.add_argument("-ge", "--gelu-fusion", type=int, choices=(0, 1, 2), help="as in the trainer (default 2 in bf16, 0 in fp32)")
     parser.add_argument("--tf32", type=int, choices=(0, 1), default=1, help="as in the trainer (default 1)")
     parser.add_argument("--matmul-search", choices=("on", "off"), default="on", help="as in the trainer (default on)")

@@ -42,7 +42,7 @@ ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
 ROWS_PER_BLOCK = 2 if SIMULATING else 8  # of the forward pass, a warp each
 PIECES_PER_BLOCK = 2 if SIMULATING else 8  # a warp each
-PLACES_OF_A_PIECE = 3 if SIMULATING else 32  # the bits depend on it
+PLACES_OF_A_PIECE = 3 if SIMULATING else 64  # the bits depend on it
 AT_A_TIME = 4  # loads that a thread of the backward pass has in flight
 HELD = AT_A_TIME * WIDTH
 

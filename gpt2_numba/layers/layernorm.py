@@ -41,7 +41,14 @@ from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
-from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE, accumulate_partials, block_sum, warp_sum
+from gpt2_numba.gpu.reductions import (
+    COLUMN_WARPS,
+    COLUMNS_PER_WARP,
+    WARP_SIZE,
+    accumulate_partials,
+    block_sum,
+    warp_sum,
+)
 from gpt2_numba.gpu.shared_memory import (
     commit_copies,
     copy8_async,
@@ -58,12 +65,9 @@ ONE, ZERO = np.float32(1.0), np.float32(0.0)
 MAX_FORWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 4)  # of a warp
 FORWARD_WARPS = 4  # of a block: small blocks, of which a multiprocessor holds many
 
-# Backward: a block takes one row after the other, all of a row's columns side by side: eight to a thread up to C = 4,096.
-MAX_BACKWARD_WARPS = 2 if SIMULATING else 16
-MOST_ROWS_AHEAD = 3  # of a block that are on their way to shared memory: enough to keep the memory busy while sums wait at the barrier
-# The split of rows over blocks is fixed: the bits of dweight and dbias depend on it. 396 are 3 for each of an H200's 132
-# multiprocessors: as many as it holds at once at C = 1,600.
-BACKWARD_BLOCKS = 3 if SIMULATING else 396
+# Backward: one warp a row while its column sums fit into the warp's registers (three sums of 64 numbers a thread), else a team of warps.
+MAX_BACKWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 8)  # of a warp
+MOST_ROWS_AHEAD = 3  # of a warp that are on their way to shared memory while one is worked on
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -192,126 +196,150 @@ def make_forward_kernels(C):
 
 
 def backward_shape(C):
-    """(eights of columns to a thread, warps to a block) of the backward kernel."""
-    eights = -(-C // (MAX_BACKWARD_WARPS * COLUMNS_PER_WARP))
-    return eights, -(-C // (eights * COLUMNS_PER_WARP))
+    """(eights of columns to a thread, warps to a row, rows to a block) of the backward kernel."""
+    warps = -(-C // MAX_BACKWARD_COLUMNS)
+    return -(-C // (warps * COLUMNS_PER_WARP)), warps, COLUMN_WARPS if warps == 1 else 1
+
+
+def backward_blocks(C):
+    """(blocks that share the rows, how many of them are to fit on a multiprocessor): two of narrow rows, one of wide ones.
+
+    The first does not depend on the GPU, since the bits of dweight and dbias depend on it. An H200 has 132 multiprocessors.
+    """
+    eights, _, rows = backward_shape(C)
+    at_once = 2 if eights <= 4 and rows > 1 else 1
+    return 3 if SIMULATING else 132 * at_once, at_once
 
 
 @functools.cache
 def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
     """(layernorm_backward_kernel, threads to a block) for rows of C channels."""
-    EIGHTS, WARPS = backward_shape(C)
-    THREADS = WARPS * WARP_SIZE
+    EIGHTS, WARPS, ROWS = backward_shape(C)
+    TEAM = WARPS * WARP_SIZE  # threads that share a row
     HELD = EIGHTS * WIDTH  # columns of a thread
-    ROWS = ROWS_AHEAD + 1  # that have a place in shared memory
-    SPAN = THREADS * WIDTH  # columns that lie side by side
+    PLACES = ROWS_AHEAD + 1  # for rows of a team in shared memory
+    SPAN = TEAM * WIDTH  # columns that lie side by side
     OF_WARPS = (2, WARPS, 2)
     SUMS = 3 if has_dinp_sums else 2
     ONE_OVER_C = np.float32(1 / C)
-    # So few registers, 96 for eight columns, that as many blocks as possible fit onto a multiprocessor, which has 65,536. Beyond C = 8,192
-    # there are not enough of them: some numbers go to memory and back.
-    BOUNDS = {} if SIMULATING else {"launch_bounds": (THREADS, max(1, 65536 // (96 * EIGHTS * THREADS)))}
+    _, AT_ONCE = backward_blocks(C)
+    BOUNDS = {} if SIMULATING else {"launch_bounds": (ROWS * TEAM, AT_ONCE)}
 
     @cuda.jit(device=True)
-    def place_of(place, which, e, thread):
-        """Where in shared memory a thread keeps eight numbers of the row in `place`: which 0 of inp, 1 of dout, 2 of dinp."""
-        return ((place * 3 + which) * EIGHTS + e) * SPAN + thread * WIDTH
+    def place_of(team, place, which, e, thread):
+        """Where in shared memory a thread keeps eight numbers of its team's row in `place`: which 0 of inp, 1 of dout, 2 of dinp."""
+        return (((team * PLACES + place) * 3 + which) * EIGHTS + e) * SPAN + thread * WIDTH
 
     @cuda.jit(device=True)
-    def send_for(numbers, place, inp, dout, dinp, row, thread):
+    def send_for(numbers, team, place, inp, dout, dinp, row, thread):
         """Ask for this thread's numbers of a row: one group of copies, an empty one beyond the last row."""
         if row < inp.shape[0]:
             for e in range(EIGHTS):
                 c = e * SPAN + thread * WIDTH
                 if c < C:
-                    copy8_async(numbers, place_of(place, 0, e, thread), inp, row * C + c)
-                    copy8_async(numbers, place_of(place, 1, e, thread), dout, row * C + c)
-                    copy8_async(numbers, place_of(place, 2, e, thread), dinp, row * C + c)
+                    copy8_async(numbers, place_of(team, place, 0, e, thread), inp, row * C + c)
+                    copy8_async(numbers, place_of(team, place, 1, e, thread), dout, row * C + c)
+                    copy8_async(numbers, place_of(team, place, 2, e, thread), dinp, row * C + c)
         commit_copies()
+
+    @cuda.jit(device=True)
+    def store_sums(partials, start, values, team, thread):
+        """The block's column sums: those of its teams, first to last, by way of shared memory. All threads must call."""
+        sums = shared_numbers(partials)
+        cuda.syncthreads()  # nobody needs any more what stands there
+        for e in range(EIGHTS):
+            store8(sums, (team * EIGHTS + e) * SPAN + thread * WIDTH, values, e * WIDTH)
+        cuda.syncthreads()
+        total = cuda.local.array(WIDTH, float32)
+        x = cuda.local.array(WIDTH, float32)
+        for c in range(cuda.threadIdx.x * WIDTH, C, ROWS * TEAM * WIDTH):
+            load8(sums, c, total)
+            for other in range(1, ROWS):
+                load8(sums, other * EIGHTS * SPAN + c, x)
+                for k in range(WIDTH):
+                    total[k] += x[k]
+            store8(partials, start + c, total)
 
     @cuda.jit(cache=True, **BOUNDS)
     def layernorm_backward_kernel(dinp, partials, dout, inp, weight, mean, rstd):
         """Every row is read and written once; each thread keeps the column sums of its own columns in registers.
 
         While a row is worked on, the next ROWS_AHEAD are on their way to shared memory. A thread reads only what it has sent for itself,
-        so it waits for its own copies and for nobody else's.
+        so it waits for its own copies and for nobody else's; it reads them twice, since the sums leave no registers to keep them.
         partials (blocks, SUMS, C), flat: this block's sums for dweight, dbias and, if they are wanted, dinp_sums.
         """
         numbers = shared_numbers(inp)
         of_warps = cuda.shared.array(OF_WARPS, float32)
-        thread = cuda.threadIdx.x
+        thread, team = cuda.threadIdx.x % TEAM, cuda.threadIdx.x // TEAM
         lane, warp = thread % WARP_SIZE, thread // WARP_SIZE
-        N, step = inp.shape[0], cuda.gridDim.x
-        w = cuda.local.array(HELD, float32)
+        N, first, step = inp.shape[0], cuda.blockIdx.x * ROWS + team, cuda.gridDim.x * ROWS
         dw = cuda.local.array(HELD, float32)
         db = cuda.local.array(HELD, float32)
         ds = cuda.local.array(HELD, float32)
-        x = cuda.local.array(HELD, float32)
-        d = cuda.local.array(HELD, float32)
-        g = cuda.local.array(HELD, float32)
-        for i in range(HELD):  # they stay zero beyond the last column, and add nothing to the sums
-            w[i], dw[i], db[i], ds[i], x[i], d[i] = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
-        for e in range(EIGHTS):
-            if e * SPAN + thread * WIDTH < C:
-                load8(weight, e * SPAN + thread * WIDTH, w, e * WIDTH)
+        x = cuda.local.array(WIDTH, float32)
+        d = cuda.local.array(WIDTH, float32)
+        w = cuda.local.array(WIDTH, float32)
+        g = cuda.local.array(WIDTH, float32)
+        for i in range(HELD):
+            dw[i], db[i], ds[i] = ZERO, ZERO, ZERO
 
         for ahead in range(ROWS_AHEAD):
-            send_for(numbers, ahead, inp, dout, dinp, cuda.blockIdx.x + ahead * step, thread)
-        next_mean, next_rstd = mean[cuda.blockIdx.x], rstd[cuda.blockIdx.x]
+            send_for(numbers, team, ahead, inp, dout, dinp, first + ahead * step, thread)
         place, turn = 0, 0
-        for row in range(cuda.blockIdx.x, N, step):
-            send_for(numbers, (place + ROWS_AHEAD) % ROWS, inp, dout, dinp, row + ROWS_AHEAD * step, thread)
-            m, s = next_mean, next_rstd
-            if row + step < N:
-                next_mean, next_rstd = mean[row + step], rstd[row + step]
+        for row in range(first, N, step):
+            m, s = mean[row], rstd[row]
+            send_for(numbers, team, (place + ROWS_AHEAD) % PLACES, inp, dout, dinp, row + ROWS_AHEAD * step, thread)
             wait_for_copies(ROWS_AHEAD)
             sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
             for e in range(EIGHTS):
-                if e * SPAN + thread * WIDTH < C:
-                    load8(numbers, place_of(place, 0, e, thread), x, e * WIDTH)
-                    load8(numbers, place_of(place, 1, e, thread), d, e * WIDTH)
-                    load8(numbers, place_of(place, 2, e, thread), g, e * WIDTH)
-            for i in range(HELD):
-                xhat = (x[i] - m) * s
-                dw[i] += d[i] * xhat
-                db[i] += d[i]
-                dxhat = d[i] * w[i]
-                sum_dxhat += dxhat
-                sum_dxhat_xhat += dxhat * xhat
-            sum_dxhat, sum_dxhat_xhat = warp_sum(sum_dxhat), warp_sum(sum_dxhat_xhat)
-            if lane == 0:
-                of_warps[turn, warp, 0] = sum_dxhat
-                of_warps[turn, warp, 1] = sum_dxhat_xhat
-            # One barrier: the next turn writes to the other half, and who comes to write to this one again has met all others between.
-            cuda.syncthreads()
-            mean_dxhat, mean_dxhat_xhat = ZERO, ZERO
-            for other in range(WARPS):
-                mean_dxhat += of_warps[turn, other, 0]
-                mean_dxhat_xhat += of_warps[turn, other, 1]
+                c = e * SPAN + thread * WIDTH
+                if c < C:
+                    load8(numbers, place_of(team, place, 0, e, thread), x)
+                    load8(numbers, place_of(team, place, 1, e, thread), d)
+                    load8(weight, c, w)
+                    for k in range(WIDTH):
+                        xhat = (x[k] - m) * s
+                        dxhat = d[k] * w[k]
+                        dw[e * WIDTH + k] += d[k] * xhat
+                        db[e * WIDTH + k] += d[k]
+                        sum_dxhat += dxhat
+                        sum_dxhat_xhat += dxhat * xhat
+            mean_dxhat, mean_dxhat_xhat = warp_sum(sum_dxhat), warp_sum(sum_dxhat_xhat)
+            if WARPS > 1:
+                if lane == 0:
+                    of_warps[turn, warp, 0] = mean_dxhat
+                    of_warps[turn, warp, 1] = mean_dxhat_xhat
+                # One barrier: the next turn writes to the other half, and who comes to write to this one again has met all others between.
+                cuda.syncthreads()
+                mean_dxhat, mean_dxhat_xhat = ZERO, ZERO
+                for other in range(WARPS):
+                    mean_dxhat += of_warps[turn, other, 0]
+                    mean_dxhat_xhat += of_warps[turn, other, 1]
             mean_dxhat *= ONE_OVER_C
             mean_dxhat_xhat *= ONE_OVER_C
             for e in range(EIGHTS):
                 c = e * SPAN + thread * WIDTH
                 if c < C:
-                    for i in range(e * WIDTH, (e + 1) * WIDTH):
-                        g[i] += s * (d[i] * w[i] - mean_dxhat - (x[i] - m) * s * mean_dxhat_xhat)
+                    load8(numbers, place_of(team, place, 0, e, thread), x)
+                    load8(numbers, place_of(team, place, 1, e, thread), d)
+                    load8(numbers, place_of(team, place, 2, e, thread), g)
+                    load8(weight, c, w)
+                    for k in range(WIDTH):
+                        g[k] += s * (d[k] * w[k] - mean_dxhat - (x[k] - m) * s * mean_dxhat_xhat)
                     if has_dinp_sums:
-                        round8(dinp, g, e * WIDTH)  # the sums are those of what is stored
-                        for i in range(e * WIDTH, (e + 1) * WIDTH):
-                            ds[i] += g[i]
-                    store8(dinp, row * C + c, g, e * WIDTH)
-            place, turn = (place + 1) % ROWS, turn ^ 1
+                        round8(dinp, g)  # the sums are those of what is stored
+                        for k in range(WIDTH):
+                            ds[e * WIDTH + k] += g[k]
+                    store8(dinp, row * C + c, g)
+            place, turn = (place + 1) % PLACES, turn ^ 1
 
-        for e in range(EIGHTS):
-            c = e * SPAN + thread * WIDTH
-            if c < C:
-                start = cuda.blockIdx.x * SUMS * C + c
-                store8(partials, start, dw, e * WIDTH)
-                store8(partials, start + C, db, e * WIDTH)
-                if has_dinp_sums:
-                    store8(partials, start + 2 * C, ds, e * WIDTH)
+        start = cuda.blockIdx.x * SUMS * C
+        store_sums(partials, start, dw, team, thread)
+        store_sums(partials, start + C, db, team, thread)
+        if has_dinp_sums:
+            store_sums(partials, start + 2 * C, ds, team, thread)
 
-    return layernorm_backward_kernel, THREADS
+    return layernorm_backward_kernel, ROWS * TEAM
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
@@ -319,7 +347,8 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
 
 def layernorm_scratch_size(C):
     """How many float32 `layernorm_backward` needs as scratch."""
-    return 3 * BACKWARD_BLOCKS * C
+    blocks, _ = backward_blocks(C)
+    return 3 * blocks * C
 
 
 def layernorm_forward(out, mean, rstd, inp, weight, bias):
@@ -378,9 +407,10 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scra
     check_width("layernorm_backward", C=C)
     check_scratch("layernorm_backward", scratch, layernorm_scratch_size(C))
     results = [dweight, dbias] if dinp_sums is None else [dweight, dbias, dinp_sums]
-    row_bytes = 3 * math.prod(backward_shape(C)) * COLUMNS_PER_WARP * inp.dtype.itemsize  # of inp, dout and dinp
-    rows_ahead = max(1, min(MOST_ROWS_AHEAD, most_shared_bytes() // row_bytes - 1))
+    rows_bytes = 3 * math.prod(backward_shape(C)) * COLUMNS_PER_WARP * inp.dtype.itemsize  # of inp, dout and dinp
+    blocks, at_once = backward_blocks(C)
+    rows_ahead = max(0, min(MOST_ROWS_AHEAD, most_shared_bytes() // at_once // rows_bytes - 1))
     kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead)
-    blocks, nbytes = min(BACKWARD_BLOCKS, N), (rows_ahead + 1) * row_bytes
+    blocks, nbytes = min(blocks, N), (rows_ahead + 1) * rows_bytes
     launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, dout, inp, weight, mean, rstd)
     accumulate_partials(results, scratch, blocks)

@@ -280,14 +280,14 @@ def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_to
     while first_key >= 0:
         await_tiles()
         next_place = int32(2 * QUERIES_RING + PLACE_BYTES - place)
-        if first_key > 0:
+        k_tile, v_tile = tile_descriptor(memory, uint32(place)), tile_descriptor(memory, uint32(place + TILE_BYTES))
+        begin_multiply_transposed(weights, q_tile, k_tile)
+        begin_multiply_transposed(datt, dout_tile, v_tile)
+        if first_key > 0:  # the products run meanwhile
             next_key = int32(first_key - TILE)
             copy_tile(memory, next_place, qkv, start + C, 3 * C, next_key, T)
             copy_tile(memory, next_place + TILE_BYTES, qkv, start + 2 * C, 3 * C, next_key, T)
             commit_copies()
-        k_tile, v_tile = tile_descriptor(memory, uint32(place)), tile_descriptor(memory, uint32(place + TILE_BYTES))
-        begin_multiply_transposed(weights, q_tile, k_tile)
-        begin_multiply_transposed(datt, dout_tile, v_tile)
         wait_for_products(1, weights)
         if first_key == first_query:
             hide_later_keys(weights, my_query, first_key)
@@ -346,23 +346,23 @@ def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv, heads_together):
     while first_query < T:
         await_tiles()
         next_place, next_query = int32(2 * KEYS_RING + KEYS_PLACE_BYTES - place), int32(first_query + TILE)
-        if next_query < T:
+        q_tile, dout_tile = tile_descriptor(memory, uint32(place)), tile_descriptor(memory, uint32(place + TILE_BYTES))
+        begin_multiply_transposed(weights, k_tile, q_tile)
+        begin_multiply_transposed(datt, v_tile, dout_tile)
+        if next_query < T:  # the products run meanwhile
             copy_tile(memory, next_place, qkv, start, 3 * C, next_query, T)
             copy_tile(memory, next_place + TILE_BYTES, dout, of_dout, C, next_query, T)
             copy_numbers(memory, next_place + NUMBERS, lse, delta, of_numbers, next_query, T, TILE)
             commit_copies()
-        q_tile, dout_tile = tile_descriptor(memory, uint32(place)), tile_descriptor(memory, uint32(place + TILE_BYTES))
-        begin_multiply_transposed(weights, k_tile, q_tile)
-        begin_multiply_transposed(datt, v_tile, dout_tile)
         wait_for_products(1, weights)
         weights_of_columns(weights, memory, place + NUMBERS, LOG2_SCALE)
         if first_query == first_key or next_query > T:
             hide_earlier_queries(weights, my_key, first_query, T)
-        wait_for_products(0, datt)
-        dscores_of_columns(datt, weights, memory, place + NUMBERS + 4 * TILE)
         pack_factors(packed_weights, weights)
-        pack_factors(dscores, datt)
         begin_multiply_add(dv, packed_weights, dout_tile)
+        wait_for_products(1, datt)
+        dscores_of_columns(datt, weights, memory, place + NUMBERS + 4 * TILE)
+        pack_factors(dscores, datt)
         begin_multiply_add(dk, dscores, q_tile)
         wait_for_products(0, dv)
         wait_for_products(0, dk)
