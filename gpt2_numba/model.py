@@ -8,7 +8,8 @@
 Everything lies in one arena, allocated once. The same code runs on the host and on the GPU: the arrays decide which layer function
 runs the reference and which the kernel. N = B * T; an activation is an (N, channels) array, one row a token.
 
-Recompute levels save memory: 0 keeps everything for backward, 1 makes the GELU again, 2 the LayerNorms as well. The bits are the same.
+Recompute levels save memory: 0 keeps everything for backward, 1 makes the GELU again, 2 the LayerNorms as well. The bits are the same, unless
+the first GELU was cuBLASLt's (gelu_fusion 1 and 2): the one that is made again is ours, and may differ from it in the last bit of a bfloat16.
 """
 
 import math

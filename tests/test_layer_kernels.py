@@ -155,6 +155,8 @@ def test_scratch_that_does_not_serve_is_refused(layer, shape, dtype, message):
         if "scratch" in call.tensors:
             arrays = device_arrays(call, FLOAT32)
             (count,) = call.tensors["scratch"].shape
+            if count == 0:  # the encoder splits no token of so few, on a GPU
+                continue
             arrays.scratch = None if shape is None else cuda.device_array(shape(count), dtype)
             with pytest.raises((ValueError, TypeError)) as raised:
                 call.launch(arrays)

@@ -45,11 +45,12 @@ def _with(rung, module, launcher, call):
     return launch
 
 
-def arguments_of(layer, launcher, call, arrays):
-    """The launcher's arguments by name, as the call gives them. Nothing is launched."""
+def arguments_of(layer, launcher, package_call, arrays):
+    """The launcher's arguments by name, as the package's own call of it gives them. Nothing is launched."""
     module, given = importlib.import_module(f"gpt2_numba.layer_checks.{layer}"), {}
     signature = inspect.signature(getattr(module, launcher))
-    _with(lambda *args, **more: given.update(signature.bind(*args, **more).arguments), module, launcher, call)(arrays)
+    with mock.patch.object(module, launcher, lambda *args, **more: given.update(signature.bind(*args, **more).arguments)):
+        package_call.launch(arrays)
     return SimpleNamespace(name=launcher, arguments=given)
 
 

@@ -44,21 +44,23 @@ def run(argv):
     print(f"{'launcher':<28}{'rung':<26}{'answer':<8}" + (f"{'ms':>9}{'GB/s':>8}{'of a copy':>11}" if copy_rate else ""))
     for layer in settings.layers or LAYERS:
         verdicts = [check_call(call, storage) for _, _, call in rungs(layer, CHECKED if real_gpu() else AWKWARD, storage)]
-        for verdict, (launcher, rung, call) in zip(verdicts, rungs(layer, TIMED_OF.get(layer, TIMED) if copy_rate else AWKWARD, storage)):
+        timed = list(rungs(layer, TIMED_OF.get(layer, TIMED) if copy_rate else AWKWARD, storage))
+        of_package = {launcher: call for launcher, rung, call in timed if rung is None}
+        for verdict, (launcher, rung, call) in zip(verdicts, timed):
             is_right = all(row.ok for row in verdict)
             right = right and is_right
             line = f"{launcher:<28}{rung.__name__ if rung else 'the package':<26}{'right' if is_right else 'WRONG':<8}"
             if copy_rate:
-                ms, nbytes = _time(layer, launcher, call, storage)
+                ms, nbytes = _time(layer, launcher, call, of_package[launcher], storage)
                 line += f"{ms:>9.3f}{nbytes / ms / 1e6:>8.0f}{nbytes / ms * 1000 / copy_rate:>11.1%}"
             print(line, flush=True)
     return 0 if right else 1
 
 
-def _time(layer, launcher, call, storage):
+def _time(layer, launcher, call, package_call, storage):
     """Milliseconds of a call, and how many bytes must travel for it."""
     arrays = SimpleNamespace(**{name: GuardedArray(tensor, storage).array for name, tensor in call.tensors.items()})
-    return statistics.median(time_call(lambda: call.launch(arrays))), cost_of(arguments_of(layer, launcher, call, arrays)).bytes
+    return statistics.median(time_call(lambda: call.launch(arrays))), cost_of(arguments_of(layer, launcher, package_call, arrays)).bytes
 
 
 def _copy_rate():

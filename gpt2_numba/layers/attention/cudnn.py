@@ -30,7 +30,7 @@ from gpt2_numba.gpu.backend import compute_stream, device_pointer, real_gpu
 OLDEST_LIBRARY = 91600
 REMEDY = "install it with: pip install -e '.[cudnn13]' ('.[cudnn12]' for CUDA 12)"
 OTHERWISE = "Choose another attention (--attention numba)"
-DSCORES_TILE = 64  # rows and columns of dscores are rounded up to a multiple of it
+DSCORES_ROWS, DSCORES_COLUMNS = 64, 128  # dscores are rounded up to multiples of these: 192 x 256 at T = 130
 ITS_OWN_BYTES = 4096  # what any plan may take besides; 256 were seen
 
 
@@ -161,10 +161,10 @@ def scratch_size(B, T, NH, HS):
     """Backward's workspace: dscores in bfloat16, delta in float32. Forward needs none to speak of.
 
     By a formula, since asking cuDNN takes half a second for each B that one may think of. In cuDNN's own words it is that for Hopper (its
-    frontend's source; measured with 9.19: 801.6 MiB at B=16, T=1024, NH=25, 1539.0 at B=64, NH=12). _run sees to it that it is enough.
+    frontend's source; measured with 9.19: 801.6 MiB at B=16, T=1024, NH=25, 1539.0 at B=64, NH=12, 197,904 bytes at B=1, T=130, NH=2). _run sees to it that it is enough.
     """
-    Tp = -(-T // DSCORES_TILE) * DSCORES_TILE
-    return (B * NH * (2 * Tp * Tp + 4 * Tp) + ITS_OWN_BYTES) // 4
+    rows, columns = (-(-T // tile) * tile for tile in (DSCORES_ROWS, DSCORES_COLUMNS))
+    return (B * NH * (2 * rows * columns + 4 * rows) + ITS_OWN_BYTES) // 4
 
 
 def attention_forward(out, lse, qkv, scratch):
