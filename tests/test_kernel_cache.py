@@ -143,6 +143,8 @@ def package(tmp_path, compiler):
     shutil.copytree(ROOT / "gpt2_numba" / "gpu", sources / "gpu", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "gpt2_numba" / "errors.py", sources)
     (sources / "layers").mkdir()
+    for directory in (sources, sources / "layers"):  # without it Python would prefer the installed package, which has one
+        (directory / "__init__.py").touch()
     (sources / "layers" / "scale.py").write_text(LAYER)
     (sources / "layers" / "other.py").write_text("")
     return SimpleNamespace(sources=sources, cache=tmp_path / "cache", directory=tmp_path)
