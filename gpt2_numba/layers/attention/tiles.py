@@ -65,6 +65,7 @@ def fill_rows(numbers, value):
 
 @inlined
 def set_to_zero(sums):
+    """sums [w] a thread's share of a tile, as are all arrays here."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -74,6 +75,7 @@ def set_to_zero(sums):
 
 @inlined
 def multiply_all(sums, factor):
+    """sums *= factor, one number for all."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
