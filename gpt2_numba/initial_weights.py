@@ -8,19 +8,23 @@ angle. If the count is not a multiple of 16, the last 16 are drawn again.
 Logarithm and cosine are not the library's, which differ from processor to processor in the last bit, but polynomials made of additions,
 multiplications and square roots, which do not: the weights are the same on every machine. They are within 1e-7 of llm.c's and PyTorch's.
 
-The raw numbers come one after the other; making normals of them takes longer and is shared out over threads, and while the caller does
-something with one tensor, the next is drawn.
+The raw numbers come one after the other; making normals of them takes longer and is shared out over threads. All of it happens beside
+whatever the caller does meanwhile, such as waking up the GPU.
 """
 
 import math
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
 
 STD = 0.02
+TENSORS_AHEAD = 32  # are drawn before anybody asks for them: 0.4 GB of GPT-2 124M, 1.3 GB of 1558M
 CHUNK = 1 << 18  # normals that a thread makes at a time; a multiple of 16. So small that none is left waiting for the last one long.
+
+PAIRS = 512  # of normals that are worked on at a time; a multiple of 8
 
 # The tensors that are drawn, in the order in which llm.c draws them for each layer; the residual branches' ends are scaled down.
 _PER_LAYER = ("qkvw", "attprojw", "fcw", "fcprojw")
@@ -72,47 +76,66 @@ def _mersenne_twister(out, state, used):
     return used
 
 
-@njit(cache=True, nogil=True)
-def _box_muller(out, bits, std):
-    """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. Scratch stays in registers and in `out`."""
-    scale = np.float32(2.0**-24)
-    one = np.float32(1.0)
-    log_argument = np.empty(8, np.float64)
-    log_bits = log_argument.view(np.int64)
-    for start in range(0, len(bits), 16):
-        for t in range(8):
-            u1 = one - np.float32(bits[start + t] & np.uint32(0xFFFFFF)) * scale
-            log_argument[t] = np.float64(u1 + _SMALLEST)
-        for t in range(8):
-            # log(x) = e ln 2 + log(m), with x = m 2^e and m in [0.75, 1.5); log(m) = 2 artanh(s), s = (m - 1) / (m + 1)
-            shifted = log_bits[t] - np.int64(0x3FE8000000000000)
-            exponent = shifted >> np.int64(52)
-            log_bits[t] -= exponent << np.int64(52)
-            m = log_argument[t]
-            s = (m - 1.0) / (m + 1.0)
-            s2 = s * s
-            series = 1 / 15 + s2 * (1 / 17 + s2 * (1 / 19))
-            series = 1 / 9 + s2 * (1 / 11 + s2 * (1 / 13 + s2 * series))
-            series = 1.0 + s2 * (1 / 3 + s2 * (1 / 5 + s2 * (1 / 7 + s2 * series)))
-            logarithm = np.float32(exponent * _LN2 + 2.0 * s * series)
-            radius = np.sqrt(np.float32(-2.0) * logarithm)
+# In the loops below the compiler takes several numbers at a time only if nothing interrupts them, such as the check of a divisor:
+_vectorized = njit(nogil=True, error_model="numpy")
 
-            u2 = np.float32(bits[start + t + 8] & np.uint32(0xFFFFFF)) * scale
-            angle = np.float64(_TWO_PI_FLOAT32 * u2)
-            quarter = np.floor(angle * (2 / math.pi) + 0.5)
-            a = angle - quarter * (math.pi / 2)  # in [-pi/4, pi/4]
-            a2 = a * a
-            sine = a * (1 + a2 * (-1 / 6 + a2 * (1 / 120 + a2 * (-1 / 5040 + a2 * (1 / 362880 + a2 * (-1 / 39916800))))))
-            cosine = 1 + a2 * (-1 / 2 + a2 * (1 / 24 + a2 * (-1 / 720 + a2 * (1 / 40320 + a2 * (-1 / 3628800 + a2 / 479001600)))))
-            q = np.int64(quarter) & 3
-            if q & 1:
-                sine, cosine = cosine, sine
-            if q == 1 or q == 2:
-                cosine = -cosine
-            if q >= 2:
-                sine = -sine
-            out[start + t] = radius * np.float32(cosine) * std
-            out[start + t + 8] = radius * np.float32(sine) * std
+
+@_vectorized
+def _radii(radius, u):
+    """radius (n,) float64 = sqrt(-2 log u), of u (n,) float64 in (0, 1], which is overwritten. In float32, but for the logarithm."""
+    words = u.view(np.int64)
+    for i in range(len(u)):
+        # log(u) = e ln 2 + log(m), with u = m 2^e and m in [0.75, 1.5); log(m) = 2 artanh(s), s = (m - 1) / (m + 1)
+        exponent = (words[i] - np.int64(0x3FE8000000000000)) >> np.int64(52)
+        words[i] -= exponent << np.int64(52)
+        radius[i] = np.float64(np.int32(exponent))
+    for i in range(len(u)):
+        s = (u[i] - 1.0) / (u[i] + 1.0)
+        s2 = s * s
+        series = 1 / 15 + s2 * (1 / 17 + s2 * (1 / 19))
+        series = 1 / 9 + s2 * (1 / 11 + s2 * (1 / 13 + s2 * series))
+        series = 1.0 + s2 * (1 / 3 + s2 * (1 / 5 + s2 * (1 / 7 + s2 * series)))
+        logarithm = np.float32(radius[i] * _LN2 + 2.0 * s * series)
+        radius[i] = np.sqrt(np.float32(-2.0) * logarithm)
+
+
+@_vectorized
+def _cosines_and_sines(cosines, sines):
+    """cosines (n,) float64: angles from 0 to 2 pi, which become their cosines. sines (n,): overwritten with their sines."""
+    for i in range(len(cosines)):
+        quarter = np.floor(cosines[i] * (2 / math.pi) + 0.5)
+        a = cosines[i] - quarter * (math.pi / 2)  # in [-pi/4, pi/4]
+        a2 = a * a
+        sine = a * (1 + a2 * (-1 / 6 + a2 * (1 / 120 + a2 * (-1 / 5040 + a2 * (1 / 362880 + a2 * (-1 / 39916800))))))
+        cosine = 1 + a2 * (-1 / 2 + a2 * (1 / 24 + a2 * (-1 / 720 + a2 * (1 / 40320 + a2 * (-1 / 3628800 + a2 / 479001600)))))
+        q = np.int32(quarter) & np.int32(3)
+        x, y = (sine, cosine) if q & np.int32(1) else (cosine, sine)
+        cosines[i] = -x if (q == 1) | (q == 2) else x
+        sines[i] = -y if q >= 2 else y
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _box_muller(out, bits, std):
+    """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. Scratch is so small that it stays in the cache."""
+    scale, one = np.float32(2.0**-24), np.float32(1.0)
+    u, radius, cosine, sine = np.empty(PAIRS), np.empty(PAIRS), np.empty(PAIRS), np.empty(PAIRS)
+    for start in range(0, len(bits), 2 * PAIRS):
+        pairs = min(PAIRS, (len(bits) - start) // 2)
+        for block in range(0, pairs, 8):
+            first, second = start + 2 * block, start + 2 * block + 8
+            for t in range(8):
+                u1 = one - np.float32(bits[first + t] & np.uint32(0xFFFFFF)) * scale
+                u2 = np.float32(bits[second + t] & np.uint32(0xFFFFFF)) * scale
+                u[block + t] = u1 + _SMALLEST
+                cosine[block + t] = _TWO_PI_FLOAT32 * u2
+        _radii(radius[:pairs], u[:pairs])
+        _cosines_and_sines(cosine[:pairs], sine[:pairs])
+        for block in range(0, pairs, 8):
+            first, second = start + 2 * block, start + 2 * block + 8
+            for t in range(8):
+                r = np.float32(radius[block + t])
+                out[first + t] = r * np.float32(cosine[block + t]) * std
+                out[second + t] = r * np.float32(sine[block + t]) * std
 
 
 class NormalStream:
@@ -152,16 +175,22 @@ def draw_initial_weights(config, shapes, seed=42):
     """Fresh parameters, GPT-2's way: N(0, 0.02) for weights, smaller at the residual branches' ends, 1 and 0 for LayerNorm, biases 0.
 
     config  GPT2Config    shapes  name -> shape, the parameter table of model.py    seed  of the generator
-    Yields (name, layer, values): float32 arrays, one for each tensor of each layer (layer 0 for those that are there once). Every
-    tensor comes exactly once. One at a time, so that a model of billions never lies in the host's memory twice; the next one is being
-    drawn meanwhile.
+    Returns an iterator of (name, layer, values): float32 arrays, one for each tensor of each layer (layer 0 for those that are there
+    once). Every tensor comes exactly once. Drawing begins at once and goes on beside the caller, but never more than TENSORS_AHEAD
+    tensors ahead, so that a model of billions never lies in the host's memory twice.
     """
-    tensors = _draw_in_order(config, shapes, NormalStream(seed))
-    with ThreadPoolExecutor(1) as drawing:
-        coming = drawing.submit(next, tensors, None)
-        while (tensor := coming.result()) is not None:
-            coming = drawing.submit(next, tensors, None)
+    tensors, drawing = _draw_in_order(config, shapes, NormalStream(seed)), ThreadPoolExecutor(1)
+    return _hand_out(drawing, deque(drawing.submit(next, tensors, None) for _ in range(TENSORS_AHEAD)), tensors)
+
+
+def _hand_out(drawing, coming, tensors):
+    """The tensors in turn; for each that is handed out another is asked for."""
+    try:
+        while (tensor := coming.popleft().result()) is not None:
+            coming.append(drawing.submit(next, tensors, None))
             yield tensor
+    finally:
+        drawing.shutdown(cancel_futures=True)  # nothing is left, unless the caller has stopped early
 
 
 def _draw_in_order(config, shapes, stream):

@@ -1,12 +1,15 @@
 """The stream of random numbers, whatever the pieces in which it is asked for; tests/test_model.py has the weights made of it."""
 
 import hashlib
+import time
+from itertools import count
 
 import numpy as np
 import pytest
 
+from gpt2_numba import initial_weights
 from gpt2_numba.config import parameter_shapes, parse_descriptor
-from gpt2_numba.initial_weights import NormalStream, draw_initial_weights
+from gpt2_numba.initial_weights import TENSORS_AHEAD, NormalStream, draw_initial_weights
 
 
 @pytest.mark.parametrize("pieces", [(5000,), (1, 623, 624, 625, 1), (624,) * 8, (227, 397, 1000, 3)])
@@ -31,3 +34,28 @@ def test_a_reader_may_stop_early():
     tensors = draw_initial_weights(config, parameter_shapes(config))
     assert next(tensors)[:2] == ("wte", 0)
     tensors.close()
+
+
+def test_tensors_are_drawn_before_they_are_asked_for_but_only_so_many(monkeypatch):
+    drawn = []
+
+    def endless(*_):
+        for number in count():
+            drawn.append(number)
+            yield number
+
+    monkeypatch.setattr(initial_weights, "_draw_in_order", endless)
+    tensors = draw_initial_weights(None, None)
+
+    def settled(expected):
+        deadline = time.monotonic() + 10
+        while len(drawn) < expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return len(drawn) == expected
+
+    assert settled(TENSORS_AHEAD)
+    assert [next(tensors) for _ in range(3)] == [0, 1, 2]
+    assert settled(TENSORS_AHEAD + 3)
+    tensors.close()
+    assert settled(TENSORS_AHEAD + 3)

@@ -145,6 +145,39 @@ def test_where_nothing_can_be_written_the_choice_holds_for_this_run(tmp_path, mo
     assert choices.get("a product") == b"\x01"
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_another_process_takes_the_choices_and_writes_nothing(cache, tmp_path, search):
+    first, _ = opened(*GPU, tmp_path / "run")
+    first.put("a product", b"\x01\xff")
+    told = json.loads(json.dumps(first.known()))
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(files) == 2  # the run's and the cache's
+
+    other = Choices()
+    assert other.adopt(told, *GPU, search) == [] and other.searching == search
+    assert other.get("a product") == b"\x01\xff" and other.get("another") is None
+    other.put("another", b"\x02")  # found by trying
+    assert other.get("another") == b"\x02"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_what_was_known_before_the_choices_of_another_process_counts_no_more(cache):
+    one, other = opened(*GPU)[0], Choices()
+    one.put("a product", b"\x01")
+    other.adopt({"gpu": GPU[0], "cublaslt": GPU[1], "algorithms": {}}, *GPU)
+    assert other.get("a product") is None
+    one.adopt(other.known(), *GPU)
+    assert one.get("a product") is None and not one.searching
+
+
+def test_choices_of_a_process_with_another_gpu_are_not_taken_and_it_is_told(cache):
+    one, other = opened("NVIDIA H100", 130101)[0], Choices()
+    one.put("a product", b"\x01")
+    (line,) = other.adopt(one.known(), *GPU)
+    assert other.get("a product") is None
+    assert line.startswith("what another process has chosen is of NVIDIA H100 with cuBLASLt 130101, this is NVIDIA H200 ")
+
+
 def test_nothing_is_searched_or_kept_unless_asked_for(cache):
     choices = Choices()
     assert not choices.searching and choices.get("a product") is None
@@ -187,6 +220,23 @@ def test_a_search_gives_the_product_and_accumulates_once(dtype, accumulate, sear
     monkeypatch.setattr(cublaslt, "fastest", lambda *_: pytest.fail("searched again"))
     gemm(out, a, b, M, N, K, accumulate=accumulate)
     np.testing.assert_array_equal(copy_to_host(out), before + (2 if accumulate else 1) * product)
+
+
+@on_a_gpu_only
+def test_another_process_multiplies_with_the_algorithms_that_it_is_told(searching, monkeypatch):
+    from gpt2_numba.gpu import cublaslt
+    from gpt2_numba.gpu.gemm import gemm
+
+    a, out = (to_device(np.ones((256, 256), np.float32)) for _ in range(2))
+    gemm(out, a, a, 256, 256, 256)
+    kept, chosen = searching.read_text(), cublaslt.chosen_algorithms()
+    (plan,) = cublaslt._plans.values()
+    monkeypatch.setattr(cublaslt, "fastest", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(cublaslt.Plan, "candidates", lambda *_: pytest.fail("took the library's first"))
+    assert cublaslt.adopt_algorithms(chosen) == []
+    gemm(out, a, a, 256, 256, 256)
+    assert next(iter(cublaslt._plans.values())).algorithm.tobytes() == plan.algorithm.tobytes()
+    assert (copy_to_host(out) == 256).all() and searching.read_text() == kept
 
 
 @on_a_gpu_only

@@ -18,7 +18,8 @@ from pathlib import Path
 # Runs in the trainer's process. The GPU's context and cuBLASLt would start by themselves a little later: here they get rows of their own.
 PROGRAM = """
 import json, sys, time
-parts, last = {}, float(sys.argv[1])
+began = last = float(sys.argv[1])
+parts, inside = {}, {}
 
 def part(name):
     global last
@@ -26,35 +27,74 @@ def part(name):
     parts[name], last = parts.get(name, 0) + now - last, now
 
 part("Python starts")
-import numpy, numba
+import numpy
+part("import NumPy")
 from numba import cuda
-part("import NumPy and Numba")
-from gpt2_numba import train
-part("import the rest")
+part("import Numba")
+from gpt2_numba import model, train
+part("import the trainer")
+from gpt2_numba.gpu import cublaslt, kernel_cache
 from gpt2_numba.gpu.backend import real_gpu
 if real_gpu():
     cuda.current_context()
     part("the GPU's context")
-    from gpt2_numba.gpu import cublaslt
+    from nvmath.bindings import cublasLt
+    part("import nvmath")
     cublaslt._library()
-    part("cuBLASLt")
+    part("cuBLASLt's handle")
 
-def timed(name, function):
+def timed(home, function, name, before="settings, the rest"):
+    work = getattr(home, function)
     def call(*args, **kwargs):
-        part("the rest")
-        result = function(*args, **kwargs)
-        part(name)
+        part(before)
+        result = work(*args, **kwargs)
+        part(name() if callable(name) else name)
         return result
-    return call
+    setattr(home, function, call)
 
-for name, function in {"memory for the model": "GPT2", "weights": "load_start", "data": "make_loaders", "choice of matmuls": "choose_matmuls"}.items():
-    if hasattr(train, function):
-        setattr(train, function, timed(name, getattr(train, function)))
+def counted(home, function, name):
+    work = getattr(home, function)
+    def call(*args, **kwargs):
+        start = time.time()
+        result = work(*args, **kwargs)
+        number, seconds = inside.get(name, (0, 0))
+        inside[name] = number + 1, seconds + time.time() - start
+        return result
+    setattr(home, function, call)
+
+def waited_for(tensors):
+    for tensor in tensors:
+        part("weights: waited for")
+        yield tensor
+        part("weights: converted and copied")
+
+draw = train.draw_initial_weights
+train.draw_initial_weights = lambda *args: waited_for(draw(*args))
+for function, name in {"GPT2": "memory for the model", "make_loaders": "data", "choose_matmuls": "choices of matmuls read"}.items():
+    timed(train, function, name)
+
+begin = train.StepReports.begin
+def first_step_begins(*args):
+    part("settings, the rest")
+    inside["first step begins"] = 1, last - began
+    return begin(*args)
+train.StepReports.begin = first_step_begins
+passes = {"forward": 0, "backward": 0}
+def name_of(direction):
+    def name():
+        passes[direction] += 1
+        return f"first {direction} pass asked for" if passes[direction] == 1 else "other micro-steps asked for"
+    return name
+for method in passes:
+    timed(model.GPT2, method, name_of(method), "first step: batches")
+for method in ("zero_grad", "measure", "update"):
+    timed(model.GPT2, method, "zeros, norm and update asked for", "first step: batches")
+timed(train.StepReports, "finish", "waiting for the GPU", "first step: batches")
+counted(cublaslt, "_make_plan", "kinds of matmuls planned")
+counted(cublaslt, "_search", "of these, fastest algorithm searched")
 train.train(train.choose_machine(train.parse_settings(sys.argv[3:])))
-part("first step, with its kernels")
-from gpt2_numba.gpu import kernel_cache
 kernels = [(use.kernel, use.types, use.loaded, use.seconds) for use in kernel_cache.uses]
-open(sys.argv[2], "w").write(json.dumps({"parts": parts, "kernels": kernels, "problems": kernel_cache.problems}))
+open(sys.argv[2], "w").write(json.dumps({"parts": parts, "inside": inside, "kernels": kernels, "problems": kernel_cache.problems}))
 """
 
 
@@ -78,14 +118,25 @@ def measure(flags, cache=None):
 
 
 def format_result(result):
-    """The parts, and the kernels that took longest, as text."""
+    """The parts, what is inside of them, and the kernels that took longest, as text."""
+    lines, end = [f"{'part':<40}{'seconds':>9}{'sum':>9}"], 0.0
+    for name, seconds in result["parts"].items():
+        end += seconds
+        lines.append(f"{name:<40}{seconds:>9.2f}{end:>9.2f}")
+    inside = dict(result["inside"])
+    _, begins = inside.pop("first step begins")
+    lines += [
+        f"{'first step begins after':<40}{begins:>9.2f}",
+        f"{'first step is told after':<40}{result['seconds']:>9.2f}",
+        "",
+        "inside of the parts:",
+    ]
     kernels = sorted(result["kernels"], key=lambda kernel: -kernel[3])
-    lines = [f"{name:<40}{seconds:8.2f} s" for name, seconds in result["parts"].items()]
-    lines += [f"{'from the command to the first step':<40}{result['seconds']:8.2f} s", ""]
-    for was_loaded, what in ((True, "loaded"), (False, "compiled")):
+    for was_loaded, what in ((True, "kernels loaded"), (False, "kernels compiled")):
         of_these = [seconds for *_, loaded, seconds in kernels if loaded == was_loaded]
-        lines.append(f"{len(of_these):>3} kernels {what:<28}{sum(of_these):8.2f} s")
-    lines += [f"    {name:<52}{seconds:8.2f} s" for name, _, _, seconds in kernels[:5]]
+        inside[what] = len(of_these), sum(of_these)
+    lines += [f"{number:>4} {name:<35}{seconds:>9.2f}" for name, (number, seconds) in inside.items()]
+    lines += [f"     {name:<51}{seconds:>9.2f}" for name, _, _, seconds in kernels[:5]]
     return "\n".join([*lines, *result["problems"]])
 
 

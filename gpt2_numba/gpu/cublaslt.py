@@ -66,6 +66,22 @@ def take_first_algorithms():
     choices.close()
 
 
+def chosen_algorithms():
+    """All algorithms that are known so far, for adopt_algorithms in other processes: a dictionary made of JSON's types."""
+    return choices.known()
+
+
+def adopt_algorithms(chosen, search=False):
+    """Take what chosen_algorithms has given in another process, and write no file from now on. Returns lines to be printed.
+
+    search: whether to choose by trying what is not among it; else it is the first algorithm that the library names.
+    """
+    from nvmath.bindings import cublasLt
+
+    _plans.clear()
+    return choices.adopt(chosen, device_name(), cublasLt.get_version(), search)
+
+
 @functools.cache
 def _library():
     from nvmath.bindings import cublasLt

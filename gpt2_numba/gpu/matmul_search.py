@@ -10,6 +10,8 @@ Different algorithms add in different orders, so a choice decides bits, and timi
 - in the log directory of the run (`matmul_algorithms.json`), where the same run, begun anew or resumed, finds it again;
 - in the user's cache, where later runs find it. The run's own file counts first.
 
+Of several processes that train one model, one tries and keeps, and the others are told (`known`, `adopt`): they write nothing.
+
 An algorithm is 64 bytes that only the library can read, and only the same version of it on the same GPU takes them. So equal bits need: the
 same model of GPU, the same version of cuBLASLt, and the same choices: from the same file, from the same cache, or none at all
 (`--matmul-search off`: always the library's first).
@@ -58,6 +60,20 @@ class Choices:
             lines += [problem] if problem else []
         return lines
 
+    def known(self):
+        """All that is known so far, as the files hold it: a dictionary made of JSON's types."""
+        return {**(self._machine or {}), "algorithms": _as_text(self._known)}
+
+    def adopt(self, told, gpu, library, search=False):
+        """Take what another process has `known`, and write no file from now on. Returns lines to be printed.
+
+        search: whether to try for what is not among it; else the library's first serves. What another GPU or library has found is not taken.
+        """
+        self.close()
+        self.searching, self._machine = search, {"gpu": gpu, "cublaslt": library}
+        self._known, stranger = _understood(told, self._machine)
+        return [f"what another process has chosen is {stranger}: it is not taken, and bits will differ"] if stranger else []
+
     def close(self):
         """Search no more, forget everything; the files stay."""
         self.__init__()
@@ -87,17 +103,26 @@ choices = Choices()
 def _read(path, machine):
     """(kind -> bytes, "") from a file, or ({}, why not). A file that does not exist is empty."""
     try:
-        content = json.loads(path.read_text())
-        written_on = {key: content[key] for key in machine}
-        found = {kind: bytes.fromhex(text) for kind, text in content["algorithms"].items()}
+        found, stranger = _understood(json.loads(path.read_text()), machine)
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {}, f"{path} cannot be read ({type(error).__name__}: {error}): the fastest matrix products are searched again"
-    if written_on != machine:
-        then, now = ("{gpu} with cuBLASLt {cublaslt}".format(**m) for m in (written_on, machine))
-        return {}, f"{path} is of {then}, this is {now}: the fastest matrix products are searched again, and bits will differ"
-    return found, ""
+    return found, f"{path} is {stranger}: the fastest matrix products are searched again, and bits will differ" if stranger else ""
+
+
+def _understood(content, machine):
+    """(kind -> bytes, "") from what a file holds or a process tells, or ({}, whose it is) if it is of another machine."""
+    found = {kind: bytes.fromhex(text) for kind, text in content["algorithms"].items()}
+    written_on = {key: content[key] for key in machine}
+    if written_on == machine:
+        return found, ""
+    then, now = ("{gpu} with cuBLASLt {cublaslt}".format(**m) for m in (written_on, machine))
+    return {}, f"of {then}, this is {now}"
+
+
+def _as_text(algorithms):
+    return {kind: algorithm.hex() for kind, algorithm in sorted(algorithms.items())}
 
 
 def _write(path, machine, algorithms):
@@ -105,8 +130,7 @@ def _write(path, machine, algorithms):
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        as_text = {kind: algorithm.hex() for kind, algorithm in sorted(algorithms.items())}
-        aside.write_text(json.dumps({**machine, "algorithms": as_text}, indent=1) + "\n")
+        aside.write_text(json.dumps({**machine, "algorithms": _as_text(algorithms)}, indent=1) + "\n")
         os.replace(aside, path)
     except OSError:
         with contextlib.suppress(OSError):
