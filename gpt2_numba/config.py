@@ -17,6 +17,8 @@ _GPT3_SIZES = {
     384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128),
 }  # fmt: skip
 
+ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
+
 _FREE_FORM = "L=4,NH=4,C=128,T=128,V=257 (layers, heads, channels, longest context, vocabulary)"
 
 

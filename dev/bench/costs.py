@@ -104,9 +104,10 @@ COUNTS = {
     "classifier_forward": Count("logits targets", "losses", flop=_each("logits", 5)),
     "classifier_forward_backward": Count("targets", "losses", "logits", flop=_each("logits", 8)),
     "accumulate_mean": Count("values", changed="mean", flop=_each("values", 1)),
-    "global_norm": Count("grads", "norm_and_scale", scratch="scratch", flop=_each("grads", 2)),
+    "sum_of_squares": Count("grads ranges", "partials", flop=_each("grads", 2)),
+    "norm_and_scale": Count("partials", "result", flop=_each("partials", 1)),
     "adamw_update": Count(
-        "grads step_values rounding_seed norm_and_scale decayed", changed="params m v master", flop=_each("params", 16),
+        "grads step_values rounding_seed norm_and_scale ranges", changed="params m v master", flop=_each("params", 16),
         # With a master copy the parameters themselves are written only: half of the reading and writing.
         elements={"params": lambda a: a.params.size if a.master is None else a.params.size / 2}),
     "zero": Count(written="array"),

@@ -1,4 +1,7 @@
-"""AdamW against the paper's algorithm, and bfloat16 parameters that are rounded stochastically, bit by bit and on average."""
+"""AdamW against the paper's algorithm, and bfloat16 parameters that are rounded stochastically, bit by bit and on average.
+
+The parameters that are updated lie in several ranges, between others that must stay as they are.
+"""
 
 import math
 
@@ -18,31 +21,44 @@ SEED = 5
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
     count = s.N * s.C
-    decayed = np.array([[0, 8], [24, 40], [count - 48, count]])
-    decays = in_ranges(count, decayed)
-    params, m, v = normal(count), np.zeros(count), np.zeros(count)
+    ranges, in_params, in_grads, decays = scattered(count)
+    all_params, m, v = normal(count + GAP), np.zeros(count), np.zeros(count)
     hyper = dict(beta1=0.9, beta2=0.95, eps=1e-3)
     for t in (1, 2, 3):
-        grads = normal(count)
+        all_grads, right_params = normal(count), all_params.copy()
+        params, grads = all_params[in_params], all_grads[in_grads]
         step_values = np.array([0.1, 1 - hyper["beta1"] ** t, 1 - hyper["beta2"] ** t])
         expected = textbook_adamw(
             *(array.tolist() for array in (params, grads, m, v)), learning_rate=0.1, **hyper, grad_scale=0.7, t=t,
             weight_decay=np.where(decays, 0.2, 0).tolist(),
         )  # fmt: skip
-        adamw_update(
-            params, grads, m, v, None, step_values, np.zeros(1, np.uint32), np.array([0.0, 0.7]), decayed, **hyper, weight_decay=0.2
-        )
-        for name, came, right in zip(("params", "m", "v"), (params, m, v), expected):
+        for first, stop in (0, 16), (16, count):  # in two calls: each must leave the other's parameters alone
+            adamw_update(
+                all_params, all_grads, m, v, None, step_values, np.zeros(1, np.uint32), np.array([0.0, 0.7]), ranges, **hyper,
+                weight_decay=0.2, first=first, stop=stop,
+            )  # fmt: skip
+        right_params[in_params] = expected[0]
+        for name, came, right in zip(("params", "m", "v"), (all_params, m, v), (right_params, *expected[1:])):
             # A dozen roundings of numbers no larger than a few units.
             yield compare(f"adamw, step {t}", name, came, np.array(right), 16 * 2.0**-53 * 4)
 
 
-def in_ranges(count, ranges):
-    """True for the indices below `count` that lie in one of the [start, stop) ranges."""
-    inside = np.zeros(count, bool)
-    for start, stop in ranges:
-        inside[start:stop] = True
-    return inside
+GAP = 40  # numbers among `params` that are not to be updated
+
+
+def scattered(count):
+    """Ranges (gpu/ranges.py) that lie in three orders in three arrays, for `count` numbers to be updated among count + GAP parameters.
+
+    Returns the table, the places of these numbers among parameters and among gradients, and which of them decay.
+    """
+    lengths, gaps, order, decays = np.array([8, 16, count - 72, 48]), np.array([8, 16, 32, 40]), [2, 0, 3, 1], np.array([1, 0, 1, 0])
+    starts = np.cumsum(lengths) - lengths
+    in_grads = np.empty(4, np.int64)
+    in_grads[order] = np.cumsum(lengths[order]) - lengths[order]
+    ranges = np.array([*zip(starts, starts + gaps, in_grads, decays), (count, 0, 0, 0)], np.int64)
+    row = np.repeat(np.arange(4), lengths)
+    within = np.arange(count) - starts[row]
+    return ranges, ranges[row, 1] + within, ranges[row, 2] + within, decays[row] == 1
 
 
 def textbook_adamw(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
@@ -64,9 +80,9 @@ def kernel_calls(s, normal, storage):
     # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
     count = s.C * s.C + 8
     hyper = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2)
-    decayed = np.array([[8, 24], [24, 32], [count - 16, count]])
+    ranges, in_params, in_grads, _ = scattered(count)
     learning_rate, scale = 2.0**-6, float(np.float32(0.37))
-    params, grads = normal(count), normal(count)
+    params, grads = normal(count + GAP), normal(count)
 
     def values_of_step(t, rate=learning_rate, beta1=hyper["beta1"], beta2=hyper["beta2"], factor=scale):
         return dict(
@@ -78,27 +94,35 @@ def kernel_calls(s, normal, storage):
     def call(name, t, m, v, has_master=False, check=None):
         tensors = dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"))
         if has_master:
-            tensors["master"] = changed(params, "f32")
-        tensors |= values_of_step(t) | dict(decayed=read(decayed, "i64"))
+            tensors["master"] = changed(params[in_params], "f32")
+        tensors |= values_of_step(t) | dict(ranges=read(ranges, "i64"))
 
         def launch(a):
-            master = a.master if has_master else None
-            adamw_update(a.params, a.grads, a.m, a.v, master, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed, **hyper)
+            arrays = a.m, a.v, a.master if has_master else None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges
+            for first, stop in (0, 16), (16, count):  # in two launches, a range each at least
+                adamw_update(a.params, a.grads, *arrays, **hyper, first=first, stop=stop)
 
         def reference(a):
-            params = a.master if has_master else a.params
-            adamw_update(params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed, **hyper)
+            all_params = a.params.copy()
+            if has_master:
+                all_params[in_params] = a.master
+            adamw_update(all_params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges, **hyper)
+            a.params[in_params] = all_params[in_params]
+            if has_master:
+                a.master[:] = all_params[in_params]
 
         def errors(after, before, storage):
             # A handful of roundings each; m may cancel, so they count relative to what is added.
             few = 8 * UNIT
-            g = np.abs(before.grads) * scale
+            g = np.abs(before.grads[in_grads]) * scale
             m_size = hyper["beta1"] * np.abs(before.m) + (1 - hyper["beta1"]) * g
             update = m_size / (1 - hyper["beta1"] ** t) / (np.sqrt(after.v / (1 - hyper["beta2"] ** t)) + hyper["eps"])
-            weights = before.master if has_master else before.params
+            weights = before.master if has_master else before.params[in_params]
             weights = few * (learning_rate * (2 * update + hyper["weight_decay"] * np.abs(weights)) + np.abs(weights))
-            either_neighbour = 2 * half_ulp(np.abs(after.params) + weights, storage) if storage == BFLOAT16_BITS else 0
-            return {"m": few * m_size, "v": few * after.v, "master": weights, "params": weights + either_neighbour}
+            either_neighbour = 2 * half_ulp(np.abs(after.params[in_params]) + weights, storage) if storage == BFLOAT16_BITS else 0
+            all_params = np.zeros(count + GAP)  # no error where nothing is to be updated
+            all_params[in_params] = weights + either_neighbour
+            return {"m": few * m_size, "v": few * after.v, "master": weights, "params": all_params}
 
         return Call(name, tensors, launch, errors, reference, check)
 
@@ -114,8 +138,8 @@ def kernel_calls(s, normal, storage):
         errors = call.errors(after, before, storage)
         for name in ("m", "v", "master"):
             yield compare(call.name, name, results[name], getattr(after, name), errors[name], FLOAT32)
-        expected = bfloat16_values(_stochastically_rounded(results["master"]))
-        yield compare(call.name, "params", results["params"], expected, 0.0)
+        expected = bfloat16_values(_stochastically_rounded(results["master"], in_params))
+        yield compare(call.name, "params", results["params"][in_params], expected, 0.0)
         yield from rows
 
     yield call("adamw with master", 7, normal(count), np.abs(normal(count)), True, check_master)
@@ -134,14 +158,14 @@ def kernel_calls(s, normal, storage):
     yield Call(
         "adamw, tiny steps",
         dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32"),
-             **values_of_step(1, step, 0.5, 0.5, 1.0), decayed=read(np.zeros((0, 2)), "i64")),
-        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.decayed,
+             **values_of_step(1, step, 0.5, 0.5, 1.0), ranges=read(np.array([[0, 0, 0, 0], [draws] * 4]), "i64")),
+        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges,
                                beta1=0.5, beta2=0.5, eps=0.0, weight_decay=0.0),
         check=check_mean,
     )  # fmt: skip
 
 
-def _stochastically_rounded(values):
+def _stochastically_rounded(values, places):
     """Bits of bfloat16 that float32 `values` are rounded to, by the definition in gpu/stochastic_rounding.py."""
-    noise = squirrel_noise(np.arange(values.size, dtype=np.uint64), np.uint64(SEED)) & np.uint64(0xFFFF)
+    noise = squirrel_noise(places.astype(np.uint64), np.uint64(SEED)) & np.uint64(0xFFFF)
     return ((values.view(np.uint32) + noise) >> np.uint64(16)).astype(np.uint16)

@@ -2,29 +2,29 @@
 
     m = β1 m + (1 - β1) g        v = β2 v + (1 - β2) g²          g = scale * gradient (the scale clips the norm)
     m̂ = m / (1 - β1^t)           v̂ = v / (1 - β2^t)              t = 1, 2, ...: both means start at zero, this makes up for it
-    param -= lr (m̂ / (sqrt(v̂) + eps) + weight_decay param)       weight_decay is 0 for parameters that are not in `decayed`
+    param -= lr (m̂ / (sqrt(v̂) + eps) + weight_decay param)       weight_decay is 0 for biases and LayerNorms
 
 Kingma, Ba 2014, "Adam" (arXiv:1412.6980); Loshchilov, Hutter 2017, "Decoupled Weight Decay Regularization" (arXiv:1711.05101).
 
-All tensors of the model lie one after the other, so one launch updates them all. What changes from step to step is read from the device's
+All tensors of the model lie one after the other, so one launch can update them all. With ZeRO a process updates its parts of them only, and
+keeps m, v and master for these: `ranges` tells where each part lies (gpu/ranges.py). What changes from step to step is read from the device's
 memory, so that a step can be recorded once and replayed, and nobody waits for the norm.
 
 A bfloat16 model keeps, if asked to, a float32 copy of its parameters (`master`): the step is made on the copy, and the bfloat16
-parameter is the copy, rounded. Either way it is rounded stochastically: see gpu/stochastic_rounding.py.
+parameter is the copy, rounded. Either way it is rounded stochastically (gpu/stochastic_rounding.py), with noise that depends on the
+parameter's place among all parameters, so that it makes no difference which process does it.
 
     | array          | shape, type      | access                                                                  |
     | -------------- | ---------------- | ----------------------------------------------------------------------- |
-    | params         | (count,)         | [r], [w] float32 or bfloat16                                            |
-    | grads          | (count,)         | [r] same type                                                           |
-    | m, v           | (count,) float32 | [r], [w]                                                                |
+    | params         | (all,)           | [r], [w] float32 or bfloat16                                            |
+    | grads          | (any,)           | [r] same type                                                           |
+    | m, v           | (count,) float32 | [r], [w] of the parameters that this process updates                    |
     | master         | (count,) float32 | [r], [w]; None where there are none (always so if params is float32)    |
     | step_values    | (3,) float32     | [r] the learning rate, 1 - β1^t, 1 - β2^t                               |
     | rounding_seed  | (1,) uint32      | [r] chooses the noise of stochastic rounding                            |
     | norm_and_scale | (2,) float32     | [r] of global_norm: [1] multiplies the gradients                        |
-    | decayed        | (K, 2) int64     | [r] parameters [start, stop) decay: multiples of 8, ascending           |
+    | ranges         | (K + 1, 4) int64 | [r] where these parameters lie in params and grads, and which decay     |
 """
-
-import itertools
 
 import numpy as np
 from numba import cuda, float32, njit, uint64
@@ -33,6 +33,7 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, SIMULATING, compute_stream, on
 from gpt2_numba.gpu.check import check_arrays, check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
+from gpt2_numba.gpu.ranges import DECAYS, IN_GRADS, IN_PARAMS, START, find_range
 from gpt2_numba.gpu.stochastic_rounding import round_to_bfloat16_stochastically
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
@@ -42,17 +43,19 @@ THREADS = 32 if SIMULATING else 256
 # ---------------------------------------------------------------------------------------------- reference, on the host
 
 
-def adamw_update_ref(params, grads, m, v, step_values, norm_and_scale, decayed, beta1, beta2, eps, weight_decay):
-    """The definition, in place: range by range, since only some decay."""
+def adamw_update_ref(
+    params, grads, m, v, step_values, norm_and_scale, ranges, beta1, beta2, eps, weight_decay, first, stop
+):  # fmt: skip
+    """The definition, in place, range by range."""
     real = params.dtype.type  # float32; float64 in the checks
     learning_rate, correction1, correction2 = (real(value) for value in step_values)
     constants = [real(value) for value in (norm_and_scale[1], beta1, 1 - beta1, beta2, 1 - beta2, eps)]
-    borders = sorted({0, len(params), *np.ravel(decayed).tolist()})
-    for first, last in itertools.pairwise(borders):
-        decays = any(start <= first < stop for start, stop in decayed)
-        kept = real(1 - learning_rate * weight_decay) if decays else real(1)
-        piece = slice(first, last)
-        _step(params[piece], grads[piece], m[piece], v[piece], learning_rate / correction1, correction2, kept, *constants)
+    for row, following in zip(ranges, ranges[1:]):
+        begin, end = max(row[START], first), min(following[START], stop)
+        if begin < end:
+            kept = real(1 - learning_rate * weight_decay) if row[DECAYS] else real(1)
+            local, param, grad = (slice(begin + shift, end + shift) for shift in (0, row[IN_PARAMS] - row[START], row[IN_GRADS] - row[START]))
+            _step(params[param], grads[grad], m[local], v[local], learning_rate / correction1, correction2, kept, *constants)
 
 
 # Compiled for the processor: one pass over memory where NumPy would make a dozen, and three times as fast.
@@ -70,12 +73,16 @@ def _step(params, grads, m, v, step_size, correction2, kept, scale, beta1, rest1
 
 @cuda.jit(cache=True)
 def adamw_kernel(
-    params, grads, m, v, master, has_master, step_values, rounding_seed, norm_and_scale, decayed, beta1, beta2, eps, weight_decay, stochastic
+    params, grads, m, v, master, has_master, step_values, rounding_seed, norm_and_scale, ranges, first, stop, beta1, beta2, eps, weight_decay,
+    stochastic,
 ):  # fmt: skip
-    """One thread updates eight parameters: one read and one write of each array."""
-    i = cuda.grid(1) * WIDTH
-    if i >= params.shape[0]:
+    """One thread updates eight parameters, whose local place is i: one read and one write of each array."""
+    i = first + cuda.grid(1) * WIDTH
+    if i >= stop:
         return
+    r = find_range(ranges, i)
+    in_params, in_grads = i - ranges[r, START] + ranges[r, IN_PARAMS], i - ranges[r, START] + ranges[r, IN_GRADS]
+    decay = weight_decay if ranges[r, DECAYS] else ZERO
     param = cuda.local.array(WIDTH, float32)
     grad = cuda.local.array(WIDTH, float32)
     mean = cuda.local.array(WIDTH, float32)
@@ -83,14 +90,10 @@ def adamw_kernel(
     if has_master:
         load8(master, i, param)
     else:
-        load8(params, i, param)
-    load8(grads, i, grad)
+        load8(params, in_params, param)
+    load8(grads, in_grads, grad)
     load8(m, i, mean)
     load8(v, i, square)
-    decay = ZERO
-    for r in range(decayed.shape[0]):
-        if decayed[r, 0] <= i < decayed[r, 1]:
-            decay = weight_decay
     learning_rate, correction1, correction2 = step_values[0], step_values[1], step_values[2]
     scale = norm_and_scale[1]
     for k in range(WIDTH):
@@ -106,32 +109,41 @@ def adamw_kernel(
     if stochastic:
         seed = uint64(rounding_seed[0])
         for k in range(WIDTH):
-            param[k] = round_to_bfloat16_stochastically(param[k], i + k, seed)
-    store8(params, i, param)
+            param[k] = round_to_bfloat16_stochastically(param[k], in_params + k, seed)
+    store8(params, in_params, param)
 
 
 # --------------------------------------------------------------------------------------------------------- launcher
 
 
-def adamw_update(params, grads, m, v, master, step_values, rounding_seed, norm_and_scale, decayed, beta1, beta2, eps, weight_decay):
+def adamw_update(
+    params, grads, m, v, master, step_values, rounding_seed, norm_and_scale, ranges, beta1, beta2, eps, weight_decay, first=0, stop=None
+):  # fmt: skip
     """One step of AdamW. The arrays decide: NumPy runs the reference, device arrays the kernel.
 
-    Arrays as in the table above, on one side all of them; count a multiple of 8 on a GPU. beta1, beta2, eps, weight_decay: floats
+    Arrays as in the table above, on one side all of them; count a multiple of 8 on a GPU. beta1, beta2, eps, weight_decay: floats.
+    first, stop: only the parameters with local places [first, stop), multiples of 8; all by default
     Raises ValueError or TypeError where a shape or type does not fit.
     """
-    count = params.shape[0]
+    count = m.shape[0]
+    stop = count if stop is None else stop
     check_arrays(
-        "adamw_update", {"count": count, "K": decayed.shape[0]},
-        params=(params, "count"), grads=(grads, "count"), m=(m, "f32 count"), v=(v, "f32 count"), master=(master, "f32 count"),
+        "adamw_update", {"all": params.shape[0], "any": grads.shape[0], "count": count, "K+1": ranges.shape[0]},
+        params=(params, "all"), grads=(grads, "any"), m=(m, "f32 count"), v=(v, "f32 count"), master=(master, "f32 count"),
         step_values=(step_values, "f32 3"), rounding_seed=(rounding_seed, "u32 1"), norm_and_scale=(norm_and_scale, "f32 2"),
-        decayed=(decayed, "i64 K 2"),
+        ranges=(ranges, "i64 K+1 4"),
     )  # fmt: skip
+    if not 0 <= first <= stop <= count:
+        raise ValueError(f"adamw_update: 0 <= first <= stop <= count = {count} must hold, got {first} and {stop}")
     if on_host(params):
         if master is not None:
             raise ValueError("adamw_update: master must be None on the host, where parameters are float32 themselves")
-        return adamw_update_ref(params, grads, m, v, step_values, norm_and_scale, decayed, beta1, beta2, eps, weight_decay)
-    check_width("adamw_update", count=count)
-    adamw_kernel[-(-count // (THREADS * WIDTH)), THREADS, compute_stream()](
-        params, grads, m, v, m if master is None else master, master is not None, step_values, rounding_seed, norm_and_scale, decayed,
-        np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(weight_decay), params.dtype == BFLOAT16_BITS,
-    )  # fmt: skip
+        return adamw_update_ref(
+            params, grads, m, v, step_values, norm_and_scale, ranges, beta1, beta2, eps, weight_decay, first, stop
+        )  # fmt: skip
+    check_width("adamw_update", all=params.shape[0], any=grads.shape[0], count=count, first=first, stop=stop)
+    if first < stop:
+        adamw_kernel[-(-(stop - first) // (THREADS * WIDTH)), THREADS, compute_stream()](
+            params, grads, m, v, m if master is None else master, master is not None, step_values, rounding_seed, norm_and_scale, ranges,
+            first, stop, np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(weight_decay), params.dtype == BFLOAT16_BITS,
+        )  # fmt: skip
