@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """A mistake in what the user asked for: its message says the rule, what came, and what to do, in one line."""
+
+
+class SharedError(UserError):
+    """A mistake of which every process of a run knows: one of them is enough to tell it."""
