@@ -10,14 +10,18 @@ runs the reference and which the kernel. N = B * T; an activation is an (N, chan
 
 Recompute levels save memory: 0 keeps everything for backward, 1 makes the GELU again, 2 the LayerNorms as well. The bits are the same, unless
 the first GELU was cuBLASLt's (gelu_fusion 1 and 2): the one that is made again is ours, and may differ from it in the last bit of a bfloat16.
+
+Several processes may train one model, each on its part of the batch (parallel/gradients.py). With ZeRO each of them updates its own parts of
+the parameters, and has AdamW's averages and the master weights of these only (parallel/shards.py).
 """
 
+import itertools
 import math
 from types import SimpleNamespace
 
 import numpy as np
 
-from gpt2_numba.config import GPT2Config, count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.config import ONCE, GPT2Config, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import Arena, free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
@@ -26,9 +30,9 @@ from gpt2_numba.gpu.backend import (
     bfloat16_values,
     copy_to_device,
     copy_to_host,
-    gpu_available,
     on_host,
     real_gpu,
+    require_gpu,
     synchronize,
 )
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
@@ -42,7 +46,7 @@ from gpt2_numba.layers.classifier import accumulate_mean, classifier_forward, cl
 from gpt2_numba.layers.encoder import encoder_backward, encoder_forward, encoder_scratch_size, most_pieces, places_by_token
 from gpt2_numba.layers.gelu import gelu_backward, gelu_forward, gelu_scratch_size
 from gpt2_numba.layers.global_norm import BLOCKS as NORM_BLOCKS
-from gpt2_numba.layers.global_norm import global_norm
+from gpt2_numba.layers.global_norm import norm_and_scale, sum_of_squares
 from gpt2_numba.layers.layernorm import (
     layernorm_backward,
     layernorm_forward,
@@ -50,14 +54,16 @@ from gpt2_numba.layers.layernorm import (
     residual_layernorm_forward,
 )
 from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_gelu_forward, matmul_scratch_size
+from gpt2_numba.parallel.gradients import BUFFERS, Gradients, ShardedGradients, tensors_by_name
+from gpt2_numba.parallel.group import Alone
+from gpt2_numba.parallel.shards import Shards, ranges_of
 
 __all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor", "plan_memory"]
 
 DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
-STEP_RESULTS = 3  # numbers that a step sends to the host: norm of the gradients, scale that clips them, mean loss
+STEP_RESULTS = 4  # numbers that a step sends to the host: norm of the gradients, scale that clips them, mean loss, requests to stop
 LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 STATISTICS = ("ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd", "lse")  # activations that are float32 in any precision
-ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
 
 
 def activation_shapes(config, B, T):
@@ -89,35 +95,29 @@ def passing_shapes(config, B, T):
     return in_forward, at_the_end, in_backward
 
 
-def decayed_ranges(config):
-    """Where weight decay applies among all parameters in the table's order: (K, 2) int64, [start, stop) ascending."""
-    ranges, start = [], 0
-    for name, shape in parameter_shapes(config).items():
-        stop = start + math.prod(shape)
-        if name in DECAYED:
-            if ranges and ranges[-1][1] == start:
-                ranges[-1][1] = stop
-            else:
-                ranges.append([start, stop])
-        start = stop
-    return np.array(ranges, np.int64)
-
-
 def _aligned(count):
     return -(-count // 128) * 128  # elements: 256 bytes of bfloat16
 
 
-def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True):
-    """All arrays of a model in training, as an Arena that has not been allocated yet."""
+def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True, shards=None, zero_stage=0):
+    """All arrays of a model in training, as an Arena that has not been allocated yet.
+
+    shards, zero_stage: what of the optimizer's state, and with stage 2 of the gradients, is this process's own; by default all
+    """
     real = FLOAT32 if precision == "fp32" else BFLOAT16_BITS
-    N, C, count = B * T, config.C, count_parameters(config)
+    shards = shards or Shards(config)
+    N, C, count, own = B * T, config.C, count_parameters(config), shards.local_count()
     arena = Arena()
     arena.add("parameters", "params", (count,), real)
-    arena.add("gradients", "grads", (count,), real)
-    arena.add("AdamW's m and v", "m", (count,), FLOAT32)
-    arena.add("AdamW's m and v", "v", (count,), FLOAT32)
+    arena.add("gradients", "grads", (own if zero_stage == 2 else count,), real)
+    if zero_stage == 2:
+        rest = sum(math.prod(parameter_shapes(config)[name]) for name in ONCE)
+        arena.add("gradients", "layer_grads", (BUFFERS, (count - rest) // config.L), real)
+        arena.add("gradients", "rest_grads", (rest,), real)
+    arena.add("AdamW's m and v", "m", (own,), FLOAT32)
+    arena.add("AdamW's m and v", "v", (own,), FLOAT32)
     if precision == "bf16" and master_weights:
-        arena.add("master weights", "master", (count,), FLOAT32)
+        arena.add("master weights", "master", (own,), FLOAT32)
     shared_by_blocks = {1: ("fch_gelu",), 2: ("fch_gelu", "ln1", "ln2")}.get(recompute, ())
     for name, shape in activation_shapes(config, B, T).items():
         copies = 1 if name in shared_by_blocks else config.L
@@ -131,7 +131,7 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("logits and scratch", "passing", (passing,), real)
     arena.add("logits and scratch", "dresidual", (N * C,), real)
     arena.add("logits and scratch", "dbranch", (N * C,), real)
-    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C), NORM_BLOCKS)
+    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C))
     arena.add("logits and scratch", "sums", (sums,), FLOAT32)
     arena.add("logits and scratch", "att_scratch", (attention_scratch_size(B, T, config.NH, config.HS, real),), FLOAT32)
     for name in ("inputs", "targets", "places"):
@@ -140,20 +140,26 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("update", "step_values", (3,), FLOAT32)
     arena.add("update", "rounding_seed", (1,), np.uint32)
     arena.add("update", "step_results", (STEP_RESULTS,), FLOAT32)
-    arena.add("update", "decayed", decayed_ranges(config).shape, np.int64)
+    arena.add("update", "norm_partials", (NORM_BLOCKS,), FLOAT32)
+    arena.add("update", "ranges", update_ranges(shards, zero_stage).shape, np.int64)
     return arena
 
 
-def memory_needed(config, B, T, precision, recompute, master_weights):
-    """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included."""
-    return plan_memory(config, B, T, precision, recompute, master_weights).nbytes + WORKSPACE_BYTES
+def update_ranges(shards, zero_stage):
+    """Where the parameters lie that this process updates: the table of gpu/ranges.py, a host array."""
+    return ranges_of(shards.parts(), lambda segment: segment.name in DECAYED, grads_local=zero_stage == 2)
 
 
-def largest_batch(config, T, precision, recompute, master_weights, free_bytes):
+def memory_needed(config, B, T, precision, recompute, master_weights, *sharing):
+    """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included. sharing: plan_memory's shards and zero_stage."""
+    return plan_memory(config, B, T, precision, recompute, master_weights, *sharing).nbytes + WORKSPACE_BYTES
+
+
+def largest_batch(config, T, precision, recompute, master_weights, free_bytes, *sharing):
     """The largest B for which a model in training fits into `free_bytes` of GPU memory; 0 if none does."""
 
     def fits(B):
-        return memory_needed(config, B, T, precision, recompute, master_weights) <= free_bytes
+        return memory_needed(config, B, T, precision, recompute, master_weights, *sharing) <= free_bytes
 
     fitting, too_large = 0, 1
     while fits(too_large):
@@ -164,11 +170,11 @@ def largest_batch(config, T, precision, recompute, master_weights, free_bytes):
     return fitting
 
 
-def check_memory(config, B, T, precision, recompute, master_weights, free_bytes):
+def check_memory(config, B, T, precision, recompute, master_weights, free_bytes, *sharing):
     """Raise UserError if a model in training does not fit into `free_bytes` of GPU memory; the message says what would fit."""
 
     def needed(batch, level):
-        return memory_needed(config, batch, T, precision, level, master_weights)
+        return memory_needed(config, batch, T, precision, level, master_weights, *sharing)
 
     if needed(B, recompute) <= free_bytes:
         return
@@ -178,7 +184,7 @@ def check_memory(config, B, T, precision, recompute, master_weights, free_bytes)
     )
     if recompute < 2 and needed(B, 2) <= free_bytes:
         raise UserError(message + "Recompute 2 (-r 2) would fit")
-    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes)
+    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes, *sharing)
     if fitting:
         raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) would fit, more of them to a step keep the total")
     raise UserError(message + "Not even a micro-batch of 1 fits: take a shorter context (-t), a smaller model (-e) or bf16")
@@ -194,40 +200,47 @@ class GPT2:
     tf32            allow TF32 in float32 matmuls on a GPU; it holds for the whole process
     graph           record the launches of a pass as a CUDA graph and replay it, on a real GPU; the bits are the same without
     gelu_fusion     0, 1: GELU in the epilogue of the matmul before it, 2: its backward, too. On a real GPU; elsewhere it changes nothing
+    group           the processes that train this model together (parallel/group.py); None: this one alone
+    zero_stage      what they share out: 0 nothing, 1 the optimizer's state, 2 the gradients as well
     Raises UserError where these do not go together or the memory is too small. Parameters are zero until loaded.
     """
 
-    def __init__(self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0, graph=True):
+    def __init__(
+        self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0, graph=True,
+        group=None, zero_stage=0,
+    ):  # fmt: skip
         if T > config.max_T:
             raise UserError(f"the sequence length T={T} must be at most the model's longest context, {config.max_T}: use -t {config.max_T}")
         if device not in ("cpu", "gpu") or precision not in ("fp32", "bf16") or recompute not in (0, 1, 2):
             raise UserError(f"device is cpu or gpu, precision fp32 or bf16, recompute 0, 1 or 2; got {device}, {precision}, {recompute}")
         if device == "cpu" and precision == "bf16":
             raise UserError("bf16 needs a GPU: NumPy has no bfloat16. Use --precision fp32")
+        self.group = group or Alone()
+        self.zero_stage = zero_stage if self.group.ranks > 1 else 0
+        self.shards = Shards(config, self.group.rank, self.group.ranks, whole=self.zero_stage == 0)
+        sharing = self.shards, self.zero_stage
         if device == "gpu":
-            if not gpu_available():
-                raise UserError(
-                    "a GPU was asked for and there is none that works. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
-                    "the kernels in Numba's simulator (slow)"
-                )
+            require_gpu()
             allow_tf32(tf32)  # before memory is planned: attention's scratch depends on it
-            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes())
+            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes(), *sharing)
         self.config, self.B, self.T = config, B, T
         self.device, self.precision, self.recompute = device, precision, recompute
         self.gelu_fusion = gelu_fusion if device == "gpu" and real_gpu() else 0
-        self.arena = plan_memory(config, B, T, precision, recompute, master_weights)
+        self.arena = plan_memory(config, B, T, precision, recompute, master_weights, *sharing)
         self._memory = self.arena.allocate(on_gpu=device == "gpu")
         results = self._memory["step_results"]  # in one piece, so that one copy brings all of them to the host
-        self._memory["norm_and_scale"], self._memory["mean_loss"] = results[:2], results[2:]
-        for name in ("params", "grads", "m", "v", "mean_loss"):
+        self._memory["norm_and_scale"], self._memory["mean_loss"], self._memory["stop_requests"] = results[:2], results[2:3], results[3:]
+        self._memory["shared_results"] = results[2:]  # what is summed over the processes
+        for name in ("params", "grads", "m", "v", "shared_results"):
             zero(self._memory[name])
         self._write(self._memory["norm_and_scale"], np.ones(2, np.float32))
-        self._write(self._memory["decayed"], decayed_ranges(config))
-        self._offsets = np.cumsum([0] + [math.prod(shape) for shape in parameter_shapes(config).values()]).tolist()
-        self.params = self._parameter_views(self._memory["params"])
-        self.grads = self._parameter_views(self._memory["grads"])
+        self._write(self._memory["ranges"], update_ranges(*sharing))
+        self.params = tensors_by_name(self.shards, lambda segment: self._memory["params"][segment.start : segment.stop])
+        kind = ShardedGradients if self.zero_stage == 2 else Gradients
+        self._gradients = kind(self._memory, self.shards, self.group, self.zero_stage)
+        self.grads = self._gradients.by_name
         on_real_gpu = device == "gpu" and real_gpu()
-        self._staging = PinnedRing(3 * most_pieces(B * T, config.V) + 3) if on_real_gpu else None
+        self._staging = PinnedRing(max(B * T, 3 * most_pieces(B * T, config.V) + 3)) if on_real_gpu else None
         self._results = PinnedResults(STEP_RESULTS) if on_real_gpu else None
         self._graphs = Graphs(graph and on_real_gpu)
         self._views = {}
@@ -236,24 +249,19 @@ class GPT2:
 
     # ------------------------------------------------------------------------------------------------ parameters
 
-    def _parameter_views(self, flat):
-        """Attributes by tensor name: an array, or a list of L arrays for the tensors that each block has."""
-        views = SimpleNamespace()
-        for (name, shape), start, stop in zip(parameter_shapes(self.config).items(), self._offsets, self._offsets[1:]):
-            tensor = flat[start:stop].reshape(shape)
-            setattr(views, name, tensor if name in ONCE else [tensor[layer] for layer in range(self.config.L)])
-        return views
-
     def load_pieces(self, pieces):
-        """Set parameters from (name, layer, float array) triples, one for each tensor of each block. Optimizer state starts anew."""
-        copies = [self.params] + ([self._parameter_views(self._memory["master"])] if "master" in self._memory else [])
+        """Set parameters from (name, layer, float array) triples, one for each tensor of each layer. Optimizer state starts anew."""
+        parts = {(part[3].name, part[3].layer): part for part in self.shards.parts()}
         for name, layer, values in pieces:
-            for views in copies:
-                target = getattr(views, name)
-                target = target[layer] if isinstance(target, list) else target
-                if tuple(values.shape) != tuple(target.shape):
-                    raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
-                self._write(target, values)
+            target = getattr(self.params, name)
+            target = target[layer] if isinstance(target, list) else target
+            if tuple(values.shape) != tuple(target.shape):
+                raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
+            self._write(target, values)
+            if "master" in self._memory:
+                local, start, length, segment = parts[name, layer]
+                mine = values.reshape(-1)[start - segment.start : start - segment.start + length]
+                self._write(self._memory["master"][local : local + length], mine)
         zero(self._memory["m"])
         zero(self._memory["v"])
 
@@ -272,35 +280,42 @@ class GPT2:
         )
 
     def raw(self, which):
-        """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory, all tensors in the table's order; or None."""
+        """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory; or None.
+
+        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, are this process's parts only (see `shards`).
+        """
         return self._memory.get(which)
 
-    def load_raw(self, which, values):
-        """Overwrite a flat array (see `raw`) with a host array of the same length, converting between float32 and bfloat16 bits.
+    def load_part(self, which, start, values):
+        """Overwrite a flat array (see `raw`) from place `start` on with host `values`, converting between float32 and bfloat16 bits.
 
-        In pieces, since `values` may be a memory map of gigabytes. Raises ValueError where the length differs.
+        In pieces, since `values` may be a memory map of gigabytes. Raises ValueError where they do not fit in.
         """
         target = self._memory[which]
-        if values.shape != target.shape:
-            raise ValueError(f"load_raw: {which} has {target.shape} numbers, got {values.shape}")
-        for start in range(0, len(values), LOAD_PIECE):
-            piece = np.asarray(values[start : start + LOAD_PIECE])
+        if start + len(values) > len(target):
+            raise ValueError(f"load_part: {which} has {len(target)} numbers, got {len(values)} to be put at {start}")
+        for done in range(0, len(values), LOAD_PIECE):
+            piece = np.asarray(values[done : done + LOAD_PIECE])
             if piece.dtype == BFLOAT16_BITS and target.dtype == FLOAT32:
                 piece = bfloat16_values(piece)
-            self._write(target[start : start + LOAD_PIECE], piece)
+            self._write(target[start + done : start + done + len(piece)], piece)
 
     def params_to_host(self):
         """All parameters, name -> float32 array of the table's shape (a copy)."""
         return self._to_host("params")
 
     def grads_to_host(self):
-        """All gradients, name -> float32 array of the table's shape (a copy)."""
+        """All gradients, name -> float32 array of the table's shape (a copy). With zero_stage 2 there is no such thing: RuntimeError."""
+        if self.zero_stage == 2:
+            raise RuntimeError("grads_to_host: with ZeRO stage 2 no process has all gradients; raw('grads') are this one's parts")
         return self._to_host("grads")
 
     def _to_host(self, which):
-        flat = self._read(self._memory[which])
-        pieces = zip(parameter_shapes(self.config).items(), self._offsets, self._offsets[1:])
-        return {name: flat[start:stop].reshape(shape) for (name, shape), start, stop in pieces}
+        flat, tensors, start = self._read(self._memory[which]), {}, 0
+        for name, shape in parameter_shapes(self.config).items():
+            tensors[name] = flat[start : start + math.prod(shape)].reshape(shape)
+            start += math.prod(shape)
+        return tensors
 
     @staticmethod
     def _read(array):
@@ -431,10 +446,13 @@ class GPT2:
 
     def zero_grad(self):
         """Set all gradients to zero."""
-        zero(self._memory["grads"])
+        self._gradients.zero()
 
-    def backward(self, targets, grad_accum_steps=1):
-        """Loss of the last forward pass against `targets` (b, t), and its gradients, divided by grad_accum_steps and accumulated."""
+    def backward(self, targets, grad_accum_steps=1, last=True):
+        """Loss of the last forward pass against `targets` (b, t), and its gradients, divided by grad_accum_steps and accumulated.
+
+        With several processes: divided by their number as well, and in the last backward pass of a step summed over them.
+        """
         if self._batch is None:
             raise RuntimeError("backward: call forward first; each forward pass serves one backward pass")
         (acts, inputs), self._batch = self._batch, None  # the logits are about to become gradients
@@ -442,12 +460,14 @@ class GPT2:
         places, pieces = places_by_token(inputs, self.config.V)
         self._write_numbers(acts.places, places)
         self._write_numbers(acts.pieces, pieces)
-        self._graphs.run(("backward", inputs.shape, grad_accum_steps), lambda: self._backward(acts, grad_accum_steps))
+        key = "backward", inputs.shape, grad_accum_steps, last
+        self._graphs.run(key, lambda: self._backward(acts, grad_accum_steps, last))
         self._losses_gathered += 1
 
-    def _backward(self, acts, grad_accum_steps):
+    def _backward(self, acts, grad_accum_steps, last):
         p, g, sums, dresidual = self.params, self.grads, self._memory["sums"], acts.dresidual
-        dloss = 1 / (acts.inputs.size * grad_accum_steps)
+        self._gradients.begin_backward()
+        dloss = 1 / (acts.inputs.size * grad_accum_steps * self.group.ranks)
         classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, self.config.V)
         accumulate_mean(self._memory["mean_loss"], acts.losses)
         matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte, None)
@@ -479,8 +499,20 @@ class GPT2:
             matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l], sums)
             ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]
             layernorm_backward(dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, *ln1, sums, g.fcprojb[l - 1] if l else None)
+            self._gradients.layer_done(l, last)
 
         encoder_backward(g.wte, g.wpe, dresidual, acts.places, acts.pieces, sums, acts.inputs.shape[1])
+        self._gradients.all_done(last)
+
+    def rehearse(self):
+        """A forward and a backward pass on random tokens, which leave nothing behind: kernels are compiled and matrix products planned."""
+        tokens = np.random.default_rng(0).integers(self.config.V, size=(self.B, self.T), dtype=np.int32)
+        graphs, self._graphs = self._graphs, Graphs(False)  # plans may still change: nothing is recorded yet
+        self.forward(tokens)
+        self.backward(tokens, last=False)
+        self._graphs, self._losses_gathered = graphs, 0
+        zero(self._memory["shared_results"])
+        self.zero_grad()
 
     def moment(self):
         """The moment at which the device has done all that was asked of it so far: see gpu/moment.py. Waits for nothing."""
@@ -493,35 +525,60 @@ class GPT2:
 
     # ------------------------------------------------------------------------------------------------------ update
 
-    def measure(self, max_norm=math.inf):
+    def measure(self, max_norm=math.inf, stop=False):
         """Ask for the loss of the batches since the last call (see take_loss) and the norm of all gradients together.
 
-        Returns a function that waits for the device and gives both, as floats; it must be called before measure is called twice more.
+        Returns a function that waits for the device and gives (loss, norm, stopping); it must be called before measure is called twice more.
+        With several processes the loss is the mean over them, and `stopping` is true in all of them if `stop` was in any.
         If the norm is larger than max_norm, the updates until the next call scale the gradients so that it is max_norm.
         """
         if not self._losses_gathered:
             raise RuntimeError("measure: no loss has been computed since the last call")
-        memory, batches, self._losses_gathered = self._memory, self._losses_gathered, 0
-        norm = memory["norm_and_scale"], memory["grads"], memory["sums"]
-        self._graphs.run(("norm", max_norm), lambda: global_norm(*norm, max_norm))
+        memory, losses, self._losses_gathered = self._memory, self._losses_gathered * self.group.ranks, 0
+        if stop:
+            self._write_numbers(memory["stop_requests"], np.ones(1, np.float32))
+        self._graphs.run(("measure", max_norm), lambda: self._measure(max_norm))
         results = memory["step_results"]
         wait = self._read(results).tolist if self._results is None else self._results.fetch(results)
-        zero(memory["mean_loss"])
+        zero(memory["shared_results"])
 
-        def loss_and_norm():
-            norm, _, mean_loss = wait()
-            return mean_loss / batches, norm
+        def loss_norm_stopping():
+            norm, _, sum_of_losses, stop_requests = wait()
+            return sum_of_losses / losses, norm, stop_requests > 0
 
-        return loss_and_norm
+        return loss_norm_stopping
+
+    def _measure(self, max_norm):
+        memory, shared = self._memory, [self._memory["shared_results"]]
+        sum_of_squares(memory["norm_partials"], memory["grads"], memory["ranges"])
+        self.group.begin()
+        self.group.all_reduce(shared if self.zero_stage == 0 else [memory["norm_partials"], *shared])
+        self.group.end()
+        norm_and_scale(memory["norm_and_scale"], memory["norm_partials"], max_norm)
 
     def update(self, step, learning_rate, weight_decay=0.0, beta1=0.9, beta2=0.95, eps=1e-8, rounding_seed=0):
         """One step of AdamW on all parameters, their gradients scaled as the last call of `measure` has found necessary.
 
-        step counts from 0; rounding_seed, below 2**32, chooses the noise of stochastic rounding and should differ from step to step.
+        step counts from 0; rounding_seed, below 2**32, chooses the noise of stochastic rounding and should differ from step to step,
+        but not from process to process.
         """
-        memory, t = self._memory, step + 1
-        self._write_numbers(memory["step_values"], np.array([learning_rate, 1 - beta1**t, 1 - beta2**t], np.float32))
-        self._write_numbers(memory["rounding_seed"], np.array([rounding_seed], np.uint32))
-        arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "decayed"
+        t = step + 1
+        self._write_numbers(self._memory["step_values"], np.array([learning_rate, 1 - beta1**t, 1 - beta2**t], np.float32))
+        self._write_numbers(self._memory["rounding_seed"], np.array([rounding_seed], np.uint32))
         constants = beta1, beta2, eps, weight_decay
-        self._graphs.run(("update", *constants), lambda: adamw_update(*map(memory.get, arrays), *constants))
+        self._graphs.run(("update", *constants), lambda: self._update(constants))
+
+    def _update(self, constants):
+        arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "ranges"
+        arrays = [self._memory.get(name) for name in arrays]
+        if self.shards.whole:
+            return adamw_update(*arrays, *constants)
+        # A tensor is sent to the other processes while the next one is updated.
+        for _, parts in itertools.groupby(self.shards.parts(), key=lambda part: part[3].name):
+            parts = list(parts)
+            first, (last_start, _, last_length, _) = parts[0][0], parts[-1]
+            adamw_update(*arrays, *constants, first=first, stop=last_start + last_length)
+            self.group.begin()
+            segments = [segment for *_, segment in parts]
+            self.group.all_gather([(self._memory["params"][s.start : s.stop], self.shards.bounds_within(s)) for s in segments])
+        self.group.end()

@@ -1,6 +1,7 @@
 """The ruler (`python -m dev.bench`), as far as it can be checked without a GPU: what it counts, what it watches, what it makes of times."""
 
 import inspect
+import itertools
 import json
 import math
 import time
@@ -13,6 +14,7 @@ import pytest
 from dev.bench import __main__ as bench
 from dev.bench import ceilings as ceilings_module
 from dev.bench import kernels as kernels_module
+from dev.bench import start as start_module
 from dev.bench import step as step_module
 from dev.bench.ceilings import measure_ceilings, product_name, settled
 from dev.bench.clock import time_call, time_for
@@ -22,7 +24,7 @@ from dev.bench.launches import Launch, LaunchLog, Part, shapes_of, watch_launche
 from dev.bench.machine import GpuWatch, gpus, versions
 from dev.bench.report import ceilings_table, kernels_table, summary, table, timeline_table
 from dev.bench.roofline import LABEL_GAP, _apart, plot_roofline, plot_step
-from dev.bench.step import summarise
+from dev.bench.step import gaps_between_steps, summarise
 from dev.bench.trainer import Trainer
 from gpt2_numba import model
 from gpt2_numba.config import GPT2Config, parse_descriptor
@@ -121,7 +123,8 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
             16 * 80,
         ),
         (cost("adamw_update", params=f32(80), grads=f32(80), m=f32(80), v=f32(80), master=None), 80 * (4 + 3 * 2 * 4), 16 * 80),
-        (cost("global_norm", norm_and_scale=f32(2), grads=Shape(80), scratch=f32(99), max_norm=1.0), 80 * 2 + 8, 160),
+        (cost("sum_of_squares", partials=f32(99), grads=Shape(80)), 80 * 2 + 99 * 4, 160),
+        (cost("norm_and_scale", result=f32(2), partials=f32(99), max_norm=1.0), 101 * 4, 99),
         (cost("zero", array=Shape(80)), 160, 0),
     ],
 )  # fmt: skip
@@ -185,6 +188,28 @@ def test_the_launches_of_a_step_are_seen_in_order_with_their_arguments():
     assert classifier.arguments["weight"].shape == (TINY.Vp, TINY.C) and classifier.layer == "matmul"
     assert all(launch.start <= launch.stop for launch in log.launches)
     assert not any(name.endswith(("_size", "places_by_token")) for name in names)  # on the host they only compute
+
+
+def test_the_gap_between_steps_is_from_the_end_of_one_to_the_begin_of_the_next(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(step_module, "mark", lambda: next(clock))
+    monkeypatch.setattr(step_module, "milliseconds", lambda start, stop: stop - start)
+    trainer = Trainer(TINY, 2, 8, 2, device="cpu")
+    monkeypatch.setattr(trainer.model, "zero_grad", lambda: next(clock))  # the first work of a step takes a tick
+    assert gaps_between_steps(trainer, 3) == {"gap_ms": [1, 1, 1], "ran_out_of_work": 0}
+    assert next(clock) == 4 * 3
+
+
+def test_the_start_of_a_training_is_cut_into_parts():
+    flags = ["-e", "L=1,NH=1,C=16", "-b", "2", "-t", "8", "-d", "32", "--device", "cpu"]
+    result = start_module.measure(flags)
+    assert result["step"].startswith("step    1/1 | loss ")
+    _, begins = result["inside"]["first step begins"]
+    assert 0 < begins < result["seconds"]
+    assert sum(result["parts"].values()) == pytest.approx(result["seconds"], rel=0.3)
+    assert {"import Numba", "weights: waited for", "first backward pass asked for", "other micro-steps asked for"} <= set(result["parts"])
+    text = start_module.format_result(result)
+    assert f"first step begins after{begins:>26.2f}" in text and "0 kernels compiled" in text
 
 
 def test_watching_leaves_nothing_behind():
@@ -272,7 +297,7 @@ def timeline(monkeypatch):
         launch("zero", "forward", 1.0, {"array": Shape(2 * 10**9)}),
         launch("gelu_forward", "forward", 9.0, {"out": Shape(10**9), "inp": Shape(10**9)}, [("gelu_forward_kernel", 2.0)]),
         launch("unheard_of", "backward", 9.0, {}, [("one_kernel", 1.0), ("other_kernel", 2.0)]),
-        launch("global_norm", "update", 4.0, {"grads": Shape(6 * 10**9), "norm_and_scale": f32(2)}),
+        launch("sum_of_squares", "update", 4.0, {"grads": Shape(6 * 10**9), "partials": f32(2)}),
     ]
     return summarise(log, SimpleNamespace(config=TINY, micro_steps=2), step_ms=20.0, ceilings={"copy": 4e12, "matmul": 1e15})
 
@@ -280,7 +305,7 @@ def timeline(monkeypatch):
 def test_the_step_is_the_sum_of_its_parts_and_of_what_is_left_over(timeline):
     parts = timeline["parts"]
     assert {name: (part["calls"], part["ms"]) for name, part in parts.items()} == {
-        "unheard_of": (2, 6.0), "gelu_forward": (2, 4.0), "global_norm": (1, 4.0), "zero": (1, 1.0)
+        "unheard_of": (2, 6.0), "gelu_forward": (2, 4.0), "sum_of_squares": (1, 4.0), "zero": (1, 1.0)
     }  # fmt: skip
     assert timeline["phases"] == {"forward": 5.0, "backward": 6.0, "update": 4.0}
     assert timeline["kernels"]["other_kernel"] == {"calls": 2, "ms": 4.0}

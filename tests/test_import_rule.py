@@ -21,9 +21,10 @@ ALLOWED = {
     "gpu": {"errors"},
     "layers": {"gpu", "errors"},
     "initial_weights": SIZES,
-    "model": {"layers", "gpu", "initial_weights"} | SIZES,
+    "parallel": {"layers", "gpu"} | SIZES,
+    "model": {"parallel", "layers", "gpu", "initial_weights"} | SIZES,
     "data": SIZES,
-    "training": {"data"} | SIZES,
+    "training": {"data", "parallel"} | SIZES,
 }
 
 

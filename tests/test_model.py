@@ -50,7 +50,7 @@ def train_step(model, inputs, targets, step=0, learning_rate=1e-2):
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    grads, (loss, norm) = model.grads_to_host(), model.measure(max_norm=1.0)()
+    grads, (loss, norm, _) = model.grads_to_host(), model.measure(max_norm=1.0)()
     model.update(step, learning_rate, weight_decay=0.1)
     return loss, grads, norm, model.params_to_host()
 
@@ -413,7 +413,7 @@ def test_micro_batches_add_up_to_the_whole():
     for part in (slice(0, 2), slice(2, 4)):
         halves.forward(inputs[part])
         halves.backward(targets[part], grad_accum_steps=2)
-    halves_loss, halves_norm = halves.measure()()
+    halves_loss, halves_norm, _ = halves.measure()()
     assert halves_loss == pytest.approx(loss, rel=2.0**-22)
     # The same terms, added up in another order: a gradient is a sum over 20 tokens, with a rounding to float32 (2^-24) at each.
     bounds = {name: 20 * 2.0**-24 * np.abs(gradient).max() for name, gradient in grads.items()}

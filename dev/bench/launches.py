@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from gpt2_numba.gpu.backend import SIMULATING
 
-MODEL = "gpt2_numba.model"  # whose calls are launches
+CALLERS = "gpt2_numba.model", "gpt2_numba.parallel.gradients"  # who calls launchers
 LAYERS, ZERO, PRODUCTS = "gpt2_numba.layers", "gpt2_numba.gpu.arena", "gpt2_numba.gpu.gemm"
 
 
@@ -101,9 +101,9 @@ def watch_launches(mark=lambda: None):
     """
     log = LaunchLog(mark)
     with ExitStack() as stack:
-        model = sys.modules[MODEL]
-        for name, function in _functions_of(model, LAYERS, ZERO):
-            stack.enter_context(patch.object(model, name, _launch_wrapper(log, function)))
+        for caller in (sys.modules[name] for name in CALLERS):
+            for name, function in _functions_of(caller, LAYERS, ZERO):
+                stack.enter_context(patch.object(caller, name, _launch_wrapper(log, function)))
         for module in [module for name, module in sys.modules.items() if name.startswith(LAYERS)]:
             for name, function in _functions_of(module, PRODUCTS):
                 stack.enter_context(patch.object(module, name, _product_wrapper(log, function)))

@@ -1,5 +1,7 @@
 """The measurements as tables on the screen."""
 
+import statistics
+
 SMALL_MS = 0.005  # a launch that moves no more than this is as long as any launch takes: its share of the copy rate says nothing
 
 
@@ -68,6 +70,11 @@ def summary(result):
             f"step, {mode}: {step['ms']:.2f} ms, {step['tokens_per_second']:,.0f} tok/s, {mfu}; host {step['host_ms_micro_step']:.2f} ms a "
             f"micro-step, {step['host_ms_update']:.2f} ms an update{clock}"
         )
+        if gaps := step.get("gap_ms"):
+            lines.append(
+                f"  gap between steps on the GPU: {statistics.median(gaps):.3f} ms = {statistics.median(gaps) / step['ms']:.2%} of the step, "
+                f"at most {max(gaps):.3f}; the GPU ran out of work at {step['ran_out_of_work']} of {len(gaps)}"
+            )
     if timeline := result.get("timeline"):
         phases = ", ".join(f"{name} {ms:.1f} ms" for name, ms in timeline["phases"].items())
         lines.append(

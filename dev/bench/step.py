@@ -14,12 +14,14 @@ from dev.bench.clock import empty_mark, hold, mark, milliseconds, time_for
 from dev.bench.costs import cost_of
 from dev.bench.kernels import launch_name
 from dev.bench.launches import watch_launches
+from dev.bench.trainer import LEARNING_RATE, MAX_NORM, WEIGHT_DECAY
 from gpt2_numba.config import count_parameters
-from gpt2_numba.gpu.backend import device_name, device_properties, synchronize
+from gpt2_numba.gpu.backend import device_name, device_properties, real_gpu, synchronize
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 
 STEP_SECONDS = 4.0
 HOST_REPEATS = 3
+GAPS = 4
 LEAD_MILLISECONDS = 20
 PARTS_BETWEEN_HOLDS = 150  # as many launches and marks as that fit into the queue, which holds about a thousand
 
@@ -41,6 +43,7 @@ def measure_step(trainer, watch, seconds=STEP_SECONDS):
         "tokens_per_second": tokens / ms * 1000,
         "mfu": flop / ms * 1000 / peak if peak else None,
         **host_time(trainer),
+        **gaps_between_steps(trainer),
         **watched,
         "joules": watched["mean_power_w"] * ms / 1000 if watched.get("mean_power_w") else None,
     }
@@ -57,6 +60,33 @@ def host_time(trainer):
             times.append((time.perf_counter() - start) * 1000)
     synchronize()
     return {"host_ms_micro_step": statistics.median(micro_steps), "host_ms_update": statistics.median(updates)}
+
+
+def gaps_between_steps(trainer, count=GAPS):
+    """From the last kernel of a step to the first of the next, on the GPU: milliseconds (a list), and how often the GPU ran out of work there.
+
+    Steps as in the training loop: the numbers of one are looked at when the next has been asked for. A mark is set behind the last kernel
+    of a step, another before the first of the next. If the host has set the second before the GPU comes to the first, what lies between
+    them is all that the GPU waits; else it has run out of work, and waits longer than that by the time that a launch takes.
+    """
+    model, gaps, ran_out, end, numbers = trainer.model, [], 0, None, None
+    for step in range(count + 1):
+        begin = mark()
+        if step > 0:
+            gaps.append((end, begin))
+            ran_out += real_gpu() and end.query()
+        model.zero_grad()
+        for micro_step in range(trainer.micro_steps):
+            trainer.micro_step(last=micro_step + 1 == trainer.micro_steps)
+        of_last_step, numbers = numbers, model.measure(MAX_NORM)
+        model.update(step, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=step)
+        end = mark()
+        if of_last_step:
+            of_last_step()
+    numbers()
+    synchronize()
+    of_nothing = empty_mark()
+    return {"gap_ms": [max(0.0, milliseconds(*gap) - of_nothing) for gap in gaps], "ran_out_of_work": ran_out}
 
 
 def chip_peak():

@@ -33,19 +33,20 @@ class Trainer:
         """One step. say_phase(name) is called before the forward and the backward pass of each micro-step and before the update."""
         say_phase("forward")
         self.model.zero_grad()
-        for _ in range(micro_steps or self.micro_steps):
-            self.micro_step(say_phase)
+        micro_steps = micro_steps or self.micro_steps
+        for index in range(micro_steps):
+            self.micro_step(say_phase, last=index + 1 == micro_steps)
         say_phase("update")
         self.update()
 
-    def micro_step(self, say_phase=lambda phase: None):
-        """Forward and backward pass of one batch."""
+    def micro_step(self, say_phase=lambda phase: None, last=True):
+        """Forward and backward pass of one batch. last: of a step."""
         inputs, targets = self._batches[self._micro_steps_done % BATCHES]
         self._micro_steps_done += 1
         say_phase("forward")
         self.model.forward(inputs)
         say_phase("backward")
-        self.model.backward(targets, self.micro_steps)
+        self.model.backward(targets, self.micro_steps, last)
 
     @contextmanager
     def launch_by_launch(self):

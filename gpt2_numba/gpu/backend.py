@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numba import config, cuda
 
+from gpt2_numba.errors import UserError
 from gpt2_numba.gpu import kernel_cache
 
 SIMULATING = bool(config.ENABLE_CUDASIM)
@@ -26,6 +27,15 @@ BFLOAT16_BITS = np.dtype(np.uint16)
 def gpu_available():
     """True where kernels can run: on a GPU with a working driver, or in the simulator."""
     return SIMULATING or cuda.is_available()
+
+
+def require_gpu():
+    """Raise UserError where kernels cannot run."""
+    if not gpu_available():
+        raise UserError(
+            "a GPU was asked for and there is none that works. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
+            "the kernels in Numba's simulator (slow)"
+        )
 
 
 def on_host(array):
