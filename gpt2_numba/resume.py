@@ -3,6 +3,14 @@
 That is: the parameters, AdamW's averages, the float32 copies of bfloat16 parameters, the place in the data, the generator of the
 stochastic rounding, and the windows of the outlier detectors. The files are llm.c's (training/checkpoint.py), so that a
 run can move between the two programs; only the windows lie in a file of their own.
+
+Of N processes rank 0 writes what all have alike: the parameters and the windows. Each writes its parts of AdamW's averages and of the
+float32 copies, and its own place in the data. They are the parts of ZeRO (parallel/shards.py) even where every process keeps everything
+(-z 0): otherwise N files would say the same. From such files any number of processes goes on, with any -z:
+
+    as many, and the same batch    with the bits of a run that never stopped
+    another number                 with the same parameters, averages and copies, cut into other parts; the data go on where they
+                                   were, see DataLoader.load_states
 """
 
 from dataclasses import dataclass
@@ -10,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.config import GPT2Config, count_parameters
+from gpt2_numba.config import GPT2Config
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.reshard import WholeArray
+from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training.checkpoint import (
     load_newest,
     model_file_name,
@@ -21,20 +31,20 @@ from gpt2_numba.training.checkpoint import (
     state_file_name,
     write_outliers,
 )
-from gpt2_numba.training.model_file import read_model_file, write_model_file
+from gpt2_numba.training.model_file import PIECE, read_model_file, write_model_file
 from gpt2_numba.training.outliers import OutlierDetector
 from gpt2_numba.training.sampler import Xorshift64Star
 from gpt2_numba.training.state_file import TrainingState, read_state_file, write_state_file
 
-FIRST_ROUNDING_STATE = 13371337  # llm.c's, plus the rank
+FIRST_ROUNDING_STATE = 13371337  # llm.c's of rank 0. All ranks have the same: a parameter's rounding must not depend on who keeps it
 
 
 class Course:
     """What, besides model and data, decides how a run goes on."""
 
-    def __init__(self, rank=0):
+    def __init__(self):
         self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
-        self.rounding = Xorshift64Star(FIRST_ROUNDING_STATE + rank)
+        self.rounding = Xorshift64Star(FIRST_ROUNDING_STATE)
         self.rounding_before_update = self.rounding.state
 
     def next_rounding_seed(self):
@@ -45,74 +55,121 @@ class Course:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been opened: large arrays are read-only memory maps. A model file alone is one without a state."""
+    """A checkpoint that has been opened: large arrays are read-only memory maps. A model file alone is one without states."""
 
     step: int
     config: GPT2Config
     params: np.ndarray
-    state: TrainingState | None = None
+    states: tuple = ()  # one TrainingState for each process that wrote it, by rank
     loss_window: tuple | list = ()
     norm_window: tuple | list = ()
 
 
-def save(directory, step, model, loader, course, keep, major_every):
-    """Write the checkpoint of `step`: `step` updates have been made. Raises CheckpointFailed if it cannot be written."""
+def save(directory, step, model, loader, course, keep, major_every, group):
+    """Write the checkpoint of `step`: `step` updates have been made. All processes of the group call it.
+
+    Raises CheckpointFailed, at all of them, if it cannot be written.
+    """
     model.synchronize()
     master = model.raw("master")
     state = TrainingState(
-        processes=1, rank=0, step=step,
+        Shards(model.config, group.rank, group.ranks), step,
         rounding_rng=course.rounding.state, rounding_rng_before_update=course.rounding_before_update, loader=loader.state(),
         # llm.c keeps float32 copies of float32 parameters as well, and will not resume without them.
         m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.precision == "fp32" else master,
     )  # fmt: skip
-    windows = course.loss_outliers.values(), course.norm_outliers.values()
-    files = {
-        model_file_name(step): lambda path: write_model_file(path, model.config, model.raw("params")),
-        state_file_name(step, 0): lambda path: write_state_file(path, state),
-        outliers_file_name(step): lambda path: write_outliers(path, *windows),
-    }
-    save_checkpoint(directory, step, files, keep, major_every)
+    files = {state_file_name(step, group.rank): lambda path: write_state_file(path, state)}
+    if group.rank == 0:
+        windows = course.loss_outliers.values(), course.norm_outliers.values()
+        files[model_file_name(step)] = lambda path: write_model_file(path, model.config, model.raw("params"))
+        files[outliers_file_name(step)] = lambda path: write_outliers(path, *windows)
+    save_checkpoint(directory, step, files, group, keep, major_every)
 
 
-def open_newest(directory):
-    """The newest Checkpoint in a directory that is complete and sound. Raises UserError if there is none."""
-    return load_newest(directory, lambda step: _open(Path(directory), step))
+def open_newest(directory, warn=True):
+    """The newest Checkpoint in a directory that is complete and sound; warn: of newer ones that are not. Raises UserError if there is none."""
+    return load_newest(directory, lambda step: _open(Path(directory), step), warn)
 
 
 def _open(directory, step):
     config, params = read_model_file(directory / model_file_name(step))
-    path = directory / state_file_name(step, 0)
-    state = read_state_file(path, count_parameters(config))
-    if state.processes != 1:
+    first = read_state_file(directory / state_file_name(step, 0), config)
+    others = [read_state_file(directory / state_file_name(step, rank), config) for rank in range(1, first.shards.ranks)]
+    states = (first, *others)
+    for rank, state in enumerate(states):
+        _check_state(directory / state_file_name(step, rank), step, rank, state, first)
+    return Checkpoint(step, config, params, states, *read_outliers(directory / outliers_file_name(step)))
+
+
+def _check_state(path, step, rank, state, first):
+    """Raise UserError if the state file of a rank is not what its name says, or does not go with rank 0's."""
+    if (state.step, state.shards.rank) != (step, rank):
         raise UserError(
-            f"{path}: this checkpoint is of {state.processes} processes, and a run of one process resumes only from one of its kind: "
-            "resume with as many processes, or begin anew with the model file (-e)"
+            f"{path}: the file's name says step {step} and rank {rank}, its header {state.step} and {state.shards.rank}: it was altered. "
+            "Use an older checkpoint"
         )
-    if state.step != step:
-        raise UserError(f"{path}: the file's name says step {step}, its header {state.step}: it was altered. Use an older checkpoint")
-    return Checkpoint(step, config, params, state, *read_outliers(directory / outliers_file_name(step)))
+    if _kind(state, rank) != _kind(first, rank):
+        here, there = (_kind_in_words(one, rank) for one in (state, first))
+        raise UserError(
+            f"{path}: the state files of a checkpoint must go together, this one is {here}, and rank 0's {there}: it is another run's. "
+            "Use an older checkpoint"
+        )
+
+
+def _kind(state, rank):
+    """What all states of a checkpoint have alike; of the parts, how a rank's would be."""
+    return state.shards.ranks, state.shards.parts(rank), state.master is None, state.loader.shuffle
+
+
+def _kind_in_words(state, rank):
+    shards = state.shards
+    parts = "all of them" if shards.whole else f"{'equal' if shards.even else 'unequal'} parts, {shards.local_count(rank)} of them"
+    return (
+        f"one of {shards.ranks} processes, of {shards.global_count} parameters {parts}, {'without' if state.master is None else 'with'} "
+        f"master weights, the data {'' if state.loader.shuffle else 'not '}shuffled"
+    )
 
 
 def restore(checkpoint, model, loader, course):
-    """Set model, data and course to where the checkpoint was written. Raises UserError where they do not fit together."""
-    state = checkpoint.state
-    if state is None:
-        for which in ("params", "master"):
-            if model.raw(which) is not None:
-                model.load_raw(which, checkpoint.params)
+    """Set model, data and course to where the checkpoint was written. Raises UserError where they do not fit together.
+
+    Each process calls it for itself; they may be of another number than those that wrote it. Of a model file alone, only the model is set.
+    """
+    states = checkpoint.states
+    if not states:
+        _load(model, "params", checkpoint.params)
+        _load(model, "master", checkpoint.params)
         return
-    loader.load_state(state.loader)
-    if model.precision == "fp32" and state.master is not None:
-        model.load_raw("params", state.master)  # the most exact that there is
-    else:
-        model.load_raw("params", checkpoint.params)
-    model.load_raw("m", state.m)
-    model.load_raw("v", state.v)
-    if model.raw("master") is not None:
-        if state.master is None and checkpoint.params.dtype != np.float32:
-            raise UserError("the checkpoint was written without master weights, and this run keeps them: resume with -w 0")
-        model.load_raw("master", checkpoint.params if state.master is None else state.master)
-    course.rounding.state = state.rounding_rng
-    course.rounding_before_update = state.rounding_rng_before_update
+    master = None if states[0].master is None else _whole(states, "master")
+    if master is None and model.raw("master") is not None and checkpoint.params.dtype != np.float32:
+        raise UserError("the checkpoint was written without master weights, and this run keeps them: resume with -w 0")
+    loader.load_states([state.loader for state in states])
+    in_float32 = checkpoint.params if master is None else master  # the most exact that there is
+    _load(model, "params", in_float32 if model.precision == "fp32" else checkpoint.params)
+    _load(model, "master", in_float32)
+    _load(model, "m", _whole(states, "m"))
+    _load(model, "v", _whole(states, "v"))
+    course.rounding.state = states[0].rounding_rng  # llm.c has one for each rank; ours is rank 0's
+    course.rounding_before_update = states[0].rounding_rng_before_update
     course.loss_outliers.load(checkpoint.loss_window)
     course.norm_outliers.load(checkpoint.norm_window)
+
+
+def _whole(states, name):
+    """One of the arrays m, v and master of all parameters, from the parts in all processes' states."""
+    return WholeArray(states[0].shards, [getattr(state, name) for state in states])
+
+
+def _load(model, which, values):
+    """Fill one of the model's arrays, if it has it, from an array of all parameters: this process's parts, or all of "params".
+
+    In pieces, since the values lie in files of gigabytes.
+    """
+    if model.raw(which) is None:
+        return
+    shards = Shards(model.config) if which == "params" else model.shards
+    for local, start, length, _ in shards.parts():
+        for offset in range(0, length, PIECE):
+            model.group.doing(f"loading {which}")
+            stop = min(offset + PIECE, length)
+            model.load_part(which, local + offset, values[start + offset : start + stop])

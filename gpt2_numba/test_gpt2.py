@@ -121,7 +121,7 @@ def train_step(model, step, inputs, targets, course):
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    loss, norm = model.measure(GRAD_CLIP)()
+    loss, norm, _ = model.measure(GRAD_CLIP)()
     model.update(step, rounding_seed=course.next_rounding_seed(), **ADAMW)
     return loss, norm
 
@@ -180,7 +180,7 @@ def check_determinism(model, directory, first_step=STEPS):
             batches.append(inputs)
         return {"tokens": np.array(batches), "losses and norms": np.array(losses)} | bits_of(model)
 
-    save(directory, first_step, model, loader, course, keep=0, major_every=0)
+    save(directory, first_step, model, loader, course, keep=0, major_every=0, group=model.group)
     first = ten_steps()
     restore(open_newest(directory), model, loader, course)
     second = ten_steps()
@@ -277,7 +277,7 @@ def run(argv):
     model = GPT2(config, B, T, arguments.device, arguments.precision, tf32=arguments.tf32)
     for name in ("params", "master"):
         if model.raw(name) is not None:
-            model.load_raw(name, parameters)
+            model.load_part(name, 0, parameters)
     machine = device_name() if arguments.device == "gpu" else "CPU, by NumPy"
     tf32 = f", TF32 {'on' if arguments.tf32 else 'off'}" if arguments.precision == "fp32" and arguments.device == "gpu" else ""
     print(f"{config}, B={B}, T={T}, {arguments.precision}{tf32}, {machine}\n")

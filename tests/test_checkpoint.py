@@ -1,16 +1,21 @@
 """Checkpoints: whole or ignored, whatever happens while they are written; old ones go, the others stay."""
 
 import errno
+import json
 import math
 import os
 import signal
+import socket
 import struct
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.group import Alone, Group
 from gpt2_numba.training.checkpoint import (
     CheckpointFailed,
     complete_checkpoints,
@@ -23,6 +28,7 @@ from gpt2_numba.training.checkpoint import (
     state_file_name,
     write_outliers,
 )
+from tests.thread_group import in_threads
 
 
 def contents(step, generation=0, processes=1):
@@ -38,9 +44,24 @@ def writers(step, generation=0, processes=1):
             for name, content in contents(step, generation, processes).items()}
 
 
+def of_rank(rank, files):
+    """Of a checkpoint's files, name -> anything, those that a rank writes."""
+    return {name: value for name, value in files.items() if (name[15:20] if name.startswith("state") else "00000") == f"{rank:05d}"}
+
+
 def save(directory, *steps, keep=0, major_every=0):
     for step in steps:
-        save_checkpoint(directory, step, writers(step), keep, major_every)
+        save_checkpoint(directory, step, writers(step), Alone(), keep, major_every)
+
+
+def save_by_several(directory, step, processes, generation=0, keep=0, changes=()):
+    """What each process gets back: None or its exception. changes: other writers, by file name."""
+    files = writers(step, generation, processes) | dict(changes)
+
+    def save_own(group):
+        save_checkpoint(directory, step, of_rank(group.rank, files), group, keep)
+
+    return in_threads(processes, save_own)
 
 
 def names(directory):
@@ -97,7 +118,7 @@ def test_files_of_a_killed_run_are_removed_before_others_are_written(tmp_path):
         assert names(tmp_path) == []
         path.touch()
 
-    save_checkpoint(tmp_path, 20, {model_file_name(20): write})
+    save_checkpoint(tmp_path, 20, {model_file_name(20): write}, Alone())
 
 
 def test_complete_checkpoints(tmp_path):
@@ -113,7 +134,7 @@ def test_complete_checkpoints(tmp_path):
 
 def test_complete_checkpoints_of_several_processes(tmp_path):
     for step in (10, 20):
-        save_checkpoint(tmp_path, step, writers(step, processes=3))
+        save_by_several(tmp_path, step, processes=3)
     (tmp_path / state_file_name(20, 2)).unlink()
     assert complete_checkpoints(tmp_path) == [10]
 
@@ -125,6 +146,12 @@ def test_a_damaged_state_file_is_not_passed_over_in_silence(tmp_path, state):
     save(tmp_path, 10)
     (tmp_path / state_file_name(10, 0)).write_bytes(state)
     assert complete_checkpoints(tmp_path) == [10]
+
+
+def test_a_state_file_of_billions_of_processes(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / state_file_name(10, 0)).write_bytes(struct.pack("<3i", 20240527, 1, 2**31 - 1))
+    assert complete_checkpoints(tmp_path) == []
 
 
 @pytest.mark.parametrize("keep, major_every, left", [
@@ -139,7 +166,7 @@ def test_old_checkpoints_are_deleted(tmp_path, keep, major_every, left):
 
 def test_all_states_of_an_old_checkpoint_are_deleted(tmp_path):
     for step in (10, 20):
-        save_checkpoint(tmp_path, step, writers(step, processes=3), keep=1)
+        save_by_several(tmp_path, step, processes=3, keep=1)
     assert names(tmp_path) == sorted([*contents(20, processes=3), done_file_name(20)])
 
 
@@ -166,7 +193,7 @@ def test_a_full_disk(tmp_path, name):
     save(tmp_path, 10)
     before = names(tmp_path)
     with pytest.raises(CheckpointFailed) as raised:
-        save_checkpoint(tmp_path, 20, writers(20) | {name: full_disk}, keep=1)
+        save_checkpoint(tmp_path, 20, writers(20) | {name: full_disk}, Alone(), keep=1)
     message = str(raised.value)
     assert "step 20" in message and "No space left" in message and str(tmp_path) in message and "\n" not in message
     assert isinstance(raised.value, UserError)
@@ -182,7 +209,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         path.write_bytes(b"something")
 
     with pytest.raises(CheckpointFailed, match="No space left"):
-        save_checkpoint(tmp_path, 20, writers(20) | {state_file_name(20, 0): write})
+        save_checkpoint(tmp_path, 20, writers(20) | {state_file_name(20, 0): write}, Alone())
     assert names(tmp_path) == []
 
 
@@ -221,54 +248,185 @@ def test_other_errors_come_through(tmp_path, error):
         raise error("stop")
 
     with pytest.raises(error) as raised:
-        save_checkpoint(tmp_path, 20, writers(20) | {outliers_file_name(20): write})
+        save_checkpoint(tmp_path, 20, writers(20) | {outliers_file_name(20): write}, Alone())
     assert not isinstance(raised.value, CheckpointFailed) and names(tmp_path) == []
 
 
-def run_and_kill(directory, step, generation, keep, at):
-    """Save a checkpoint in a process of its own, which dies before its operation number `at` on the file system.
+# --- Several processes ---
 
-    True if it was killed, False if it came to its end before.
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_a_checkpoint_of_several_processes(tmp_path, processes):
+    assert save_by_several(tmp_path / "new" / "run", 20, processes) == [None] * processes
+    found = {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")}
+    assert found == contents(20, processes=processes) | {"DONE_00000020": b""}
+
+
+def test_no_name_is_given_before_all_have_written(tmp_path, monkeypatch):
+    seen, replace = [], os.replace
+
+    def watch(old, new):
+        if not seen:
+            assert set(names(tmp_path)) == {f".{name}.aside" for name in [*contents(20, processes=3), "DONE_00000020"]}
+        seen.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", watch)
+    save_by_several(tmp_path, 20, 3)
+    assert sorted(seen) == sorted([*contents(20, processes=3), "DONE_00000020"]) and seen[-1] == "DONE_00000020"
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_disk_that_is_full_for_one_fails_for_all(tmp_path, rank):
+    save_by_several(tmp_path, 10, 3)
+    before = names(tmp_path)
+    errors = save_by_several(tmp_path, 20, 3, keep=1, changes={state_file_name(20, rank): full_disk})
+    (message,) = {str(error) for error in errors}
+    assert all(isinstance(error, CheckpointFailed) for error in errors)
+    assert f"(rank {rank} on host {socket.gethostname()}, CPU: No space left" in message and "step 20" in message and "\n" not in message
+    assert names(tmp_path) == before
+    assert save_by_several(tmp_path, 20, 3, keep=1) == [None] * 3  # there is room again
+    assert complete_checkpoints(tmp_path) == [20]
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace", "unlink"])
+def test_a_disk_that_fails_later_fails_for_all(tmp_path, monkeypatch, operation):
+    save_by_several(tmp_path, 10, 2)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(*((Path, "unlink") if operation == "unlink" else (os, operation)), fail)
+    errors = save_by_several(tmp_path, 20, 2, keep=1)
+    assert all(isinstance(error, CheckpointFailed) and ", CPU: Input/output error" in str(error) for error in errors)
+    monkeypatch.undo()
+    assert 10 in complete_checkpoints(tmp_path)
+
+
+def test_processes_that_see_another_directory(tmp_path):
+    """Rank 1's host has a disk of its own under the same name."""
+    errors = in_threads(2, lambda group: save_checkpoint(
+        tmp_path / f"host{group.rank}", 20, of_rank(group.rank, writers(20, processes=2)), group))
+    assert all(isinstance(error, CheckpointFailed) for error in errors)
+    for error in errors:
+        message = str(error)
+        assert "what rank 1 on host " in message and "has written is not there: all processes must see one directory" in message
+        assert "-o" in message and "\n" not in message
+    assert names(tmp_path / "host0") == names(tmp_path / "host1") == []
+
+
+@pytest.mark.parametrize("before, after", [(4, 2), (2, 4), (3, 1)])
+def test_a_step_done_again_by_another_number_of_processes(tmp_path, before, after):
+    save_by_several(tmp_path, 20, before)
+    save_by_several(tmp_path, 20, after, generation=1)
+    found = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    assert found == contents(20, 1, after) | {"DONE_00000020": b""}
+
+
+def test_the_watch_hears_of_each_file(tmp_path):
+    heard = [[], []]
+
+    def save_watched(group):
+        group.watch = SimpleNamespace(doing=heard[group.rank].append, entering_collective=lambda: None)
+        save_checkpoint(tmp_path, 20, of_rank(group.rank, writers(20, processes=2)), group)
+
+    in_threads(2, save_watched)
+    assert heard[0] == [f"writing {tmp_path / name}" for name in [*of_rank(0, contents(20)), "DONE_00000020"]]
+    assert heard[1] == [f"writing {tmp_path / state_file_name(20, 1)}"]
+
+
+# --- Killed ---
+
+
+class ForkedMeeting:
+    """Of one or two processes that were forked; a socket between them. In the place of parallel/meeting.py's Meeting."""
+
+    def __init__(self, rank, ranks, lines):
+        self.rank, self.ranks = rank, ranks
+        self._line, other = lines[rank], lines[1 - rank]
+        other.close()  # so that the other process, when it dies, takes the only end with it
+        self._answers = self._line.makefile()
+
+    def gather(self, thing):
+        if self.ranks == 1:
+            return [thing]
+        try:
+            self._line.sendall(json.dumps(thing).encode() + b"\n")
+            answer = json.loads(self._answers.readline() or "dead")
+        except (OSError, ValueError):
+            os._exit(1)  # the other one is dead: the watch ends this one
+        return [thing, answer] if self.rank == 0 else [answer, thing]
+
+
+def fork_and_kill(directory, step, generation, keep, at, *place):
+    """Save a checkpoint in a process of its own, which dies before its operation number `at` on the file system (None: never).
+
+    place: its ForkedMeeting's. Returns the process's number.
     """
     child = os.fork()
-    if child == 0:
-        count = 0
+    if child:
+        return child
+    signal.alarm(60)  # rather than wait for ever
+    count = 0
 
-        def kill_at(event, args):
-            nonlocal count
-            if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(directory) in str(args[0]):
-                count += 1
-                if count > at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def kill_at(event, args):
+        nonlocal count
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(directory) in str(args[0]):
+            count += 1
+            if at is not None and count > at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
+    try:
+        group = Group(ForkedMeeting(*place), "CPU")
         sys.addaudithook(kill_at)
-        save_checkpoint(directory, step, writers(step, generation), keep)
+        files = writers(step, generation, group.ranks)
+        save_checkpoint(directory, step, of_rank(group.rank, files), group, keep)
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or status == 0
-    return os.WIFSIGNALED(status)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(2)
+
+
+def save_and_kill(directory, step, generation, keep, at, processes, victim):
+    """Save a checkpoint with one or two processes, of which the victim dies before its operation number `at`.
+
+    True if it did, False if it came to its end before.
+    """
+    lines = socket.socketpair()
+    children = [
+        fork_and_kill(directory, step, generation, keep, at if rank == victim else None, rank, processes, lines)
+        for rank in range(processes)
+    ]
+    for line in lines:
+        line.close()
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    assert os.WIFSIGNALED(statuses[victim]) or statuses == [0] * processes
+    return os.WIFSIGNALED(statuses[victim])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork and threads: the child only writes files
+@pytest.mark.parametrize("processes, victim", [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("step, newest", [(30, {20, 30}), (20, {10, 20})])  # a new step, and one that is done again
-def test_killed_at_any_moment(tmp_path, step, newest):
+def test_killed_at_any_moment(tmp_path, step, newest, processes, victim):
     for at in range(100):
         directory = tmp_path / str(at)
-        save(directory, 10, 20)
-        killed = run_and_kill(directory, step, generation=1, keep=2, at=at)
+        for before in (10, 20):
+            save_by_several(directory, before, processes)
+        killed = save_and_kill(directory, step, 1, keep=2, at=at, processes=processes, victim=victim)
         steps = complete_checkpoints(directory)
         assert steps and steps[0] in newest
         for complete in steps:  # all files of one generation
-            found = {name: (directory / name).read_bytes() for name in contents(complete)}
-            assert found in [contents(complete, generation) for generation in ((0, 1) if complete == step else (0,))]
+            found = {name: (directory / name).read_bytes() for name in contents(complete, 0, processes)}
+            generations = (0, 1) if complete == step else (0,)
+            assert found in [contents(complete, generation, processes) for generation in generations]
         if not killed:
             break
-        save(directory, 40)  # the next one clears up what was left
+        save_by_several(directory, 40, processes)  # the next one clears up what was left
         assert complete_checkpoints(directory)[0] == 40
         assert not [name for name in names(directory) if name.startswith(".")]
-    assert at > 10 and steps[0] == step  # it has been killed often enough, and at last was not
-    assert (directory / model_file_name(step)).read_bytes() == contents(step, generation=1)[model_file_name(step)]
+    assert at >= (10 if victim == 0 else 3) and steps[0] == step  # it has been killed often enough, and at last was not
+    assert (directory / model_file_name(step)).read_bytes() == contents(step, 1, processes)[model_file_name(step)]
 
 
 def test_load_newest(tmp_path, capsys):

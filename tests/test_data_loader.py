@@ -280,3 +280,206 @@ def test_a_damaged_state_is_refused(shuffle, change, reason):
     loader = DataLoader(some_shards(), B, T, shuffle=shuffle)
     with pytest.raises(UserError, match=reason):
         loader.load_state(replace(loader.state(), **change))
+
+
+# --- Batches that are passed over ---
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("counts", [[1] * 40, [0, 9, 1, 10, 11, 2], [60]])  # of 38 in an epoch: to a shard's end, over it, over the epoch's
+def test_skipped_batches_are_those_that_would_have_come(shuffle, counts):
+    def make():
+        return DataLoader(some_shards(), B, T, shuffle=shuffle)
+
+    loader, reading = make(), make()
+    for count in counts:
+        loader.skip(count)
+        first_tokens(reading, count)
+        assert first_tokens(loader, 1) == first_tokens(reading, 1)
+
+
+def test_skipped_batches_are_not_read():
+    loader = DataLoader(some_shards(), B, T)
+    loader.next_batch()  # the shard is open
+    loader._rows = None
+    loader.skip(8)
+    assert loader.state().current_sample == 9
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 5])
+def test_ranks_take_turns_at_one_order(ranks):
+    """As the trainer shares out validation: every batch is read once, whatever the number of ranks, and the batches are the same."""
+    expected = first_tokens(DataLoader(some_shards(), B, T), 30)
+    found = {}
+    for rank in range(ranks):
+        loader = DataLoader(some_shards(), B, T)
+        for index in range(30):
+            if index % ranks == rank:
+                found[index] = first_tokens(loader, 1)[0]
+            else:
+                loader.skip()
+    assert [found[index] for index in range(30)] == expected
+
+
+# --- Other numbers of ranks ---
+
+UNEQUAL = [130, 301, 97, 220]
+
+
+def run_of(ranks, batch=B, shuffle=True, lengths=UNEQUAL):
+    """The loaders of all ranks of a run."""
+    return [DataLoader(some_shards(lengths), batch, T, rank, ranks, shuffle) for rank in range(ranks)]
+
+
+def places(loaders, batches):
+    """By rank, the (shard, position of its first token) of each of the next batches."""
+    return [[divmod(first, 1000) for first in first_tokens(loader, batches)] for loader in loaders]
+
+
+def all_places(ranks, batch=B, lengths=UNEQUAL):
+    """All (shard, position) at which an epoch's batches begin."""
+    samples = [(length - 1) // (ranks * batch * T) for length in lengths]
+    return [(shard, batch * T * place) for shard, count in enumerate(samples) for place in range(ranks * count)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_read_an_epoch_once_between_them(shuffle, ranks):
+    loaders = run_of(ranks, shuffle=shuffle)
+    for _ in range(3):
+        read = places(loaders, loaders[0].batches_per_epoch)
+        assert sorted(sum(read, [])) == all_places(ranks)
+
+
+def resumed(old, ranks, batch=B, shuffle=True):
+    """The loaders of a run that goes on where the loaders `old` are."""
+    states = [loader.state() for loader in old]
+    loaders = run_of(ranks, batch, shuffle)
+    for loader in loaders:
+        loader.load_states(states)
+    return loaders
+
+
+def samples_of(loader, shard):
+    return (UNEQUAL[shard] - 1) // loader.sample_tokens
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("before", [0, 1, 5, 11, 40])
+def test_as_many_ranks_go_on_as_if_nothing_had_been(ranks, before):
+    old = run_of(ranks)
+    places(old, before)
+    loaders = resumed(old, ranks)
+    assert places(loaders, 60) == places(old, 60)
+
+
+CHANGES = [(before, after, B) for before in (1, 2, 3, 4) for after in (1, 2, 3, 4) if before != after] + [(2, 2, 1), (3, 3, 4), (4, 2, 3)]
+
+
+@pytest.mark.parametrize(("before", "after", "batch"), CHANGES)
+def test_another_number_of_ranks_or_another_batch(before, after, batch):
+    """Ranks stay apart, the shard in hand goes on at its fraction, what follows is read whole. Also at the ends of shards and epochs."""
+    rank_0 = run_of(before)[0]
+    epoch, first_shard = rank_0.batches_per_epoch, len(rank_0.sample_order)
+    for done in (0, 1, first_shard, first_shard + 1, epoch - 1, epoch, epoch + first_shard - 2):
+        old = run_of(before)
+        places(old, done)
+        states = [loader.state() for loader in old]
+        loaders = resumed(old, after, batch)
+
+        lefts = []
+        for rank, loader in enumerate(loaders):
+            now, state = loader.state(), states[rank if rank < before else 0]
+            samples = samples_of(loader, now.shard_order[now.current_shard])
+            assert now.current_shard == state.current_shard and len(now.sample_order) == samples
+            share = state.current_sample / len(state.sample_order)
+            assert share <= now.current_sample / samples + 1e-12 and now.current_sample < share * samples + 1  # the least that is enough
+            if rank < before:
+                assert now.shard_order.tolist() == state.shard_order.tolist()
+            lefts.append(samples - now.current_sample)
+
+        read = places(loaders, 2 * loaders[0].batches_per_epoch)
+        for rank, (loader, own) in enumerate(zip(loaders, read)):
+            assert {position // (batch * T) % after for _, position in own} == {rank}  # its own place in every sample
+            # First what is left of the shard in hand, each sample once; then each later shard, whole.
+            state, left = states[rank if rank < before else 0], lefts[rank]
+            order = (states[rank] if rank < before else DataLoader(some_shards(UNEQUAL), batch, T, rank, after, True).state()).shard_order
+            in_hand, *later = order[state.current_shard:]
+            assert {shard for shard, _ in own[:left]} <= {in_hand} and len(set(own[:left])) == left
+            start = left
+            for shard in later:
+                count = samples_of(loader, shard)
+                expected = [(shard, (sample * after + rank) * batch * T) for sample in range(count)]
+                assert sorted(own[start:start + count]) == expected
+                start += count
+            # Then whole epochs, of which all ranks together read everything once.
+            epoch = own[start:start + loader.batches_per_epoch]
+            assert sorted(epoch) == [place for place in all_places(after, batch) if place[1] // (batch * T) % after == rank]
+
+
+def test_a_rank_that_joins_has_its_own_seeds_order():
+    old = run_of(2)
+    places(old, 7)
+    third = resumed(old, 3)[2]
+    fresh = run_of(3)[2]
+    np.testing.assert_array_equal(third.shard_order, fresh.shard_order)
+    assert third.seed == 44
+    permute(expected := np.arange(len(third.sample_order), dtype=np.int32), fresh.generator)  # its generator's next draws
+    np.testing.assert_array_equal(third.sample_order, expected)
+
+
+def test_the_new_order_of_the_shard_in_hand_is_the_generators_next():
+    old = run_of(4)
+    places(old, 7)
+    loader = resumed(old, 2)[1]
+    permute(expected := np.arange(len(loader.sample_order), dtype=np.int32), old[1].generator)
+    np.testing.assert_array_equal(loader.sample_order, expected)
+    assert loader.seed == 43
+
+
+def test_there_and_back_again():
+    """4 -> 2 -> 1 -> 4: the last run's epochs are whole, though each rank may be at another place in its own."""
+    loaders = run_of(4)
+    for ranks in (2, 1, 4):
+        places(loaders, 5)
+        loaders = resumed(loaders, ranks)
+    read = []
+    for loader in loaders:
+        while (loader.current_shard, loader.current_sample) != (len(UNEQUAL) - 1, len(loader.sample_order)):
+            loader.skip()
+        read += places([loader], loader.batches_per_epoch)[0]
+    assert sorted(read) == all_places(4)
+
+
+@pytest.mark.parametrize(("before", "after", "done", "place"), [
+    (1, 2, 5, 3), (2, 1, 5, 10), (4, 3, 4, 6), (3, 4, 3, 3),  # rounded up
+    (2, 4, 10, 5), (1, 4, 21, 5),  # the shard's end stays its end: 21, 10 and 5 samples
+])  # fmt: skip
+def test_in_order_the_place_is_scaled(before, after, done, place):
+    old = run_of(before, shuffle=False)
+    places(old, done)
+    loader = resumed(old, after, shuffle=False)[after - 1]
+    assert (loader.state().current_shard, loader.state().current_sample) == (0, place)
+    first = first_tokens(loader, 1)[0]
+    if place < samples_of(loader, 0):
+        assert first == (place * after + after - 1) * B * T
+    else:
+        assert first == 1000 + (after - 1) * B * T
+
+
+def test_states_of_other_data_are_refused():
+    good = [loader.state() for loader in run_of(2)]
+    for loader, states, reason in [
+        (DataLoader(some_shards(UNEQUAL[:3]), B, T, 0, 3, True), good, "order of 4 shards is not one of the 3"),
+        (DataLoader(some_shards(UNEQUAL), B, T, 0, 3), good, "is of a shuffling loader and this one does not shuffle"),
+        (DataLoader(some_shards(UNEQUAL), B, T, 2, 3, True), [replace(good[0], current_shard=4), good[1]], "shard number 4"),
+        (DataLoader(some_shards(UNEQUAL), B, T, 0, 3, True), [replace(good[0], current_sample=26), good[1]], "sample 26 of 25"),
+        (DataLoader(some_shards(UNEQUAL), B, T, 0, 3, True), [replace(good[0], sample_order=good[0].sample_order[:0])], "sample 0 of 0"),
+    ]:
+        before = loader.state()
+        with pytest.raises(UserError, match=reason) as raised:
+            loader.load_states(states)
+        assert "\n" not in str(raised.value)
+        assert loader.state().current_sample == before.current_sample and loader.shuffle == before.shuffle
+        if loader.shuffle:
+            np.testing.assert_array_equal(loader.state().sample_order, before.sample_order)

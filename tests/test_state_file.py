@@ -7,12 +7,16 @@ import struct
 import numpy as np
 import pytest
 
+from gpt2_numba.config import count_parameters, parse_descriptor
 from gpt2_numba.data.loader import DataLoader, LoaderState
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training import model_file
 from gpt2_numba.training.state_file import GENERATOR, TrainingState, read_state_file, write_state_file
 
-COUNT = 7
+CONFIG = parse_descriptor("L=1,NH=1,C=8,T=1,V=5")
+ALL = count_parameters(CONFIG)
+COUNT = ALL // 4  # four ranks divide every tensor; three do not, and into multiples of 8 no more than one
 SHARDS, SAMPLES = [2, 0, 1], [3, 1, 4, 0, 2]
 WORDS = list(range(1000, 1624))
 
@@ -22,6 +26,11 @@ class Mt19937State(ctypes.Structure):
 
     _fields_ = [("seed", ctypes.c_ulonglong), ("left", ctypes.c_int), ("next", ctypes.c_uint),
                 ("words", ctypes.c_uint * 624), ("matrix", ctypes.c_uint * 2)]
+
+
+def numbers(index, count=COUNT):
+    """What the array number `index` of a state holds here, float32 (count,)."""
+    return np.arange(count, dtype=np.float32) + np.float32(0.5 + 100 * index)
 
 
 def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMPLES, left=524, next=101,
@@ -34,7 +43,7 @@ def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMP
     struct.pack_into("<QQ", header, 120, 1, 2)
     for index, number in fields.items():
         struct.pack_into("<i", header, 4 * index, number)
-    arrays = [np.arange(count) + 0.5 + 100 * index for index in range(3 if master else 2)]
+    arrays = [numbers(index, count) for index in range(3 if master else 2)]
     parts = [bytes(header), *(struct.pack(f"<{count}f", *array) for array in arrays)]
     if shuffle:
         parts += [struct.pack(f"<Q{len(shards)}i", len(shards) if shards_said is None else shards_said, *shards),
@@ -45,22 +54,24 @@ def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMP
 
 def state(master=True, shuffle=True):
     """The TrainingState that llmc_bytes holds."""
-    m, v, w = (np.arange(COUNT, dtype=np.float32) + np.float32(0.5 + 100 * index) for index in range(3))
+    m, v, w = map(numbers, range(3))
     loader = LoaderState(False, 1, 2)
     if shuffle:
         loader = LoaderState(True, 1, 2, np.array(SHARDS, np.int32), np.array(SAMPLES, np.int32), 44,
                              np.array(WORDS, np.uint32), 101)
-    return TrainingState(4, 2, 1234, 2**64 - 3, 2**33 + 5, loader, m, v, w if master else None)
+    return TrainingState(Shards(CONFIG, 2, 4, exact=True), 1234, 2**64 - 3, 2**33 + 5, loader, m, v, w if master else None)
 
 
 def assert_same(found, expected):
-    """All fields of two dataclasses, arrays by dtype and value."""
+    """All fields of two dataclasses, arrays by dtype and value, Shards by their parts."""
     for field in dataclasses.fields(expected):
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if isinstance(b, np.ndarray):
             assert a.dtype == b.dtype and np.array_equal(a, b), field.name
         elif dataclasses.is_dataclass(b):
             assert_same(a, b)
+        elif isinstance(b, Shards):
+            assert (a.rank, a.ranks, a.whole, a.parts()) == (b.rank, b.ranks, b.whole, b.parts())
         else:
             assert a == b, field.name
 
@@ -74,7 +85,7 @@ def test_the_generator_is_laid_out_as_in_c():
 @pytest.mark.parametrize("master", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_written_bytes_are_llmcs(tmp_path, monkeypatch, master, shuffle):
-    monkeypatch.setattr(model_file, "PIECE", 3)  # several pieces, the last one smaller
+    monkeypatch.setattr(model_file, "PIECE", 100)  # several pieces, the last one smaller
     write_state_file(tmp_path / "s.bin", state(master, shuffle))
     assert (tmp_path / "s.bin").read_bytes() == llmc_bytes(master=master, shuffle=shuffle)
 
@@ -83,7 +94,7 @@ def test_written_bytes_are_llmcs(tmp_path, monkeypatch, master, shuffle):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_the_state_comes_back(tmp_path, master, shuffle):
     (tmp_path / "s.bin").write_bytes(llmc_bytes(master=master, shuffle=shuffle))
-    found = read_state_file(tmp_path / "s.bin", COUNT)
+    found = read_state_file(tmp_path / "s.bin", CONFIG)
     assert_same(found, state(master, shuffle))
     assert isinstance(found.m, np.memmap) and not found.m.flags.writeable
 
@@ -113,7 +124,7 @@ def raw_draws(generator, count):
 
 def restored(path):
     """NumPy's generator from the state file."""
-    loader = read_state_file(path, COUNT).loader
+    loader = read_state_file(path, CONFIG).loader
     generator = np.random.RandomState(0)
     generator.set_state(("MT19937", loader.generator_words, loader.generator_position))
     return generator
@@ -147,10 +158,10 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
     loader = DataLoader(shards, B=2, T=3, shuffle=shuffle)
     for _ in range(batches):
         loader.next_batch()
-    m = np.zeros(COUNT, np.float32)
-    write_state_file(tmp_path / "s.bin", TrainingState(1, 0, 5, 6, 7, loader.state(), m, m))
+    m = np.zeros(ALL, np.float32)
+    write_state_file(tmp_path / "s.bin", TrainingState(Shards(CONFIG), 5, 6, 7, loader.state(), m, m))
     resumed = DataLoader(shards, B=2, T=3, shuffle=shuffle)
-    resumed.load_state(read_state_file(tmp_path / "s.bin", COUNT).loader)
+    resumed.load_state(read_state_file(tmp_path / "s.bin", CONFIG).loader)
     for _ in range(25):  # beyond two epochs
         np.testing.assert_array_equal(resumed.next_batch(), loader.next_batch())
 
@@ -165,13 +176,18 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
     (llmc_bytes({4: 7}), "rank 2 of 4, 7, 1"),
     (llmc_bytes({5: 2}), "rank 2 of 4, 1, 2"),
     (llmc_bytes({10: -1}), "1, 1 and -1"),
+    (llmc_bytes({6: 4}), "0 or 8, this one has 4"),
+    (llmc_bytes({6: 8}), "belongs to another model"),  # unequal parts would be of another size
     (llmc_bytes(shuffle=False)[:-1], "belongs to another model"),
     (llmc_bytes(shuffle=False) + b"\0", "belongs to another model"),
-    (llmc_bytes(shuffle=False, count=6), "belongs to another model"),
-    (llmc_bytes(master=False, shuffle=False, count=14), "2 float32 each must have 1080 bytes, this file has 1136"),
-    (llmc_bytes(count=6), "belongs to another model"),
-    (llmc_bytes(count=8), "belongs to another model"),
-    (llmc_bytes(count=70), "belongs to another model"),
+    (llmc_bytes(shuffle=False, count=COUNT - 1), "belongs to another model"),
+    (llmc_bytes(master=False, shuffle=False, count=2 * COUNT), "2 float32 each must have 4864 bytes, this file has 8704"),
+    (llmc_bytes(count=COUNT - 1), "belongs to another model"),
+    (llmc_bytes(count=COUNT + 1), "belongs to another model"),
+    (llmc_bytes(count=10 * COUNT), "belongs to another model"),
+    (llmc_bytes(count=ALL - 1), "belongs to another model"),
+    (llmc_bytes(count=ALL + 1), "belongs to another model"),
+    (llmc_bytes({2: 5}), "belongs to another model"),  # five processes do not divide the tensors: only whole copies can be meant
     (llmc_bytes()[:1100], "and those of the loader, this file has 1100"),
     (llmc_bytes()[:1024 + 12 * COUNT + 5], "cannot lie in its last 0 bytes"),
     (llmc_bytes(shards_said=2**60), "an order of 1152921504606846976 numbers"),
@@ -190,23 +206,80 @@ def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        read_state_file(path, COUNT)
+        read_state_file(path, CONFIG)
     message = str(raised.value)
     assert reason in message and str(path) in message and "\n" not in message
 
 
 def test_a_shard_that_is_used_up_is_no_damage(tmp_path):
     (tmp_path / "s.bin").write_bytes(llmc_bytes({32: 5}))
-    assert read_state_file(tmp_path / "s.bin", COUNT).loader.current_sample == 5
+    assert read_state_file(tmp_path / "s.bin", CONFIG).loader.current_sample == 5
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        read_state_file(tmp_path / "none.bin", COUNT)
+        read_state_file(tmp_path / "none.bin", CONFIG)
+
+
+# --- What of all parameters is in a file ---
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_a_files_parts_come_back(tmp_path, ranks):
+    """From arrays that hold the parts, and cut out of arrays of all parameters: the same file. `exact` parts are llm.c's."""
+    for rank in range(ranks):
+        shards = Shards(CONFIG, rank, ranks)
+        everything = [numbers(index, ALL) for index in range(3)]
+        own = [np.concatenate([a[start:start + length] for _, start, length, _ in shards.parts()]) for a in everything]
+        assert len(own[0]) == shards.local_count()
+        loader = state().loader
+        write_state_file(tmp_path / "whole.bin", TrainingState(shards, 9, 1, 2, loader, *everything))
+        write_state_file(tmp_path / "own.bin", TrainingState(shards, 9, 1, 2, loader, *own))
+        assert (tmp_path / "whole.bin").read_bytes() == (tmp_path / "own.bin").read_bytes()
+        assert_same(read_state_file(tmp_path / "own.bin", CONFIG), TrainingState(shards, 9, 1, 2, loader, *own))
+        assert struct.unpack_from("<i", (tmp_path / "own.bin").read_bytes(), 24) == (0 if ranks == 1 else 8,)
+
+
+def test_equal_parts_are_llmcs(tmp_path):
+    """Where our parts are equal, they are llm.c's, and so is the file's header."""
+    config = parse_descriptor("L=1,NH=1,C=16,T=2,V=5")
+    shards = Shards(config, 1, 2)
+    everything = [numbers(index, shards.global_count) for index in range(3)]
+    write_state_file(tmp_path / "s.bin", TrainingState(shards, 9, 1, 2, LoaderState(False, 0, 0), *everything))
+    content = (tmp_path / "s.bin").read_bytes()
+    assert struct.unpack_from("<7i", content) == (20240527, 1, 2, 1, 1, 0, 0)
+    m = np.frombuffer(content, "<f4", shards.local_count(), offset=1024)
+    wte, wpe = everything[0][: 128 * 16], everything[0][128 * 16 : 130 * 16]
+    np.testing.assert_array_equal(m[: 65 * 16], [*wte[64 * 16 :], *wpe[16:]])  # the second half of each
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("processes", [4, 5])  # 4 divide the tensors, so a file could also hold a quarter; 5 do not
+@pytest.mark.parametrize("master", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_all_parameters_in_each_file(tmp_path, zeros, processes, master, shuffle):
+    """As llm.c writes with -z 0: only the file's size tells."""
+    content = bytearray(llmc_bytes({2: processes}, master, shuffle, count=ALL))
+    if zeros:  # which could be taken for an order of no shards
+        content[1024:1024 + 4 * ALL * (2 + master)] = bytes(4 * ALL * (2 + master))
+    (tmp_path / "s.bin").write_bytes(content)
+    found = read_state_file(tmp_path / "s.bin", CONFIG)
+    expected = dataclasses.replace(state(master, shuffle), shards=Shards(CONFIG, 2, processes, whole=True))
+    for index, name in enumerate(["m", "v", "master"][:2 + master]):
+        setattr(expected, name, numbers(index, ALL) * np.float32(not zeros))
+    assert_same(found, expected)
+
+
+def test_a_long_order_of_samples_is_no_array(tmp_path):
+    """A file with a quarter of the parameters, and larger than one with all would be."""
+    samples = list(range(3 * ALL))
+    (tmp_path / "s.bin").write_bytes(llmc_bytes(samples=samples))
+    found = read_state_file(tmp_path / "s.bin", CONFIG)
+    assert not found.shards.whole and found.loader.sample_order.tolist() == samples
 
 
 @pytest.mark.parametrize("changes", [
-    {"v": np.zeros(6, np.float32)}, {"m": np.zeros(7)}, {"master": np.zeros(7, np.uint16)},
+    {"v": np.zeros(COUNT - 1, np.float32)}, {"m": np.zeros(COUNT)}, {"master": np.zeros(COUNT, np.uint16)},
 ])
 def test_arrays_that_do_not_fit_are_not_written(tmp_path, changes):
     with pytest.raises(ValueError, match="write_state_file"):

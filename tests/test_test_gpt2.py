@@ -208,7 +208,7 @@ def test_a_reload_that_forgets_something_is_found(files, run, monkeypatch, forgo
         if kept is None:
             loader.load_state(place)
         else:
-            model.load_raw(forgotten, kept)
+            model.load_part(forgotten, 0, kept)
 
     monkeypatch.setattr(program, "restore", forgetful)
     code, text, _ = run(files)
@@ -286,7 +286,7 @@ def test_the_kernels_first_step_is_within_the_bounds(tmp_path, precision):
     model = GPT2(config, 2, 6, "gpu", precision, tf32=False)
     for name in ("params", "master"):
         if model.raw(name) is not None:
-            model.load_raw(name, parameters)
+            model.load_part(name, 0, parameters)
     rows = program.compare_first_step(model, state, tf32=False)
     program.print_rows(rows)
     assert [str(row) for row, _ in rows if not row.ok] == []

@@ -13,9 +13,10 @@ that is opened permutes its samples. The generator is a Mersenne Twister seeded 
 those of llm.c, so the same settings give the same batches there and here.
 
 `state` and `load_state` take a loader's place out and in, for checkpoints: the batches that follow are the same.
+`load_states` goes on from the places of another number of ranks, or of another batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,25 +111,74 @@ class DataLoader:
             sample_order=self.sample_order,  # each shard makes a new one, so it need not be copied for every batch
             seed=self.seed, generator_words=words, generator_position=position)
 
+    def skip(self, count=1):
+        """Pass over the next `count` batches without reading them."""
+        while count > 0:
+            if self.current_sample == len(self.sample_order):
+                self._advance_shard()
+            passed = min(count, len(self.sample_order) - self.current_sample)
+            self.current_sample += passed
+            count -= passed
+
     def load_state(self, state):
         """Go on from `state` (LoaderState): the next batches are those that followed it, in later epochs too.
 
         Raises UserError, and leaves this loader as it was, if the state is another loader's: other shards, batch size,
         sequence length, number of ranks, or shuffling.
         """
-        self._check_state(state)
+        self._check_place(state)
+        self._check_samples(state)
+        self._load_place(state)
+        if self.shuffle:
+            self.sample_order = np.array(state.sample_order, dtype=np.int32)
+        self.current_sample = state.current_sample
+
+    def load_states(self, states):
+        """Go on where a run of len(states) ranks was: `states` are the LoaderStates of its ranks, in their order.
+
+        With as many ranks and the same batch this is load_state, of this rank's own. Otherwise the shard in hand has
+        another number of samples, and the saved order of them means nothing. It gets a new one, and the loader goes on in
+        it after the same fraction of the shard, rounded up to whole samples. Until that shard ends some tokens come a
+        second time, and as many not at all: the ranks have drawn an order each, as in llm.c, so what they have used so
+        far are places all over the shard, which samples of another size cannot tell apart. Later shards are read whole.
+
+        A rank that there was before goes on with its order of shards and its generator, another with those that it has
+        now: its own seed's, if it has just been made. At any moment all ranks read different tokens, since each reads at
+        its own place in the samples. A loader that does not shuffle takes the batch to be the same.
+
+        Raises UserError, and leaves this loader as it was, if the states are of other shards or another kind of order.
+        """
+        state = states[0]
+        if self.rank < len(states):
+            state = states[self.rank]
+        elif self.shuffle:
+            own = self.state()
+            state = replace(state, shard_order=own.shard_order, seed=own.seed,
+                            generator_words=own.generator_words, generator_position=own.generator_position)
+        self._check_place(state)
+        same_batch = not self.shuffle or len(state.sample_order) == self._samples_of_place(state)
+        if len(states) == self.ranks and same_batch:
+            self.load_state(state)
+            return
+        self._load_place(state)
+        samples = len(self.sample_order)
+        if self.shuffle:
+            permute(self.sample_order, self.generator)
+            self.current_sample = -(-state.current_sample * samples // len(state.sample_order))
+        else:  # the state does not say how many samples there were, but they were smaller or larger as the ranks are more or fewer
+            self.current_sample = min(-(-state.current_sample * len(states) // self.ranks), samples)
+
+    def _load_place(self, state):
+        """Go to the state's shard, its samples in their own order; the generator as it was then."""
         self.current_shard = state.current_shard
         if self.shuffle:
             self.shard_order = np.array(state.shard_order, dtype=np.int32)
-        self._open_shard()
-        if self.shuffle:
-            self.sample_order = np.array(state.sample_order, dtype=np.int32)
             self.seed = state.seed
             self.generator.set_state(("MT19937", state.generator_words, state.generator_position))
-        self.current_sample = state.current_sample
+        self._open_shard()
 
-    def _check_state(self, state):
-        """Raise UserError if this loader cannot go on from `state`."""
+    def _check_place(self, state):
+        """Raise UserError if the state is not of these shards, or of another kind of order."""
         if state.shuffle != self.shuffle:
             raise UserError(
                 f"{self._name_of(0)}: the saved place in the data must be of the same order, it is of a "
@@ -136,27 +186,38 @@ class DataLoader:
                 f"{'' if self.shuffle else 'not '}shuffle. Resume with the settings of the run that was saved")
         if not 0 <= state.current_shard < len(self.shards):
             raise self._foreign_state(f"it is in shard number {state.current_shard}, and there are {len(self.shards)}")
-        shard = state.current_shard
-        if self.shuffle:
-            if not _is_permutation(state.shard_order, len(self.shards)):
-                raise self._foreign_state(f"its order of {len(state.shard_order)} shards is not one of the "
-                                          f"{len(self.shards)} there are")
-            if len(state.generator_words) != 624 or not 0 <= state.generator_position <= 624:
-                raise self._foreign_state(f"its generator has {len(state.generator_words)} words and position "
-                                          f"{state.generator_position}, not 624 words and at most 624")
-            shard = state.shard_order[shard]
-        samples = self._samples_in(len(self._read(shard)))
+        if not self.shuffle:
+            return
+        if not _is_permutation(state.shard_order, len(self.shards)):
+            raise self._foreign_state(f"its order of {len(state.shard_order)} shards is not one of the "
+                                      f"{len(self.shards)} there are")
+        if len(state.generator_words) != 624 or not 0 <= state.generator_position <= 624:
+            raise self._foreign_state(f"its generator has {len(state.generator_words)} words and position "
+                                      f"{state.generator_position}, not 624 words and at most 624")
+        if not 0 <= state.current_sample <= len(state.sample_order) or len(state.sample_order) == 0:
+            raise self._foreign_state(f"it is at sample {state.current_sample} of {len(state.sample_order)}")
+
+    def _check_samples(self, state):
+        """Raise UserError if the samples of the state's shard are not the same here; _check_place comes before."""
+        samples, name = self._samples_of_place(state), self._name_of(self._shard_of(state))
         if self.shuffle and not _is_permutation(state.sample_order, samples):
             raise self._foreign_state(f"its order of {len(state.sample_order)} samples is not one of the {samples} "
-                                      f"in shard {self._name_of(shard)}")
+                                      f"in shard {name}")
         if not 0 <= state.current_sample <= samples:
-            raise self._foreign_state(f"it is at sample {state.current_sample}, and shard {self._name_of(shard)} has "
-                                      f"{samples}")
+            raise self._foreign_state(f"it is at sample {state.current_sample}, and shard {name} has {samples}")
+
+    def _shard_of(self, state):
+        """Number of the shard that the state is in."""
+        return state.shard_order[state.current_shard] if self.shuffle else state.current_shard
+
+    def _samples_of_place(self, state):
+        """Samples in the state's shard, as this loader cuts it."""
+        return self._samples_in(len(self._read(self._shard_of(state))))
 
     def _foreign_state(self, reason):
         return UserError(
-            f"{self._name_of(0)}: the saved place in the data must fit the shards and the batch: {reason}. Resume with "
-            f"the shards (-i), batch size (-b), sequence length (-t) and number of processes of the run that was saved")
+            f"{self._name_of(0)}: the saved place in the data must fit the shards and the batch: {reason}. Resume with the "
+            f"settings of the run that was saved, above all its shards (-i)")
 
     def _rows(self, start):
         """B*T tokens of the open shard from `start` on, copied out of the file: int32 (B, T)."""

@@ -10,13 +10,19 @@ A checkpoint of step S is these files, named as llm.c does, so that either progr
 All are first written aside, under hidden names, and brought to the disk; then they get their names, DONE after the
 others. So a checkpoint is there as a whole or is ignored, and a full disk costs no older one. The disk must have room
 for one checkpoint more than are kept.
+
+Several processes write to one directory, which all of them must see. Each writes its own files aside. When rank 0 knows
+that all have done so, it alone gives all the names; so it does not matter when which process is killed.
 """
 
+import errno
+import itertools
 import json
 import os
 import re
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from gpt2_numba.errors import UserError
@@ -49,34 +55,40 @@ def done_file_name(step):
     return f"DONE_{step:08d}"
 
 
-def save_checkpoint(directory, step, write_files, keep=0, major_every=0):
-    """Write the checkpoint of `step` as a whole, then delete old ones.
+def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0):
+    """Write the checkpoint of `step` as a whole, then delete old ones. All processes of a run call it together.
 
-    directory    made if absent
-    write_files  file name -> function that writes the file at the path it is given, such as
+    directory    made if absent; the same one for all processes
+    write_files  this process's files: name -> function that writes the file at the path it is given, such as
                  {model_file_name(step): lambda path: write_model_file(path, config, flat)}
+    group        the processes (parallel/group.py)
     keep         complete checkpoints to be left, this one included, the newest ones; 0 keeps all
     major_every  checkpoints whose step is a multiple of it are never deleted; 0 makes none major
-    Raises CheckpointFailed if a file cannot be written or deleted. Other errors of the functions come through. Either
-    way the files written aside are removed and the older checkpoints are still there.
+    Raises CheckpointFailed, at all processes, if one cannot write or delete a file. Other errors of the functions come
+    through where they occur. Either way the files written aside are removed and the older checkpoints are still there.
     """
     directory = Path(directory)
+    if group.rank == 0:
+        write_files = {**write_files, done_file_name(step): Path.touch}
+    names = group.gather(list(write_files))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_files_aside(directory)  # of a run that was killed: they take up room
-        try:
-            _write_whole(directory, done_file_name(step), write_files)
-        finally:
-            _remove_files_aside(directory)
-    except OSError as error:
-        raise CheckpointFailed(
-            f"the checkpoint of step {step} could not be written to {directory} ({_reason(error)}); the older ones are "
-            f"as they were. Free some space, or name another directory with -o") from error
-    try:
-        _delete_old(directory, step, keep, major_every)
-    except OSError as error:
+        # Each part begins when all processes have done the one before; a reason why one could not is known to all.
+        reason = (
+            _by_rank_0(group, lambda: _remove_files_aside(directory))  # of a run that was killed: they take up room
+            or _together(group, lambda: _write_aside(directory, write_files, group))
+            or _by_rank_0(group, lambda: _give_names(directory, step, names, group))
+        )
+    finally:
+        for name in write_files:
+            with suppress(OSError):  # most often there is none left; what cannot be removed now, the next checkpoint removes
+                _aside(directory, name).unlink()
+    if reason:
+        raise CheckpointFailed(f"the checkpoint of step {step} could not be written to {directory} ({reason}); the older ones "
+                               f"are as they were. Free some space, or name another directory with -o")
+    reason = _by_rank_0(group, lambda: _delete_old(directory, step, keep, major_every))
+    if reason:
         raise CheckpointFailed(f"the checkpoint of step {step} is written to {directory}, but older ones could not be "
-                               f"deleted ({_reason(error)}). Delete them by hand") from error
+                               f"deleted ({reason}). Delete them by hand")
 
 
 def complete_checkpoints(directory):
@@ -93,11 +105,12 @@ def done_checkpoints(directory):
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
-def load_newest(directory, load):
+def load_newest(directory, load, warn=True):
     """Return load(step) for the newest complete checkpoint that can be loaded.
 
     load  function of a step; raises UserError if the checkpoint is damaged or does not fit. Then a warning says so, and
           the one before it is tried; likewise where DONE is there and another file is missing.
+    warn  False: without the warning
     Raises UserError if none can be loaded; the message has the newest one's reason.
     """
     steps = done_checkpoints(directory)
@@ -110,7 +123,8 @@ def load_newest(directory, load):
                                 f"Use an older checkpoint")
             return load(step)
         except UserError as error:
-            print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
+            if warn:
+                print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
             reasons.append(str(error))
     if not steps:
         raise UserError(f"{directory}: to resume, there must be a complete checkpoint, with DONE, model and state "
@@ -141,22 +155,52 @@ def read_outliers(path):
                         f"off or altered ({type(error).__name__}). Use an older checkpoint") from error
 
 
-def _write_whole(directory, done_name, write_files):
-    """The files of one checkpoint: all aside first, then all to their names, DONE last."""
+def _together(group, work):
+    """Call `work` at every process. Returns why one of them could not do it, if that was an OSError; else None. All get the same."""
+    reason = None
+    try:
+        work()
+    except OSError as error:
+        reason = _reason(error)
+    failures = [(name, reason) for name, reason in zip(group.names, group.gather(reason)) if reason]
+    if not failures:
+        return None
+    name, reason = failures[0]
+    return reason if group.ranks == 1 else f"{name}: {reason}"
+
+
+def _by_rank_0(group, work):
+    """As _together, but only rank 0 works; the others wait for what comes of it."""
+    return _together(group, work if group.rank == 0 else lambda: None)
+
+
+def _write_aside(directory, write_files, group):
+    """Write this process's files under their hidden names, and bring them to the disk."""
+    directory.mkdir(parents=True, exist_ok=True)  # by each process: a host may be late to see what another has made
     for name, write in write_files.items():
+        group.doing(f"writing {directory / name}")
         write(_aside(directory, name))
         _flush_file(_aside(directory, name))
-    # DONE, too, is made now: afterwards nothing needs space on the disk any more.
-    _aside(directory, done_name).touch()
-    _flush_file(_aside(directory, done_name))
+
+
+def _give_names(directory, step, names_by_rank, group):
+    """Turn what all processes have written aside into the checkpoint. DONE, too, has been written: nothing needs space any more."""
+    for process, names in zip(group.names, names_by_rank):
+        if not all(_aside(directory, name).exists() for name in names):
+            raise OSError(errno.ENOENT, f"what {process} has written is not there: all processes must see one directory")
+    done = done_file_name(step)
+    names = [name for names in names_by_rank for name in names if name != done]
 
     # Where a run repeats a step, its old files are replaced one by one: meanwhile the checkpoint must not count.
-    (directory / done_name).unlink(missing_ok=True)
+    (directory / done).unlink(missing_ok=True)
     _flush_directory(directory)
-    for name in write_files:
+    for path in _files_of(directory, step):
+        if path.name not in names:  # that run had more processes
+            path.unlink()
+    for name in names:
         os.replace(_aside(directory, name), directory / name)
     _flush_directory(directory)  # the names before DONE's, even if the power fails
-    os.replace(_aside(directory, done_name), directory / done_name)
+    os.replace(_aside(directory, done), directory / done)
     _flush_directory(directory)
 
 
@@ -170,15 +214,20 @@ def _delete_old(directory, newest, keep, major_every):
         if not (major_every and step % major_every == 0):
             (directory / done_file_name(step)).unlink()  # first: what is half deleted must not count
             _flush_directory(directory)
-            for pattern in (model_file_name(step), f"state_{step:08d}_*.bin", outliers_file_name(step)):
-                for path in directory.glob(pattern):
-                    path.unlink()
+            for path in _files_of(directory, step):
+                path.unlink()
+
+
+def _files_of(directory, step):
+    """Paths of the files of a checkpoint that are there, but for DONE."""
+    patterns = model_file_name(step), f"state_{step:08d}_*.bin", outliers_file_name(step)
+    return [path for pattern in patterns for path in directory.glob(pattern)]
 
 
 def _missing_file(directory, step):
     """The name of a file that the checkpoint lacks to be complete; None if it lacks none."""
     processes = _processes(directory / state_file_name(step, 0))
-    names = [model_file_name(step), *(state_file_name(step, rank) for rank in range(processes))]
+    names = itertools.chain([model_file_name(step)], (state_file_name(step, rank) for rank in range(processes)))
     return next((name for name in names if not (directory / name).exists()), None)
 
 

@@ -1,14 +1,20 @@
 """State files: what a run must remember besides its parameters, in llm.c's format, so that either program can go on.
 
     256 int32, little-endian   [0] = 20240527, [1] = 1 (version), [2] = processes, [3] = rank, [4] = master weights kept
-                               (0 or 1), [5] = the loader shuffles (0 or 1), [10] = step; as uint64 in two places each:
-                               [20] rounding generator, [22] the same before the last update, [30] current shard,
-                               [32] current sample; the rest 0
-    float32                    m, v and, if kept, the master weights: this rank's part of each
+                               (0 or 1), [5] = the loader shuffles (0 or 1), [6] = how the parts are cut, see below,
+                               [10] = step; as uint64 in two places each: [20] rounding generator, [22] the same before
+                               the last update, [30] current shard, [32] current sample; the rest 0
+    float32                    m, v and, if kept, the master weights: this rank's parts of each
     only if the loader shuffles:
     uint64, then int32         number of shards, and their order
     uint64, then int32         number of samples in the current shard, and their order
     2520 bytes                 the loader's generator, as below
+
+Each of N processes writes a file. The parts in it are those of parallel/shards.py:
+
+    [6] = 0    the parts of each tensor of each layer are equal: llm.c's with -z 1. Or, with the same header, each file
+               has all parameters: llm.c's with -z 0, which the file's size tells. We always write parts
+    [6] = 8    ours, where N equal parts would not be multiples of 8 numbers; llm.c cannot read them
 
 The current sample is the next one to be used, as in our loader; it equals the number of samples when the shard has just
 been used up. (llm.c before June 2024 kept the last one that was used.)
@@ -27,6 +33,7 @@ import numpy as np
 
 from gpt2_numba.data.loader import LoaderState
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.shards import WIDTH, Shards
 from gpt2_numba.training.model_file import HEADER_BYTES, HEADER_INTS, read_header, write_array
 
 MAGIC = 20240527
@@ -46,7 +53,7 @@ _CUT_OFF = "It was cut off or altered, or belongs to another model: use an older
 class TrainingState:
     """What one process of a run remembers of it, after `step` steps.
 
-    processes, rank             how many share the run, and which this one is
+    shards                      Shards: which process of how many this is, and which parts of all parameters it keeps
     step                        the next step to be done, from 0
     rounding_rng                generator of the stochastic rounding, 64 bits
     rounding_rng_before_update  the same before the last update: rounding the master weights again gives the same bits
@@ -55,8 +62,7 @@ class TrainingState:
     master                      the parameters in float32, likewise; None if they are not kept
     """
 
-    processes: int
-    rank: int
+    shards: Shards
     step: int
     rounding_rng: int
     rounding_rng_before_update: int
@@ -69,23 +75,26 @@ class TrainingState:
 def write_state_file(path, state):
     """Write a TrainingState to `path`; an older file is replaced.
 
-    The large arrays may lie on the host or on a device: they are read in pieces.
-    Raises ValueError if they are not float32 of one size, OSError if the file cannot be written.
+    Each large array holds the parts of this process, or all parameters, of which the parts are written. It may lie on
+    the host or on a device: it is read in pieces.
+    Raises ValueError if one is not float32 of such a size, OSError if the file cannot be written.
     """
+    shards, loader = state.shards, state.loader
     arrays = [state.m, state.v] + ([] if state.master is None else [state.master])
-    if any(array.dtype != np.float32 or array.shape != (state.m.shape[0],) for array in arrays):
-        raise ValueError(f"write_state_file: m, v and master must be float32 of one size, got "
+    sizes = [(shards.local_count(),), (shards.global_count,)]
+    if any(array.dtype != np.float32 or array.shape not in sizes for array in arrays):
+        raise ValueError(f"write_state_file: m, v and master must be float32 of {sizes[0]} or {sizes[1]} numbers, got "
                          f"{', '.join(f'{array.dtype} {tuple(array.shape)}' for array in arrays)}")
-    loader = state.loader
     header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[:6] = MAGIC, VERSION, state.processes, state.rank, len(arrays) == 3, loader.shuffle
+    header[:7] = MAGIC, VERSION, shards.ranks, shards.rank, len(arrays) == 3, loader.shuffle, 0 if shards.even else WIDTH
     header[10] = state.step
     header[20:24] = _uint64(state.rounding_rng, state.rounding_rng_before_update).view("<i4")
     header[30:34] = _uint64(loader.current_shard, loader.current_sample).view("<i4")
     with open(path, "wb") as file:
         file.write(header.tobytes())
         for array in arrays:
-            write_array(file, array, np.dtype("<f4"))
+            for piece in _parts_of(array, shards):
+                write_array(file, piece, np.dtype("<f4"))
         if loader.shuffle:
             for order in (loader.shard_order, loader.sample_order):
                 file.write(_uint64(len(order)).tobytes())
@@ -93,33 +102,66 @@ def write_state_file(path, state):
             file.write(_generator_of(loader).tobytes())
 
 
-def read_state_file(path, count):
+def read_state_file(path, config):
     """Return the TrainingState in the file at `path`; m, v and master are read-only memory maps.
 
-    count  parameters of this process: all of the model's, or its part where they are shared out. The file does not say.
+    config  GPT2Config of the model that it belongs to: the file does not say how many parameters there are
     Raises UserError if the file is missing, is not exactly a state file, or belongs to a model of another size.
     """
     path = Path(path)
     header = read_header(path, "a state file", MAGIC, (VERSION,), _REMEDY)
-    processes, rank, has_master, shuffle = (int(number) for number in header[2:6])
+    processes, rank, has_master, shuffle, width = (int(number) for number in header[2:7])
     if not 0 <= rank < processes or has_master not in (0, 1) or shuffle not in (0, 1) or header[10] < 0:
         raise UserError(f"{path}: a state file must hold 0 <= rank < processes, two switches of 0 or 1 and a step, "
                         f"this one has rank {rank} of {processes}, {has_master}, {shuffle} and {header[10]}: it was "
                         f"altered. Use an older checkpoint")
+    if width not in (0, WIDTH):
+        raise UserError(f"{path}: a state file's parts must be cut in a known way, 0 or {WIDTH}, this one has {width}: it "
+                        f"was altered, or is of a newer version. Use an older checkpoint")
     rounding = [int(number) for number in header[20:24].view("<u8")]
-    current_shard, current_sample = (int(number) for number in header[30:34].view("<u8"))
+    place = [int(number) for number in header[30:34].view("<u8")]
+    shards, loader = _shards_and_loader(path, _possible_shards(config, rank, processes, width), 2 + has_master, shuffle, place)
+    count = shards.local_count()
+    maps = [_map(path, HEADER_BYTES + 4 * count * index, count) for index in range(2 + has_master)]
+    return TrainingState(shards, int(header[10]), *rounding, loader, *maps)
 
-    size, arrays = path.stat().st_size, 2 + has_master
-    position = HEADER_BYTES + 4 * count * arrays
+
+def _parts_of(array, shards):
+    """An array's parts that belong to this process, as a list of arrays: all of it if it holds no others."""
+    if array.shape[0] == shards.local_count():
+        return [array]
+    return [array[start:start + length] for _, start, length, _ in shards.parts() if length]
+
+
+def _possible_shards(config, rank, processes, width):
+    """The Shards that a file can hold after what its header says, the likeliest first."""
+    if width:
+        return [Shards(config, rank, processes)]
+    all_of_it = Shards(config, rank, processes, whole=True)
+    try:
+        return [Shards(config, rank, processes, exact=True), all_of_it] if processes > 1 else [all_of_it]
+    except ValueError:  # there are no equal parts
+        return [all_of_it]
+
+
+def _shards_and_loader(path, possible, arrays, shuffle, place):
+    """Return (Shards, LoaderState): the first of the possible Shards of which everything behind the arrays makes sense."""
+    reasons = []
+    for shards in possible:
+        try:
+            return shards, _loader_behind(path, shards.local_count(), arrays, shuffle, place)
+        except UserError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _loader_behind(path, count, arrays, shuffle, place):
+    """The LoaderState in a file with so many arrays of `count` numbers. Raises UserError if it is not such a file."""
+    size, position = path.stat().st_size, HEADER_BYTES + 4 * count * arrays
     if size < position or (size != position and not shuffle):
         raise UserError(f"{path}: a state file of {count} parameters with {arrays} float32 each must have {position} "
                         f"bytes{' and those of the loader' if shuffle else ''}, this file has {size}. {_CUT_OFF}")
-    if shuffle:
-        loader = _read_loader(path, position, current_shard, current_sample)
-    else:
-        loader = LoaderState(False, current_shard, current_sample)
-    maps = [_map(path, HEADER_BYTES + 4 * count * index, count) for index in range(arrays)]
-    return TrainingState(processes, rank, int(header[10]), *rounding, loader, *maps)
+    return _read_loader(path, position, *place) if shuffle else LoaderState(False, *place)
 
 
 def _uint64(*numbers):

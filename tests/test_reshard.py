@@ -1,0 +1,50 @@
+"""Shards of N processes, read as one array: any slice has its own numbers, wherever the shards begin and end."""
+
+import numpy as np
+import pytest
+
+from gpt2_numba.config import parse_descriptor
+from gpt2_numba.parallel.reshard import WholeArray
+from gpt2_numba.parallel.shards import Shards
+
+CONFIG = parse_descriptor("L=2,NH=3,C=24,T=5,V=37")
+ALL = Shards(CONFIG).global_count
+
+
+def shared_out(values, ranks, **layout):
+    """(Shards, local arrays by rank) of an array of all parameters."""
+    shards = Shards(CONFIG, 0, ranks, **layout)
+    cuts = [[values[start : start + length] for _, start, length, _ in shards.parts(rank)] for rank in range(ranks)]
+    return shards, [np.concatenate(cut) for cut in cuts]
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [
+    (1, {}), (2, {}), (3, {}), (4, {}), (7, {}), (2, {"exact": True}), (8, {"exact": True}), (3, {"whole": True}),
+])  # fmt: skip
+def test_any_slice(ranks, layout):
+    values = np.arange(ALL, dtype=np.float32)
+    whole = WholeArray(*shared_out(values, ranks, **layout))
+    np.testing.assert_array_equal(whole[0:ALL], values)
+    rng = np.random.default_rng(ranks)
+    bounds = {bound for s in Shards(CONFIG).segments for bound in Shards(CONFIG, 0, ranks).bounds(s)}
+    for start in [*rng.integers(0, ALL, 50), *sorted(bounds - {ALL})]:
+        for stop in (start + 1, rng.integers(start, ALL) + 1, ALL):
+            found = whole[start:stop]
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, values[start:stop])
+
+
+def test_memory_maps(tmp_path):
+    values = np.random.default_rng(1).standard_normal(ALL).astype(np.float32)
+    shards, arrays = shared_out(values, 3)
+    for rank, local in enumerate(arrays):
+        local.tofile(tmp_path / f"{rank}.bin")
+    found = WholeArray(shards, [np.memmap(tmp_path / f"{rank}.bin", np.float32, "r") for rank in range(3)])[100:9000]
+    np.testing.assert_array_equal(found, values[100:9000])
+    found[:] = 0  # the caller's own
+
+
+def test_of_whole_copies_the_first_is_read():
+    shards, copies = shared_out(np.zeros(ALL, np.float32), 3, whole=True)
+    copies[1][:] = copies[2][:] = np.nan
+    assert not WholeArray(shards, copies)[0:ALL].any()
