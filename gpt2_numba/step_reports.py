@@ -13,15 +13,16 @@ class StepResult:
     """Loss (nats per token), gradient norm and their z-scores of one step; whoever looks at them first waits for the GPU."""
 
     def __init__(self, step, learning_rate, wait, course):
-        """wait: a function that gives (loss, norm). course: its detectors take the values in, so results must be looked at in order."""
+        """wait: a function that gives (loss, norm, stopping): see GPT2.measure. course: its detectors take the values in, so results must be looked at in order."""
         self.step, self.learning_rate, self.end = step, learning_rate, None  # the end is known once the step has been asked for
         self._wait, self._course = wait, course
         self._values = None
+        self.stopping = False  # whether any process had been asked to stop; known once the values have been looked at
 
     def values(self):
         """(loss, its z-score, norm, its z-score)"""
         if self._values is None:
-            loss, norm = self._wait()
+            loss, norm, self.stopping = self._wait()
             self._values = loss, self._course.loss_outliers.update(loss), norm, self._course.norm_outliers.update(norm)
         return self._values
 
@@ -42,6 +43,7 @@ class StepReports:
         self._max_steps, self._log, self._peak = max_steps, log, peak_tokens_per_second
         self._tokens_per_step, self._throughput = tokens_per_step, Throughput(tokens_per_step)
         self._overlap, self._waiting, self._begin = overlap, None, None
+        self.stopping = False  # True if a step that has been told of had been asked to be the last, in any process
 
     def begin(self, moment):
         """A step begins. moment: now (gpu/moment.py)."""
@@ -61,6 +63,7 @@ class StepReports:
             return
         result, self._waiting = self._waiting, None
         loss, loss_z, norm, norm_z = result.values()
+        self.stopping = self.stopping or result.stopping
         # From the end of one step to the end of the next: what lies between the steps counts, too.
         seconds, self._begin = result.end.seconds_since(self._begin), result.end
         tokens_per_second = self._throughput.update(seconds)

@@ -1,10 +1,14 @@
 """Train GPT-2:  python -m gpt2_numba.train  (--help lists the flags).
 
-Without flags: a small model on text that every Python carries, on the GPU if there is one, else on the CPU.
+Without flags: a small model on text that every Python carries, on the GPU if there is one, else on the CPU. Several processes, a GPU each, train
+one model together: mpirun -np 8 python -m gpt2_numba.train ... Each of them runs this file from top to bottom.
 """
 
+import contextlib
+import os
 import signal
 import sys
+import traceback
 from dataclasses import fields, replace
 
 import numpy as np
@@ -13,17 +17,22 @@ from gpt2_numba.command_line import exit_code
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import MultipleChoice
+from gpt2_numba.data.multiple_choice import MultipleChoice, Score
 from gpt2_numba.data.prefetch import Prefetcher
 from gpt2_numba.data.token_shards import find_shards
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
-from gpt2_numba.errors import UserError
+from gpt2_numba.errors import SharedError, UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu
-from gpt2_numba.gpu.cublaslt import search_algorithms, take_first_algorithms
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
+from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.layers.attention import choose_engine, engine_name
 from gpt2_numba.model import GPT2, count_parameters, largest_batch, parameter_shapes
+from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
+from gpt2_numba.parallel.group import Alone
+from gpt2_numba.parallel.shards import Shards
+from gpt2_numba.parallel.start import join
+from gpt2_numba.parallel.watch import end_process
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.resume import Checkpoint, Course, open_newest, restore, save
 from gpt2_numba.step_reports import StepReports, StepResult
@@ -43,38 +52,43 @@ SAMPLING_SEED = 1337
 SMALLEST_SAMPLING_CONTEXT = 32  # a forward pass for sampling has 32, 64, 128, ... tokens: few shapes, little waste
 
 
-def train(settings):
-    """Run one training from start to end. settings: Settings as choose_machine gives them. Returns the trained GPT2.
+def train(settings, group=None):
+    """Run one training from start to end. Returns the trained GPT2.
 
+    settings  Settings as choose_machine gives them        group  the processes that train together; None: this one alone
     Raises Stopped if it was asked to stop, UserError if something that was asked for cannot be had.
     """
-    start_from = open_start(settings)
-    settings = choose_precision(settings, start_from)
-    choose_attention(settings)
-    config, encoding = choose_model(settings, start_from)
-    settings = choose_batch_size(settings, config)
-    grad_accum_steps = accumulation_steps(settings)
-    train_loader, val_loader = make_loaders(settings, config)
-    B, T = settings.batch_size, settings.sequence_length
-    tokens_per_step = B * T * grad_accum_steps
+    group = group or Alone()
+
+    def each(work, *arguments):
+        """Do it in every process. If any of them cannot, all stop, and say whose reason it was."""
+        return together(group, lambda: work(*arguments))
+
+    group.doing("preparing the run")
+    check_agreement(group, facts_of_settings(settings) | facts_of_versions(settings.device))
+    start_from = each(open_start, settings, group)
+    config, encoding = each(choose_model, settings, start_from)
+    weights = draw_initial_weights(config, parameter_shapes(config), settings.seed) if start_from is None else None  # beside what follows
+    settings = each(choose_precision, settings, start_from)
+    each(choose_attention, settings)
+    if settings.batch_size == "auto":
+        settings = replace(settings, batch_size=min(group.gather(each(largest_batch_size, settings, config, group.ranks))))
+    grad_accum_steps = each(accumulation_steps, settings, group.ranks)
+    train_loader, val_loader = each(make_loaders, settings, config, group)
+    questions = each(make_questions, settings, config, group)
+    check_agreement(group, facts_of_files(files_of(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step})
+    tokens_per_step = settings.batch_size * settings.sequence_length * grad_accum_steps * group.ranks
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
-    questions = MultipleChoice(settings.eval_file, B, T, vocab_size=config.V) if settings.hellaswag else None
 
-    model = GPT2(
-        config, B, T, settings.device, settings.precision, settings.recompute, settings.master_weights, settings.tf32,
-        settings.gelu_fusion, settings.graph,
-    )  # fmt: skip
+    group.doing("preparing the model")
+    model = each(make_model, settings, config, group)
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
-    choose_matmuls(settings)
-    course = Course(settings.rank)
-    first_step = load_start(model, start_from, train_loader, course, settings.seed)
-    if first_step > max_steps:
-        raise UserError(f"the steps (-x) must be at least the {first_step} that the checkpoint has behind it, got {max_steps}: ask for more")
+    choose_matmuls(settings, model)
+    course = Course()
+    first_step = each(load_start, model, start_from, weights, train_loader, course, max_steps)
 
-    log = MainLog(settings.log_dir, go_on=first_step > 0)
-    peak = chip_peak(settings)
-    peak_tokens = peak / flops_per_token(count_parameters(config), config.L, config.C, T) if peak else None
-    reports = StepReports(max_steps, tokens_per_step, log, overlap=settings.device == "gpu", peak_tokens_per_second=peak_tokens)
+    log = MainLog(settings.log_dir if group.rank == 0 else None, go_on=first_step > 0)
+    reports = StepReports(max_steps, tokens_per_step, log, settings.device == "gpu", peak_tokens_per_second(settings, config, group))
 
     step = first_step
     with Prefetcher(train_loader) as batches, StopRequest() as stop:
@@ -99,11 +113,13 @@ def train(settings):
             # Once in a while: what does it write?
             if settings.sample_every and (step > 0 and step % settings.sample_every == 0 or last):
                 reports.finish()
-                print(f"generating:\n---\n{sample(model, encoding, settings.sample_tokens)}\n---")
+                if group.rank == 0:
+                    print(f"generating:\n---\n{sample(model, encoding, settings.sample_tokens)}\n---")
 
             # Once in a while, and when asked to stop: keep all that is needed to go on.
             due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or last)
-            stopping = stop.requested  # looked at once: a signal after this line is for the next step, which then keeps its own
+            # Looked at once: a signal after this line is for the next step, which then keeps its own. Several processes stop after the same step.
+            stopping = stop.requested if group.ranks == 1 else reports.stopping
             if settings.log_dir and step > first_step and (due or stopping):
                 reports.finish()
                 save_or_say_why_not(settings, step, model, batches, course)
@@ -117,14 +133,15 @@ def train(settings):
             model.zero_grad()
             if settings.overfit_one_batch:
                 batches.reset()
-            for _ in range(grad_accum_steps):
+            for micro_step in range(grad_accum_steps):
+                group.doing(f"step {step + 1}, micro-step {micro_step + 1}")
                 inputs, targets = batches.next_batch()
                 model.forward(inputs)
-                model.backward(targets, grad_accum_steps)
+                model.backward(targets, grad_accum_steps, last=micro_step + 1 == grad_accum_steps)
             rate = learning_rate(
                 settings.schedule, step, max_steps, settings.learning_rate, settings.warmup_steps, settings.final_lr_fraction
             )
-            result = StepResult(step, rate, model.measure(GRAD_CLIP), course)
+            result = StepResult(step, rate, model.measure(GRAD_CLIP, stop=bool(stop.requested)), course)
             if result.is_outlier(settings.skip_loss_z, settings.skip_norm_z):
                 _, loss_z, _, norm_z = result.values()
                 print(f"skipping the update: z-score of the loss {loss_z:.2f}, of the norm {norm_z:.2f}")
@@ -136,8 +153,9 @@ def train(settings):
             step += 1
 
     if stopping and not last:
-        raise Stopped(stopping, step, settings)
+        raise Stopped(stop.requested or "a signal to another process", step, settings)
     if log.path:
+        group.doing("plotting the losses")
         picture = log.path.with_name("loss.png")
         plot_losses(log.path, picture, f"{config}, {count_parameters(config) / 1e6:.1f} M parameters")
         print(f"wrote {log.path} and {picture}")
@@ -161,29 +179,43 @@ class Stopped(Exception):
 
 
 def validate(model, loader, batches):
-    """Mean loss (nats per token) over the first `batches` batches of the validation data."""
+    """Mean loss (nats per token) over the first `batches` batches of the validation data, which the processes share out."""
     loader.reset()
-    for _ in range(batches):
-        model.evaluate(*loader.next_batch())
-    return model.take_loss()
+    group, mine = model.group, 0
+    for index in range(batches):
+        if index % group.ranks == group.rank:
+            group.doing(f"validation, batch {index + 1}")
+            model.evaluate(*loader.next_batch())
+            mine += 1
+        else:
+            loader.skip()
+    (total,) = group.sum([model.take_loss() * mine if mine else 0.0])
+    return total / batches
 
 
 def answer(model, questions):
-    """The Score of the model on multiple-choice questions."""
+    """The Score of the model on multiple-choice questions, which the processes share out."""
+    group = model.group
     for inputs, targets, _ in questions:
+        group.doing("answering multiple-choice questions")
         model.evaluate(inputs, targets)
         questions.score(model.losses_to_host())
-    model.take_loss()  # the mean over the batches says nothing here
-    return questions.result()
+    if questions.batches:
+        model.take_loss()  # the mean over the batches says nothing here
+    mine = questions.result()
+    correct, examples = group.sum([mine.correct, mine.examples])
+    return Score(int(correct), int(examples))
 
 
 def save_or_say_why_not(settings, step, model, batches, course):
     """Write a checkpoint; if that fails, for want of space for instance, the run goes on."""
     try:
-        save(settings.log_dir, step, model, batches, course, settings.keep_checkpoints, settings.major_checkpoint_every)
+        model.group.doing(f"writing the checkpoint of step {step}")
+        save(settings.log_dir, step, model, batches, course, settings.keep_checkpoints, settings.major_checkpoint_every, model.group)
         print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
     except CheckpointFailed as error:
-        print(f"warning: {error}", file=sys.stderr)
+        if model.group.rank == 0:
+            print(f"warning: {error}", file=sys.stderr)
 
 
 def sample(model, encoding, count):
@@ -193,7 +225,8 @@ def sample(model, encoding, count):
     """
     coins = Xorshift64Star(SAMPLING_SEED)
     tokens = [model.config.V - 1]  # end-of-text is the last token of both tokenizers
-    for _ in range(count):
+    for index in range(count):
+        model.group.doing(f"sampling, token {index + 1}")
         context = tokens[-model.T :]
         length = SMALLEST_SAMPLING_CONTEXT
         while length < len(context):
@@ -211,6 +244,8 @@ def sample(model, encoding, count):
 def choose_machine(settings):
     """Settings with the device decided, and every flag that was not given filled in."""
     device = settings.device if settings.device not in (None, "auto") else ("gpu" if real_gpu() else "cpu")
+    if device == "gpu":
+        require_gpu()
     return replace(with_defaults(settings, device), device=device)
 
 
@@ -235,15 +270,13 @@ def choose_attention(settings):
     choose_engine(settings.attention if settings.precision == "bf16" else "auto")
 
 
-def open_start(settings):
+def open_start(settings, group):
     """What the run begins with: a Checkpoint (-y 1, or only its config and params: -e FILE.bin), or None: a fresh model."""
-    if settings.processes > 1:
-        raise UserError(f"-pn (processes) must be 1: this version trains with one process, got {settings.processes}")
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run that is to go on: add -o DIR")
     there = done_checkpoints(settings.log_dir) if settings.log_dir else []
     if settings.resume and there:
-        return open_newest(settings.log_dir)
+        return open_newest(settings.log_dir, warn=group.rank == 0)
     if settings.resume:
         print(f"no checkpoint in {settings.log_dir}: the run begins anew")
     elif there:
@@ -255,22 +288,29 @@ def open_start(settings):
     return None
 
 
-def load_start(model, start_from, train_loader, course, seed):
-    """Load what the run begins with. Returns the number of steps that it has behind it."""
+def load_start(model, start_from, weights, train_loader, course, max_steps):
+    """Load what the run begins with. Returns the number of steps that it has behind it, which must be at most max_steps."""
     if start_from is None:
-        model.load_pieces(draw_initial_weights(model.config, parameter_shapes(model.config), seed))
+        model.load_pieces(weights)
         return 0
+    if start_from.step > max_steps:
+        raise UserError(
+            f"the steps (-x) must be at least the {start_from.step} that the checkpoint has behind it, got {max_steps}: ask for more"
+        )
     restore(start_from, model, train_loader, course)
-    if start_from.state is not None:
+    if start_from.states:
         print(f"resumed after {start_from.step} steps")
     return start_from.step
 
 
-def chip_peak(settings):
-    """The chip's dense bf16 peak in FLOP/s: asked for, or the GPU's; None if it is not known."""
+def peak_tokens_per_second(settings, config, group):
+    """What the chips could do together at their dense bf16 peak, asked for or the GPU's; None if it is not known."""
+    peak = None
     if settings.peak_tflops:
-        return settings.peak_tflops * 1e12
-    return peak_flops(device_name(), *device_properties()) if settings.device == "gpu" and real_gpu() else None
+        peak = settings.peak_tflops * 1e12
+    elif settings.device == "gpu" and real_gpu():
+        peak = peak_flops(device_name(), *device_properties())
+    return peak and group.ranks * peak / flops_per_token(count_parameters(config), config.L, config.C, settings.sequence_length)
 
 
 def choose_model(settings, start_from):
@@ -293,54 +333,92 @@ def choose_model(settings, start_from):
         return config, None
 
 
-def make_loaders(settings, config):
-    """Loaders for training and validation data: token shards, or the built-in corpus."""
+def make_loaders(settings, config, group):
+    """Loaders for training and validation data: token shards, or the built-in corpus.
+
+    Training batches differ from process to process; validation batches are the same in all, which then take turns (see validate).
+    """
     if settings.train_data is None:
         train_shards, val_shards = ([tokens] for tokens in builtin_corpus())
     else:
         train_shards, val_shards = find_shards(settings.train_data), find_shards(settings.val_data)
     sizes = {"B": settings.batch_size, "T": settings.sequence_length, "vocab_size": config.V}
+    place = {"rank": group.rank, "ranks": group.ranks}
     val_loader = DataLoader(val_shards, **sizes)
     if settings.overfit_one_batch:
-        return DataLoader(val_shards, **sizes), val_loader
-    return DataLoader(train_shards, **sizes, shuffle=True), val_loader
+        return DataLoader(val_shards, **sizes, **place), val_loader
+    return DataLoader(train_shards, **sizes, **place, shuffle=True), val_loader
 
 
-def choose_batch_size(settings, config):
-    """Settings with the micro-batch decided: "auto" is the largest that fits into the GPU's memory and divides the tokens of a step."""
-    if settings.batch_size != "auto":
-        return settings
+def make_questions(settings, config, group):
+    """The multiple-choice questions that this process is to answer, or None if nothing is to be asked."""
+    if not settings.hellaswag:
+        return None
+    return MultipleChoice(settings.eval_file, settings.batch_size, settings.sequence_length, group.rank, group.ranks, config.V)
+
+
+def make_model(settings, config, group):
+    """The model, its parameters not yet loaded."""
+    return GPT2(
+        config, settings.batch_size, settings.sequence_length, settings.device, settings.precision, settings.recompute,
+        settings.master_weights, settings.tf32, settings.gelu_fusion, settings.graph, group, settings.zero_stage,
+    )  # fmt: skip
+
+
+def files_of(settings):
+    """The files that decide how the run goes: token shards, questions, the model file to start from."""
+    files = [] if settings.train_data is None else [*find_shards(settings.train_data), *find_shards(settings.val_data)]
+    return files + [settings.eval_file] * settings.hellaswag + [settings.model] * settings.model.endswith(".bin")
+
+
+def largest_batch_size(settings, config, ranks):
+    """The micro-batch of -b auto: the largest that fits into the GPU's memory and divides the tokens of a step."""
     if settings.device != "gpu" or not real_gpu():
         raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
-    T, free = settings.sequence_length, free_gpu_bytes() - MEMORY_RESERVE
-    fitting = largest_batch(config, T, settings.precision, settings.recompute, settings.master_weights, free)
+    free, shards = free_gpu_bytes() - MEMORY_RESERVE, Shards(config, 0, ranks, whole=settings.zero_stage == 0)
+    fitting = largest_batch(
+        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, shards, settings.zero_stage
+    )  # fmt: skip
     total = settings.total_batch_tokens
-    if total and total % T:
-        raise UserError(f"the tokens of a step (-d) must be a multiple of T = {T}, got {total}: {max(1, round(total / T)) * T} is the nearest")
-    B = max((B for B in range(1, fitting + 1) if not total or total // T % B == 0), default=1)
-    return replace(settings, batch_size=B)  # 1 even if it does not fit: the model says what is missing
+    row = ranks * settings.sequence_length  # tokens of a row in every process
+    if total and total % row:
+        raise UserError(
+            f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row}, got {total}: "
+            f"{max(1, round(total / row)) * row} is the nearest"
+        )
+    return max((B for B in range(1, fitting + 1) if not total or total // row % B == 0), default=1)  # 1 even if it does not fit: the model says so
 
 
-def choose_matmuls(settings):
-    """Say how cuBLASLt's algorithms are to be chosen: by trying, or as the library guesses."""
-    if settings.matmul_search and settings.device == "gpu" and real_gpu():
+def choose_matmuls(settings, model):
+    """Say how cuBLASLt's algorithms are to be chosen: by trying, or as the library guesses. Of several processes the first tries for all."""
+    if not (settings.matmul_search and settings.device == "gpu" and real_gpu()):
+        return take_first_algorithms()
+    group = model.group
+    if group.rank == 0:
         for line in search_algorithms(settings.log_dir):
             print(line)
     else:
         take_first_algorithms()
+    if group.ranks > 1:
+        group.doing("trying algorithms for matrix products")
+        model.rehearse()
+        chosen = group.gather(chosen_algorithms() if group.rank == 0 else None)[0]
+        if group.rank > 0:
+            for line in adopt_algorithms(chosen):
+                print(f"{group.names[group.rank]}: {line}", file=sys.stderr)
 
 
-def accumulation_steps(settings):
-    """How many micro-batches make a step."""
-    micro_batch = settings.batch_size * settings.sequence_length
-    total = settings.total_batch_tokens or micro_batch
-    if total % micro_batch:
-        nearest = max(1, round(total / micro_batch)) * micro_batch
+def accumulation_steps(settings, ranks):
+    """How many micro-batches of each process make a step."""
+    micro_batches = settings.batch_size * settings.sequence_length * ranks
+    total = settings.total_batch_tokens or micro_batches
+    if total % micro_batches:
+        nearest = max(1, round(total / micro_batches)) * micro_batches
         raise UserError(
-            f"the tokens of a step (-d) must be a multiple of B * T = {settings.batch_size} * {settings.sequence_length} = {micro_batch}, "
-            f"got {total}: {nearest} is the nearest"
+            f"the tokens of a step (-d) must be a multiple of B * T * processes = {settings.batch_size} * {settings.sequence_length} * {ranks} = "
+            f"{micro_batches}, got {total}: {nearest} is the nearest"
         )
-    return total // micro_batch
+    return total // micro_batches
 
 
 def print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps):
@@ -357,6 +435,8 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
         ("steps", max_steps),
         ("micro-steps a step", grad_accum_steps),
     ]
+    if model.group.ranks > 1:
+        rows += [("process", name) for name in model.group.names]
     for name, value in rows:
         print(f"| {name:<22} | {'' if value is None else value!s:<56} |")
     print(f"memory, allocated once:\n{model.arena.table()}")
@@ -364,15 +444,47 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
 
 def run(argv):
     """Train as the command line asks. Returns the exit code: 0, or 130 if the run was stopped."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log or mpirun gets each line when it is printed
+    settings = choose_machine(parse_settings(argv))
+    group, code = join(settings, settings.device), 0
     try:
-        train(choose_machine(parse_settings(argv)))
+        with only_first_speaks(group):
+            train(settings, group)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + signal.SIGINT
+        if group.rank == 0:
+            print(stopped, file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except SharedError:
+        group.close()
+        if group.rank == 0:
+            raise
+        return 2
     except KeyboardInterrupt:
+        group.fail("stopped at once, by Ctrl-C")
         print("\nstopped at once", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+        code = 128 + signal.SIGINT
+        if group.ranks == 1:
+            return code
+        end_process(code)
+    except BaseException as error:
+        if group.ranks == 1:
+            raise
+        traceback.print_exc()  # first of all: when the others end, the launcher ends this process, too
+        group.fail(f"{type(error).__name__}: {error}")
+        end_process(1)
+    group.doing("ending")
+    group.close()
+    return code
+
+
+@contextlib.contextmanager
+def only_first_speaks(group):
+    """What other processes than the first would print to the screen is left unsaid."""
+    if group.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def main(argv):

@@ -56,6 +56,7 @@ FLAGS = [
     ("-pi", "--init-method", "fs", "init_method", "fs"),
     ("-ps", "--server-address", "10.0.0.1", "server_address", "10.0.0.1"),
     ("-pf", "--shared-path", "some/dir", "shared_path", "some/dir"),
+    (None, "--hang-timeout", "30", "hang_timeout", 30),
     (None, "--device", "gpu", "device", "gpu"),
     (None, "--precision", "bf16", "precision", "bf16"),
     (None, "--attention", "cudnn", "attention", "cudnn"),
@@ -155,7 +156,8 @@ def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
 def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
     unset = {field.name for field in dataclasses.fields(Settings) if getattr(defaults, field.name) is None}
     assert unset - {"log_dir"} == {
-        "train_data", "val_data", "gelu_fusion", "total_batch_tokens", "peak_tflops", "server_address", "shared_path"
+        "train_data", "val_data", "gelu_fusion", "total_batch_tokens", "peak_tflops", "processes", "rank", "gpus_per_node",
+        "server_address", "shared_path"
     }
 
 

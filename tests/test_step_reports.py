@@ -14,7 +14,7 @@ def result(step, loss, norm, course, waited=None):
     def wait():
         if waited is not None:
             waited.append(step)
-        return loss, norm
+        return loss, norm, False
 
     return StepResult(step, 1e-3, wait, course)
 

@@ -88,7 +88,7 @@ def our_run():
                 model.forward(inputs)
                 model.backward(targets)
                 first_gradients = first_gradients or model.grads_to_host()
-                loss, norm = model.measure(max_norm=1.0)()
+                loss, norm, _ = model.measure(max_norm=1.0)()
                 model.update(step, learning_rate(step), weight_decay=0.1)
                 losses.append(loss)
                 norms.append(norm)

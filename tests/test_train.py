@@ -165,7 +165,7 @@ def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
     monkeypatch.setattr(trainer, "real_gpu", lambda: True)
     monkeypatch.setattr(trainer, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + trainer.MEMORY_RESERVE)
-    assert trainer.choose_batch_size(settings, config).batch_size == expected
+    assert trainer.largest_batch_size(settings, config, ranks=1) == expected
 
 
 def test_a_batch_that_fits_is_for_gpus_only(shards):

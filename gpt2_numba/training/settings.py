@@ -229,16 +229,26 @@ class Settings:
         unset="by the chip's name or its properties")
 
     zero_stage: int | None = _setting(
-        "-z", "processes", "STAGE", _whole_number(0, 1), "ZeRO stage; with one process both are the same")
-    processes: int | None = _setting("-pn", "processes", "N", _whole_number(1), "number of processes")
-    rank: int | None = _setting("-pr", "processes", "RANK", _whole_number(0), "rank of this process")
-    gpus_per_node: int | None = _setting("-pg", "processes", "N", _whole_number(1), "GPUs on each host")
+        "-z", "processes", "STAGE", _whole_number(0, 2),
+        "ZeRO: what the processes share out instead of keeping a copy each: 0 nothing, 1 AdamW's averages and the master weights, 2 the "
+        "gradients as well (more messages). With one process all are the same")
+    processes: int | None = _setting(
+        "-pn", "processes", "N", _whole_number(1), "number of processes; with -pi mpi mpirun knows it",
+        unset="as many as mpirun has started")
+    rank: int | None = _setting(
+        "-pr", "processes", "RANK", _whole_number(0), "with -pi tcp or fs: this process's number, from 0", unset="with -pi mpi, MPI's")
+    gpus_per_node: int | None = _setting(
+        "-pg", "processes", "N", _whole_number(1), "GPUs to use on each host, one a process", unset="all that there are")
     init_method: str | None = _setting(
-        "-pi", "processes", "NAME", _one_of("mpi", "tcp", "fs"), "how the processes find each other")
+        "-pi", "processes", "NAME", _one_of("mpi", "tcp", "fs"),
+        "how the processes find each other: mpi (started by mpirun, or by srun --mpi=pmix), tcp or fs (started by hand or by srun)")
     server_address: str | None = _setting(
-        "-ps", "processes", "ADDRESS", _text, "with -pi tcp: address of rank 0", unset="none")
+        "-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: where rank 0 listens", unset="none")
     shared_path: str | None = _setting(
         "-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes see", unset="none")
+    hang_timeout: int | None = _setting(
+        None, "processes", "SECONDS", _whole_number(0),
+        "when no process has got on for so long, all end, and say who was in the way; 0 = wait for ever")
 
 
 # llm.c's defaults, for runs on token shards.
@@ -250,7 +260,7 @@ SHARD_DEFAULTS = Settings(
     val_every=20, val_batches=20, sample_every=20, sample_tokens=64,
     hellaswag=False, eval_file="dev/data/hellaswag/hellaswag_val.bin", gpu_info_every=-1,
     checkpoint_every=0, keep_checkpoints=0, major_checkpoint_every=0, resume=False,
-    zero_stage=0, processes=1, rank=0, gpus_per_node=8, init_method="mpi",
+    zero_stage=0, init_method="mpi", hang_timeout=600,
     device="auto", precision="auto", tf32=True, matmul_search=True, master_weights=True, attention="auto", graph=True,
 )
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a request: the step in hand is finished, what must be kept is written, then the run ends."""
+"""Ctrl-C and SIGTERM as a request: the step in hand is finished, what must be kept is written, then the run ends.
+
+SIGUSR1, too: mpirun hands it on to its processes and waits for them, while a SIGINT or SIGTERM makes it end them at once.
+"""
 
 import signal
 import threading
@@ -10,7 +13,7 @@ class StopRequest:
     A second Ctrl-C stops at once, as usual. Outside of the main thread, where Python delivers no signals, it does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))  # the last not on Windows
 
     def __init__(self):
         self.requested = None  # the signal's name, once it has come
