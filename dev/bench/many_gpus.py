@@ -1,0 +1,286 @@
+"""How training scales over the GPUs of a host, and how much of the messages is hidden behind the computation.
+
+    python -m dev.bench.many_gpus --gpus 1,2 --models d12,d48 --zero 0,1,2 --micro-steps 8,1 --out DIR
+
+For each number of GPUs, model and stage of ZeRO it starts that many processes by mpirun. Each of them steps through random tokens, as in training
+(CUDA graphs, losses told one step late), with several micro-steps a step and with one. Then the same steps without any messages, and
+the messages without the steps; what the messages add to a step is exposed, the rest of them is hidden. "1" runs on all GPUs at the same
+time, a process each that knows of no other: cards of one kind differ by some percent, and together they go at the pace of the slowest.
+Writes DIR/result.json and DIR/table.txt.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+from dev.bench.machine import commit, gpus, versions
+from dev.bench.trainer import LEARNING_RATE, MAX_NORM, WEIGHT_DECAY
+from gpt2_numba import model as model_module
+from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.errors import UserError
+
+BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # a GPU's, as in llm.c's runs; T = 1024
+T = 1024
+BATCHES = 4  # different ones, taken in turn
+SECONDS = 6.0  # of stepping that is measured, at least 3 steps; as much again warms up
+MESSAGES_REPEATED = 5
+
+
+class Quiet:
+    """A group whose messages can be switched off: then everybody goes on with what he has."""
+
+    def __init__(self, group):
+        self._group, self.on = group, True
+
+    def __getattr__(self, name):
+        return getattr(self._group, name)
+
+    def begin(self):
+        if self.on:
+            self._group.begin()
+
+    def end(self):
+        if self.on:
+            self._group.end()
+
+    def all_reduce(self, arrays):
+        if self.on:
+            self._group.all_reduce(arrays)
+
+    def reduce_scatter(self, pieces):
+        if self.on:
+            self._group.reduce_scatter(pieces)
+
+    def all_gather(self, pieces):
+        if self.on:
+            self._group.all_gather(pieces)
+
+
+class Runner:
+    """One process's model, and the ways in which it steps."""
+
+    def __init__(self, group, name, zero_stage, B=None):
+        import numpy as np
+
+        from gpt2_numba.config import ONCE, parameter_shapes
+
+        self.group, self.config, self.B = Quiet(group), parse_descriptor(name), B or BATCH[name]
+        self.model = model_module.GPT2(
+            self.config, self.B, T, "gpu", "bf16", recompute=0, gelu_fusion=2, group=self.group, zero_stage=zero_stage
+        )  # fmt: skip
+        random = np.random.default_rng(1)
+        for tensor, shape in parameter_shapes(self.config).items():  # sizes as at the start of a training; every layer has the same
+            one = 0.02 * random.standard_normal(shape if tensor in ONCE else shape[1:], np.float32)
+            one += 1 if tensor in ("ln1w", "ln2w", "lnfw") else 0
+            self.model.load_pieces((tensor, layer, one) for layer in range(1 if tensor in ONCE else self.config.L))
+        tokens = np.random.default_rng(2 + group.rank)
+        self.batches = [tokens.integers(0, self.config.V, (2, self.B, T), dtype=np.int32) for _ in range(BATCHES)]
+        self.steps_done = 0
+
+    def step(self, micro_steps):
+        """One step. Returns the function that waits for its loss and norm."""
+        self.model.zero_grad()
+        for micro_step in range(micro_steps):
+            inputs, targets = self.batches[micro_step % BATCHES]
+            self.model.forward(inputs)
+            self.model.backward(targets, micro_steps, last=micro_step + 1 == micro_steps)
+        result = self.model.measure(MAX_NORM)
+        self.model.update(self.steps_done, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=self.steps_done)
+        self.steps_done += 1
+        return result
+
+    def steps_in(self, seconds, micro_steps, messages=True):
+        """Milliseconds of each step, for about so many seconds after as many to warm up."""
+        from gpt2_numba.gpu.graph import Graphs
+
+        self.group.on = messages
+        with patch.object(self.model, "_graphs", Graphs(True)):
+            for _ in range(2):  # launched, then recorded
+                self.step(micro_steps)()
+            begin = self.model.moment()
+            self.step(micro_steps)()
+            one = self.model.moment().seconds_since(begin)
+            count = max(3, *self.group.gather(round(seconds / one)))
+            moments, waiting = [self.model.moment()], None
+            for _ in range(2 * count):
+                result = self.step(micro_steps)
+                moments.append(self.model.moment())
+                if waiting:
+                    waiting()
+                waiting = result
+            loss, norm, _ = waiting()
+        self.group.on = True
+        times = [1000 * after.seconds_since(before) for before, after in zip(moments, moments[1:])]
+        return times[count:], loss, norm
+
+    def messages_alone(self, micro_steps):
+        """Milliseconds of a step's messages with nothing else to do: gradients, norm and parameters."""
+        from gpt2_numba.gpu.graph import Graphs
+
+        model, graphs = self.model, Graphs(True)
+
+        def messages():
+            for micro_step in range(micro_steps):
+                last = micro_step + 1 == micro_steps
+                for layer in reversed(range(self.config.L)):
+                    model._gradients.layer_done(layer, last)
+                model._gradients.all_done(last)
+            model._measure(MAX_NORM)
+            model._update((0.9, 0.95, 1e-8, 0.0))
+
+        def nothing(*arguments, **named):
+            pass
+
+        gradients = "gpt2_numba.parallel.gradients"
+        with (
+            patch.object(model_module, "adamw_update", nothing),
+            patch(f"{gradients}.residual_forward", nothing),
+            patch(f"{gradients}.zero", nothing),
+        ):
+            for _ in range(3):  # launched, recorded, replayed
+                graphs.run("messages", messages)
+            begin = model.moment()
+            for _ in range(MESSAGES_REPEATED):
+                graphs.run("messages", messages)
+            return 1000 * model.moment().seconds_since(begin) / MESSAGES_REPEATED
+
+
+def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
+    """One process of those that mpirun has started: prints its results as JSON, if it is the first."""
+    from dataclasses import replace
+
+    from gpt2_numba.gpu.arena import free_gpu_bytes
+    from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
+    from gpt2_numba.parallel.start import join
+    from gpt2_numba.training.settings import SHARD_DEFAULTS
+
+    group = join(replace(SHARD_DEFAULTS, hang_timeout=120), "gpu")
+    runner = Runner(group, name, zero_stage, B)
+    if group.rank == 0:
+        search_algorithms(log_dir)
+    else:
+        take_first_algorithms()
+    runner.model.rehearse()
+    chosen = group.gather(chosen_algorithms() if group.rank == 0 else None)[0]
+    if group.rank > 0:
+        adopt_algorithms(chosen)
+    rows = []
+    for count in micro_steps:
+        times, loss, norm = runner.steps_in(seconds, count)
+        row = {
+            "model": name, "gpus": group.ranks, "zero_stage": zero_stage, "micro_steps": count, "B": runner.B, "T": T,
+            "step_ms": statistics.median(times), "steps": len(times), "step_ms_range": [min(times), max(times)], "loss": loss, "norm": norm,
+            "tokens_per_second": group.ranks * count * runner.B * T / statistics.median(times) * 1000,
+            "arena_gib": runner.model.arena.nbytes / 2**30, "free_gib": free_gpu_bytes() / 2**30,
+        }  # fmt: skip
+        if group.ranks > 1:
+            silent, _, _ = runner.steps_in(seconds, count, messages=False)
+            row["without_messages_ms"] = group.gather(statistics.median(silent))  # by rank: the slowest would set the pace
+            row["messages_alone_ms"] = runner.messages_alone(count)
+            row["exposed_ms"] = row["step_ms"] - max(row["without_messages_ms"])
+        rows.append(row)
+    if group.rank == 0:
+        print("ROWS " + json.dumps(rows), flush=True)
+    group.close()
+
+
+def table_of(rows):
+    """The results as text. The shares are those of all GPUs' own speeds together, and of as many times the slowest, with the same micro-steps."""
+    lines = [
+        "model  GPUs  -z  micro-steps  tokens a step  ms a step      tok/s  of all one by one  of N x slowest  without messages, ms  "
+        "messages, ms  exposed, ms  memory, GiB"
+    ]
+    for row in rows:
+        tokens = row["gpus"] * row["micro_steps"] * row["B"] * row["T"]
+        alone = [one["tokens_per_second"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))]
+        shares, messages = f"{'':>17}  {'':>14}", f"{'':>20}  {'':>12}  {'':>11}"
+        if row["gpus"] > 1 and len(alone) >= row["gpus"]:
+            alone = alone[: row["gpus"]]
+            shares = f"{row['tokens_per_second'] / sum(alone):17.1%}  {row['tokens_per_second'] / (len(alone) * min(alone)):14.1%}"
+        if row["gpus"] > 1:
+            silent = " ".join(f"{ms:.2f}" for ms in row["without_messages_ms"])
+            messages = f"{silent:>20}  {row['messages_alone_ms']:12.2f}  {row['exposed_ms']:11.2f}"
+        lines.append(
+            f"{row['model']:<5}  {row['gpus']:4}  {row['zero_stage']:2}  {row['micro_steps']:11}  {tokens:13,}  {row['step_ms']:9.2f}  "
+            f"{row['tokens_per_second']:9,.0f}  {shares}  {messages}  {row['arena_gib']:11.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv):
+    """The command line. Returns the exit code: 1 if a run fails."""
+    numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+    parser = argparse.ArgumentParser(prog="python -m dev.bench.many_gpus", description=__doc__.split("\n")[0])
+    parser.add_argument("--gpus", type=numbers, default=[1, 2], help="numbers of GPUs [1,2]")
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["d12", "d48"], help=f"of {', '.join(BATCH)} [d12,d48]")
+    parser.add_argument("--zero", type=numbers, default=[0, 1, 2], help="stages of ZeRO, on several GPUs [0,1,2]")
+    parser.add_argument("--micro-steps", type=numbers, default=[8, 1], help="[8,1]")
+    parser.add_argument("--batch", type=int, help="micro-batch of a GPU [the usual of each model]")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of stepping for each figure [{SECONDS:g}]")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--process", help=argparse.SUPPRESS)  # MODEL,STAGE: this is one of mpirun's
+    arguments = parser.parse_args(argv)
+    if arguments.process:
+        name, zero_stage = arguments.process.split(",")
+        measure(name, int(zero_stage), arguments.micro_steps, arguments.seconds, arguments.out, arguments.batch)
+        return 0
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], 0
+    for name in arguments.models:
+        for count in arguments.gpus:
+            for zero_stage in arguments.zero if count > 1 else [0]:
+                found = _start(arguments, name, count, zero_stage)
+                rows, failed = rows + found, failed + (not found)
+                print(table_of(rows), flush=True)
+                _write(arguments.out, argv, rows)
+    return 1 if failed else 0
+
+
+def _start(arguments, name, count, zero_stage):
+    """The rows of `count` processes, or of a process on each GPU by itself if count is 1; [] if that fails."""
+    program = [sys.executable, "-m", "dev.bench.many_gpus", "--process", f"{name},{zero_stage}", "--seconds", str(arguments.seconds)]
+    program += ["--batch", str(arguments.batch)] if arguments.batch else []
+    program += ["--micro-steps", ",".join(map(str, arguments.micro_steps)), "--out", str(arguments.out)]
+    together = [(["mpirun", "--allow-run-as-root", "--bind-to", "none", "-np", str(count), *program], {})]
+    apart = [(program, {"CUDA_VISIBLE_DEVICES": str(gpu)}) for gpu in range(max(arguments.gpus))]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **more})
+        for command, more in (together if count > 1 else apart)
+    ]
+    rows = []
+    for process in running:
+        said, _ = process.communicate()
+        found = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("ROWS ")]
+        if process.returncode or not found:
+            print(f"{name} on {count} GPUs with -z {zero_stage} failed, exit code {process.returncode}:\n{said[-4000:]}", flush=True)
+            return []
+        rows += found[0]
+    return rows
+
+
+def _write(directory, argv, rows):
+    result = {
+        "command": "python -m dev.bench.many_gpus " + " ".join(argv),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "gpu": gpus(),
+        "versions": versions(),
+        "parameters": {row["model"]: count_parameters(parse_descriptor(row["model"])) for row in rows},
+        "rows": rows,
+    }
+    (directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (directory / "table.txt").write_text(table_of(rows) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
