@@ -1,0 +1,103 @@
+"""What goes into the model of the step time: each figure with its unit, how it is known, and its source.
+
+When more is measured: put the value here, say "measured", name the folder in dev/bench, and run `python -m dev.scaling --write`.
+"""
+
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """One input. known: "measured" (by us), "published" (by others) or "assumed"."""
+
+    value: float
+    unit: str
+    known: str
+    source: str
+
+
+NCCL_TUNING = "NCCL 2.25, src/graph/tuning.cc"
+
+FIGURES = {
+    "GPUs per host": Figure(8, "", "assumed", "as in an HGX H200"),
+    "NVLink, bus bandwidth": Figure(370, "GB/s", "published", "8 H100s, rings, no NVLink SHARP: github.com/NVIDIA/nccl-tests/issues/212"),
+    "network, bus bandwidth, 400 Gbit/s a GPU": Figure(360, "GB/s", "assumed", "8 × 50 GB/s a host, at 90 % of the lines' rate"),
+    "network, bus bandwidth, 100 Gbit/s a host": Figure(11.25, "GB/s", "assumed", "12.5 GB/s a host, at 90 % of the line's rate"),
+    "network, added latency, 400 Gbit/s a GPU": Figure(0, "µs", "published", f"of a step between hosts: no more than {NCCL_TUNING} has"),
+    "network, added latency, 100 Gbit/s a host": Figure(20, "µs", "assumed", "of a step between hosts: TCP instead of InfiniBand"),
+    "channels": Figure(16, "", "assumed", "of NCCL, which share out the arrays of one call; NCCL_DEBUG=INFO tells how many"),
+    "further array on a channel": Figure(3, "µs", "assumed", "what each array takes, of those that a channel does one after the other"),
+    "compute lost beside a message": Figure(0.15, "", "assumed", "of a message's time: NCCL takes some 20 of 132 multiprocessors"),
+    "launch": Figure(3, "µs", "assumed", "the least that a kernel takes in a CUDA graph: for micro-batches smaller than those measured"),
+}  # fmt: skip
+
+NETWORKS = "400 Gbit/s a GPU", "100 Gbit/s a host"
+
+
+def figure(name):
+    """The value of an input."""
+    return FIGURES[name].value
+
+
+class Protocol(NamedTuple):
+    """One of the three ways in which NCCL sends: latencies in µs, and how much of the bus bandwidth it can use. Published: NCCL_TUNING."""
+
+    base: float  # of a call
+    ring_inside: float  # of a step of a ring inside of a host
+    ring_between: float  # of one between hosts
+    tree_inside: float
+    tree_between: float
+    ring_share: float  # of the bus bandwidth
+    tree_share: float
+    most: tuple  # GB/s at most, on one host (H100), on two, on more (Intel processors)
+    shortest: float  # µs that every step of a ring takes at least if it leads over several hosts
+
+
+NO_LIMIT = (float("inf"),) * 3
+PROTOCOLS = {
+    "LL": Protocol(6.8, 0.6, 2.7, 0.6, 5.0, 0.50, 0.26, (141.0, 39.0, 20.4), 1.0),
+    "LL128": Protocol(14.0, 1.9, 4.0, 1.25, 8.5, 0.92, 0.85, NO_LIMIT, 1.0),
+    "Simple": Protocol(8.4, 3.4, 14.0, 4.0, 14.0, 1.00, 0.92, NO_LIMIT, 3.0),
+}
+TREE_CORRECTION = 0.7  # of a tree's bandwidth: NCCL has a table by size, 0.5 to 1
+PLATEAU = 1.4  # times the latency: rings for an all-reduce over several hosts, protocol Simple
+
+# One GPU, folders of dev/bench: a training, whose step time counts; and the ruler, which tells how the step is made up of parts.
+ONE_GPU = {
+    "d12": ("2026-11-22-h200-train-d12", "2026-11-22-h200-ruler-d12"),
+    "d48": ("2026-11-22-h200-train-d48", "2026-11-22-h200-ruler-d48"),
+}
+# One GPU, smaller micro-batches: B -> ms of a micro-step, forward and backward. None is measured so far: what stands in for it is assumed.
+SMALLER_MICRO_BATCHES = {"d12": {}, "d48": {}}
+
+
+class Run(NamedTuple):
+    """A training on several GPUs, with which the model is compared. The speed of one GPU is that of the same program."""
+
+    name: str
+    model: str
+    ranks: int
+    stage: int  # -z
+    tokens: int  # a step
+    ms: float  # a step
+    one_tokens: int  # a step on one GPU
+    one_ms: float
+    source: str
+    messages_ms: float | None = None  # of a step's messages with nothing else to do
+
+
+def _published(name, model, ranks, tokens, speed, one_tokens, one_speed, source):
+    """A Run with -z 1 whose speeds are told in tokens a second."""
+    return Run(name, model, ranks, 1, tokens, tokens / speed * 1000, one_tokens, one_tokens / one_speed * 1000, source)
+
+
+LLMC = "github.com/karpathy/llm.c"
+ONE_H200 = "one GPU: H200, README.md"
+PUBLISHED_RUNS = (
+    _published("llm.c, 2 H200", "d12", 2, 524288, 1161e3, 524288, 581e3, f"measured with llm.c; {ONE_H200}"),
+    _published("llm.c, 2 H200", "d48", 2, 65536, 105.3e3, 65536, 52.6e3, f"measured with llm.c; {ONE_H200}"),
+    _published("llm.c, 8 H100", "d12", 8, 524288, 524288 / 0.140, 524288, 581e3, f"published, {LLMC}; {ONE_H200}"),
+    _published("llm.c, 8 H100", "d48", 8, 1048576, 1048576 / 2.75, 65536, 52.6e3, f"published, {LLMC}/discussions/677; {ONE_H200}"),
+)
+
+# Our own on several GPUs: folders of dev/bench with the result.json of dev.bench.many_gpus. None is measured so far.
+OUR_RUNS = ()

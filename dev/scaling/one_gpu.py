@@ -1,0 +1,75 @@
+"""The times of a step on one GPU, as measured (dev/bench)."""
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dev.scaling.figures import ONE_GPU, SMALLER_MICRO_BATCHES, figure
+from gpt2_numba.config import count_parameters, parse_descriptor
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+WEIGHT_PASSES = 4  # a micro-step reads the weights in forward and in backward, and reads and writes their gradients
+
+
+class OneGpu(NamedTuple):
+    """Milliseconds of a micro-step of B rows of T tokens, in parts, and of what comes once a step."""
+
+    B: int
+    T: int
+    forward: float
+    head: float  # backward of the classifier, before the layers
+    layer: float  # backward of one layer
+    tail: float  # backward of the embedding, after the layers
+    norm: float
+    adamw: float
+    launches: int  # kernels in a micro-step
+    copy_rate: float  # GB/s, read plus written
+    memory_gib: float  # that the trainer took for B rows
+
+    def slower(self, factor):
+        """The same GPU with another program, or another one with this program: all times multiplied by a factor."""
+        times = {name: factor * getattr(self, name) for name in ("forward", "head", "layer", "tail", "norm", "adamw")}
+        return self._replace(**times)
+
+
+@functools.cache
+def measured(model):
+    """The OneGpu of "d12" or "d48"."""
+    training, ruler = (json.loads((BENCH / folder / "result.json").read_text()) for folder in ONE_GPU[model])
+    timeline, micro_steps = ruler["timeline"], ruler["model"]["micro_steps"]
+    parts, phases = timeline["parts"], timeline["phases"]
+    # The timeline was taken launch by launch: its parts are stretched to fill the step of the training, gaps between kernels included.
+    stretch = training["median_ms"] / timeline["kernels_ms"]
+    head = parts["classifier_forward_backward"]["ms"] + parts["matmul_backward classifier"]["ms"]
+    tail = parts["encoder_backward"]["ms"]
+    adamw = parts["adamw_update"]["ms"]
+    gpu = OneGpu(
+        B=ruler["model"]["B"],
+        T=ruler["model"]["T"],
+        forward=phases["forward"] / micro_steps,
+        head=head / micro_steps,
+        layer=(phases["backward"] - head - tail) / micro_steps / parse_descriptor(model).L,
+        tail=tail / micro_steps,
+        norm=phases["update"] - adamw,
+        adamw=adamw,
+        launches=sum(kernel["calls"] for kernel in timeline["kernels"].values()) // micro_steps,
+        copy_rate=ruler["ceilings"]["copy"]["sustained"] / 1e9,
+        memory_gib=float(training["memory"].removesuffix(" MiB").replace(",", "")) / 1024,
+    )
+    return gpu.slower(stretch)
+
+
+def micro_step_share(model, gpu, B):
+    """The time of a micro-step of B rows as a share of one of gpu.B rows.
+
+    Between measured sizes the time is taken to rise evenly. Below the smallest it has a part that does not shrink with B: the weights have
+    to be read and their gradients written, and no kernel ends in less than a launch.
+    """
+    full = gpu.forward + gpu.head + parse_descriptor(model).L * gpu.layer + gpu.tail
+    times = {gpu.B: full, **SMALLER_MICRO_BATCHES[model]}
+    weights = WEIGHT_PASSES * 2 * count_parameters(parse_descriptor(model)) / gpu.copy_rate / 1e6
+    times[0] = gpu.launches * figure("launch") / 1000 + weights
+    return float(np.interp(B, sorted(times), [times[size] for size in sorted(times)])) / full

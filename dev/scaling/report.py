@@ -1,0 +1,260 @@
+"""What the model says, as tables and a picture, and where they stand in the documentation."""
+
+import functools
+import itertools
+import json
+import re
+from pathlib import Path
+
+from matplotlib.figure import Figure as Picture
+
+from dev.scaling.collectives import fabric
+from dev.scaling.figures import FIGURES, NETWORKS, OUR_RUNS, PUBLISHED_RUNS, Run
+from dev.scaling.one_gpu import BENCH, measured
+from dev.scaling.step import memory_gib, step
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PICTURE = DOCS / "scaling.png"
+MODELS = "d12", "d48"
+GPUS = tuple(2**n for n in range(10))
+TOKENS = {"d12": 524288, "d48": 1048576}  # a step, as in llm.c's published runs; for 8 GPUs it is the same either way
+PER_GPU = {model: tokens // 8 for model, tokens in TOKENS.items()}
+ENOUGH = 0.9  # share of N times one GPU below which the tables ask what is lost
+LOSSES = {
+    "micro_steps": "small micro-batches",
+    "slowed": "compute slowed by messages",
+    "gradients": "waiting for gradients",
+    "norm": "norm and loss",
+    "adamw": "AdamW",
+    "parameters": "waiting for parameters",
+}
+BLOCK = "<!-- {}: written by python -m dev.scaling --write -->\n{}<!-- end -->"
+
+
+@functools.cache
+def modelled(model, per_gpu, ranks, stage, network):
+    """The Step with TOKENS a step over all GPUs, or, per_gpu, PER_GPU for each."""
+    tokens = PER_GPU[model] * ranks if per_gpu else TOKENS[model]
+    return step(model, ranks, tokens, stage, fabric(network))
+
+
+def share(model, per_gpu, ranks, stage, network):
+    """Speed as a share of `ranks` times that of one GPU."""
+    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, 1, 0, network)
+    return many.tokens_per_second / ranks / one.tokens_per_second
+
+
+def losses(model, per_gpu, ranks, stage, network):
+    """What a step takes longer than on one GPU with a share of everything: name -> ms. Negative where it takes less."""
+    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, 1, 0, network)
+    ideal = many.tokens / one.tokens / ranks
+    return {LOSSES[name]: ms - ideal * one.parts[name] for name, ms in many.parts.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def table(header, rows):
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def inputs_table():
+    rows = [[name, f"{one.value:g} {one.unit}".strip(), f"**{one.known}**", one.source] for name, one in FIGURES.items()]
+    return table(["input", "value", "known", "source"], rows)
+
+
+def one_gpu_table():
+    header = ["one H200, measured, ms", "B", "forward", "backward: classifier", "a layer", "embedding", "norm", "AdamW"]
+    rows = []
+    for model in MODELS:
+        gpu = measured(model)
+        rows.append([model, gpu.B, *(f"{ms:.2f}" for ms in (gpu.forward, gpu.head, gpu.layer, gpu.tail, gpu.norm, gpu.adamw))])
+    return table(header, rows)
+
+
+def our_runs(folder):
+    """Runs from the file of dev.bench.many_gpus, which has one GPU of the same machine with as many micro-steps for each of them."""
+    rows = json.loads((BENCH / folder / "result.json").read_text())["rows"]
+    one = {(row["model"], row["micro_steps"]): row for row in rows if row["gpus"] == 1}
+    runs = []
+    for row in rows:
+        alone = one[row["model"], row["micro_steps"]]
+        tokens = row["micro_steps"] * row["B"] * row["T"]
+        if row["gpus"] > 1:
+            runs.append(Run(
+                f"ours, {row['gpus']} GPUs", row["model"], row["gpus"], row["zero_stage"], tokens * row["gpus"], row["step_ms"],
+                tokens, alone["step_ms"], f"measured: dev/bench/{folder}", row["messages_alone_ms"],
+            ))  # fmt: skip
+    return runs
+
+
+def check(run):
+    """The Step that the model says for a Run on one host, from the speed that one GPU has with that program."""
+    host = fabric(NETWORKS[0])
+    one = step(run.model, 1, run.one_tokens, 0, host)
+    return step(run.model, run.ranks, run.tokens, run.stage, host, measured(run.model).slower(run.one_ms / one.ms))
+
+
+def checks_table():
+    header = ["run", "model", "tokens a step", "ms", "of N × one", "model: ms", "of N × one", "off", "messages, ms", "model", "sources"]
+    rows = []
+    for run in itertools.chain(*map(our_runs, OUR_RUNS), PUBLISHED_RUNS):
+        ideal, says = run.one_ms * run.tokens / run.one_tokens / run.ranks, check(run)
+        messages = ["", ""] if run.messages_ms is None else [f"{run.messages_ms:.2f}", f"{says.messages:.2f}"]
+        rows.append([
+            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.ms:,.1f}", f"{ideal / run.ms:.1%}", f"{says.ms:,.1f}",
+            f"{ideal / says.ms:.1%}", f"{says.ms / run.ms - 1:+.1%}", *messages, run.source,
+        ])  # fmt: skip
+    return table(header, rows)
+
+
+def scaling_table(model, per_gpu):
+    wide, poor = NETWORKS
+    header = [
+        "GPUs", "B × micro-steps", "ms, `-z 1`", "tok/s, `-z 1`", "of N × one: `-z 0`", "`-z 1`", "`-z 2`", "`-z 1`, " + poor,
+        "GiB: `-z 0`", "`-z 1`", "`-z 2`",
+    ]  # fmt: skip
+    rows = []
+    for ranks in GPUS:
+        one = modelled(model, per_gpu, ranks, 1, wide)
+        shares = [share(model, per_gpu, ranks, stage, wide) for stage in (0, 1, 2)] + [share(model, per_gpu, ranks, 1, poor)]
+        memory = [f"{memory_gib(model, ranks, stage, one.B):.1f}" for stage in (0, 1, 2)]
+        speed = [f"{one.ms:,.1f}", thousands(one.tokens_per_second)]
+        rows.append([ranks, f"{one.B} × {one.count}", *speed, *(f"{s:.1%}" for s in shares), *memory])
+    return table(header, rows)
+
+
+def thousands(number):
+    """629k, 4.98M."""
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.0f}k"
+
+
+def parts_table():
+    """Where the time of a step goes, -z 1."""
+    header = ["`-z 1`, " + NETWORKS[0], "GPUs", "N × one", *LOSSES.values(), "step, ms", "messages", "hidden"]
+    rows = []
+    for model in MODELS:
+        for per_gpu in (False, True):
+            for ranks in (8, 64, 512):
+                many = modelled(model, per_gpu, ranks, 1, NETWORKS[0])
+                lost = losses(model, per_gpu, ranks, 1, NETWORKS[0])
+                ideal = many.ms - sum(lost.values())
+                hidden = 1 - (many.slowed + many.gradients + many.parameters) / many.messages
+                rows.append([
+                    batch_name(model, per_gpu), ranks, f"{ideal:,.1f}", *(f"{ms:+.2f}" for ms in lost.values()), f"{many.ms:,.1f}",
+                    f"{many.messages:.2f}", f"{hidden:.0%}",
+                ])  # fmt: skip
+    return table(header, rows)
+
+
+def batch_name(model, per_gpu):
+    return f"{model}, {PER_GPU[model]:,} tokens a GPU" if per_gpu else f"{model}, {TOKENS[model]:,} tokens a step"
+
+
+def limits_table():
+    """Up to how many GPUs the step keeps ENOUGH of N × one, and the two largest losses at the next number."""
+    header = ["batch", "network between hosts", "ZeRO", f"{ENOUGH:.0%} up to", "then", "of N × one", "lost most, of the step's time"]
+    rows = []
+    for model in MODELS:
+        for per_gpu in (False, True):
+            for network in NETWORKS:
+                for stage in (0, 1):
+                    case = model, per_gpu
+                    shares = {ranks: share(*case, ranks, stage, network) for ranks in GPUS}
+                    below = [ranks for ranks in GPUS if shares[ranks] < ENOUGH]
+                    first = below[0] if below else GPUS[-1]
+                    lost = losses(*case, first, stage, network)
+                    total = modelled(*case, first, stage, network).ms
+                    worst = sorted(lost, key=lost.get, reverse=True)[:2]
+                    rows.append([
+                        batch_name(*case), network, f"`-z {stage}`", first // 2 if below else f"{GPUS[-1]}, all", first, f"{shares[first]:.1%}",
+                        ", ".join(f"{name} {lost[name] / total:.1%}" for name in worst),
+                    ])  # fmt: skip
+    return table(header, rows)
+
+
+def memory_table():
+    """GiB a GPU by the trainer's plan."""
+    header = ["GPUs", *(f"{model}, B = {measured(model).B}: `-z {stage}`" for model in MODELS for stage in (0, 1, 2))]
+    rows = []
+    for ranks in (1, 2, 4, 8, 64):
+        rows.append([ranks, *(f"{memory_gib(model, ranks, stage, measured(model).B):.1f}" for model in MODELS for stage in (0, 1, 2))])
+    return table(header, rows)
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
+
+LINES = (  # stage, network, colour, style
+    (0, NETWORKS[0], "#2878b5", "-"),
+    (1, NETWORKS[0], "#c82423", "-"),
+    (2, NETWORKS[0], "#e8a33d", "--"),
+    (0, NETWORKS[1], "#2878b5", ":"),
+    (1, NETWORKS[1], "#c82423", ":"),
+)
+
+
+def drawn():
+    """Share of N × one, in percent: (per_gpu, model) -> a list over GPUS for each of LINES."""
+    return {
+        (per_gpu, model): [
+            [round(100 * share(model, per_gpu, ranks, stage, network), 1) for ranks in GPUS] for stage, network, _, _ in LINES
+        ]
+        for per_gpu in (False, True)
+        for model in MODELS
+    }
+
+
+def draw(path):
+    """A panel for each model and each way to choose the batch. The numbers are in the file as text, too."""
+    picture = Picture(figsize=(12, 8), dpi=110, layout="constrained")
+    panels = picture.subplots(2, 2, sharex=True, sharey=True)
+    for axes, ((per_gpu, model), lines) in zip(panels.flat, drawn().items()):
+        for (stage, network, colour, style), shares in zip(LINES, lines):
+            axes.plot(GPUS, shares, style, color=colour, marker=".", label=f"-z {stage}, {network}")
+        axes.set_title(batch_name(model, per_gpu), loc="left", fontweight="bold")
+        axes.axvline(8, color="#bbbbbb", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(GPUS, map(str, GPUS))
+        axes.set_ylim(0, 105)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("speed, % of N × one GPU")
+    for axes in panels[1]:
+        axes.set_xlabel("GPUs; one host up to 8")
+    panels[0][0].legend(fontsize=8.5, loc="lower left")
+    picture.suptitle("Modelled, not measured: H200s, 8 a host", fontsize=11)
+    picture.savefig(path, format="png", metadata={"Description": str(drawn())})
+
+
+# --------------------------------------------------------------------------------------------------------- the documents
+
+
+def blocks():
+    """What is generated, by document and name."""
+    of_scaling = {
+        "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "parts": parts_table(), "limits": limits_table(),
+        **{f"{model} {kind}": scaling_table(model, kind == "per GPU") for model in MODELS for kind in ("per step", "per GPU")},
+    }  # fmt: skip
+    return {"scaling.md": of_scaling, "many_gpus.md": {"memory": memory_table()}}
+
+
+def with_blocks(text, tables):
+    """A document with its blocks renewed. Raises ValueError if one has no place in it."""
+    for name, content in tables.items():
+        pattern = re.escape(BLOCK.format(name, "\0")).replace("\0", ".*?")
+        block = BLOCK.format(name, content + "\n")
+        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"the block {name!r} must stand in the document once, it is there {found} times")
+    return text
+
+
+def write():
+    """Renew the blocks of the documents, and the picture."""
+    for document, tables in blocks().items():
+        path = DOCS / document
+        path.write_text(with_blocks(path.read_text(), tables))
+    draw(PICTURE)

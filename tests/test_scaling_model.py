@@ -1,0 +1,205 @@
+"""The model of the step time on many GPUs (dev/scaling): its formulas by hand, and that the documents say what it says."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dev.scaling import collectives, one_gpu, report, step
+from dev.scaling.collectives import Fabric, message_ms
+from dev.scaling.figures import FIGURES, ONE_GPU, PUBLISHED_RUNS, Figure
+from dev.scaling.one_gpu import BENCH, measured, micro_step_share
+from gpt2_numba.config import parse_descriptor
+from gpt2_numba.model import plan_memory
+from gpt2_numba.parallel.shards import Shards
+
+FABRIC = Fabric(gpus_per_host=8, nvlink=400, network=200, latency=1)  # GB/s, GB/s, µs
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Inputs that are easy to reckon with."""
+    monkeypatch.setitem(FIGURES, "compute lost beside a message", Figure(0.0, "", "assumed", ""))
+    monkeypatch.setitem(FIGURES, "channels", Figure(10, "", "assumed", ""))
+    monkeypatch.setitem(FIGURES, "further array on a channel", Figure(2, "µs", "assumed", ""))
+
+
+# ----------------------------------------------------------------------------------------------- documents and inputs
+
+
+@pytest.mark.parametrize("document", ["scaling.md", "many_gpus.md"])
+def test_the_document_has_todays_numbers(document):
+    text = (report.DOCS / document).read_text()
+    assert text == report.with_blocks(text, report.blocks()[document]), "run: python -m dev.scaling --write"
+
+
+def test_the_picture_shows_todays_numbers():
+    with Image.open(report.PICTURE) as picture:
+        assert picture.text["Description"] == str(report.drawn()), "run: python -m dev.scaling --write"
+
+
+def test_a_block_that_has_no_place_is_told_of():
+    text = "before\n" + report.BLOCK.format("one", "old\n") + "\nafter"
+    assert report.with_blocks(text, {"one": "new"}) == text.replace("old", "new")
+    for wrong in (text + text, "nothing"):
+        with pytest.raises(ValueError, match="'one' must stand in the document once"):
+            report.with_blocks(wrong, {"one": "new"})
+
+
+def test_nothing_is_called_measured_without_its_measurement():
+    for name, figure in FIGURES.items():
+        assert figure.known in ("measured", "published", "assumed") and figure.source, name
+        if figure.known == "measured":
+            assert any(folder.name in figure.source for folder in BENCH.glob("2*")), f"{name}: name the folder in dev/bench"
+
+
+def test_what_the_text_says_of_rows_and_parts():
+    def equal_up_to(model):
+        return max(ranks for ranks in report.GPUS if Shards(parse_descriptor(model), 0, ranks).even)
+
+    assert (equal_up_to("d12"), equal_up_to("d48")) == (32, 8)
+    rows = {ranks: report.modelled("d12", False, ranks, 1, report.NETWORKS[0]).B for ranks in report.GPUS}
+    assert [ranks for ranks, B in rows.items() if B < 16] == [64, 128, 256, 512] and rows[512] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- messages
+
+
+def test_a_large_message_on_one_host_goes_round_the_ring(figures):
+    nbytes = 4e9  # at 400 GB/s 10 ms; each of 8 GPUs sends 7/8 of it
+    expected = (8.4 + 7 * 3.4) / 1000 + 10 * 7 / 8
+    assert message_ms("reduce_scatter", nbytes, 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_gather", nbytes, 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_reduce", nbytes, 8, FABRIC) == pytest.approx((8.4 + 14 * 3.4) / 1000 + 2 * 10 * 7 / 8)
+    assert message_ms("all_reduce", nbytes, 1, FABRIC) == 0
+
+
+def test_between_hosts_the_slower_of_nvlink_and_network_counts(figures):
+    nbytes = 20e9  # at 200 GB/s 100 ms; 32 GPUs on 4 hosts: 31 steps, 3 of them between hosts, each 14 + 1 µs
+    expected = (8.4 + 28 * 3.4 + 3 * 15) / 1000 + 100 * 31 / 32
+    assert message_ms("reduce_scatter", nbytes, 32, FABRIC) == pytest.approx(expected)
+    assert message_ms("reduce_scatter", nbytes, 32, FABRIC._replace(network=1600)) == pytest.approx(expected - 50 * 31 / 32)
+
+
+def test_a_small_all_reduce_between_many_hosts_goes_by_the_tree(figures):
+    # 512 GPUs, 64 hosts: up and down 7 steps inside at 0.6 µs and 6 between at 5 + 1; the ring would need 1,022 steps
+    assert message_ms("all_reduce", 8, 512, FABRIC) == pytest.approx((6.8 + 2 * (7 * 0.6 + 6 * 6)) / 1000, rel=1e-3)
+    # reduce-scatter has no tree: 448 steps inside at 1 µs, the least that the network takes, 63 between at 2.7 + 1
+    assert message_ms("reduce_scatter", 8, 512, FABRIC) == pytest.approx((6.8 + 448 * 1.0 + 63 * 3.7) / 1000, rel=1e-3)
+
+
+def test_more_arrays_than_channels_take_their_time(figures):
+    def more(arrays):
+        return 1000 * (message_ms("all_gather", 1e6, 4, FABRIC, arrays) - message_ms("all_gather", 1e6, 4, FABRIC))
+
+    assert [round(more(arrays), 6) for arrays in (1, 10, 11, 20, 21)] == [0, 0, 2, 2, 4]
+
+
+def test_tensors_that_are_not_cut_equally_are_sent_part_by_part(monkeypatch):
+    calls = []
+    monkeypatch.setattr(step, "message_ms", lambda *call: calls.append(call))
+    for ranks in (8, 16, 512):
+        shards = Shards(parse_descriptor("d48"), 0, ranks)
+        step._gradient_messages(shards, 1, FABRIC)
+    arrays = [call[-1] for call in calls[::2]]
+    # 12 tensors a layer; with 16 ranks all but the 4 matrices and the bias of 6,400 are cut unequally; with 512 ranks the six vectors of 1,600
+    # numbers have 200 parts of 8, those of 4,800 and 6,400 have 512.
+    assert arrays == [12, 5 + 7 * 16, 4 + 6 * 200 + 2 * 512]
+    assert calls[0][:3] == ("reduce_scatter", 2 * (12 * 1600**2 + 13 * 1600), 8)
+
+
+# ------------------------------------------------------------------------------------------------------------ a step
+
+
+def test_what_is_not_sent_when_compute_ends_is_waited_for(figures, monkeypatch):
+    pieces = [(2.0, 1.0), (2.0, 3.0), (1.0, 2.0)]  # made at 2, 4, 5; sent from 2 to 3, 4 to 7, 7 to 9
+    assert step.beside(pieces) == (0, 4)
+    assert step.beside([(9.0, 1.0), (9.0, 0.0)]) == (0, 0)
+    # One buffer: the third piece is made at 5, but compute waits until 7 for the second to be sent; then it sends the third until 9.
+    assert step.beside(pieces, keep_step=True) == (0, 4)
+    assert step.beside([*pieces, (3.0, 0.0)]) == (0, 1) and step.beside([*pieces, (3.0, 0.0)], keep_step=True) == (0, 2)
+    # Half of the time under a message is lost: 0.5 of the second piece, which is made at 4.5; 0.5 of the third, made at 6; sent till 7.5, 9.5.
+    monkeypatch.setitem(FIGURES, "compute lost beside a message", Figure(0.5, "", "assumed", ""))
+    assert step.beside(pieces) == (1.0, 3.5)
+
+
+@pytest.mark.parametrize("model", ["d12", "d48"])
+def test_on_one_gpu_the_step_is_the_one_that_was_measured(model):
+    training, _ = (json.loads((BENCH / folder / "result.json").read_text()) for folder in ONE_GPU[model])
+    words = training["command"].split()
+    tokens = int(words[words.index("-d") + 1])
+    assert step.step(model, 1, tokens, 0, FABRIC).ms == pytest.approx(training["median_ms"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("model", ["d12", "d48"])
+def test_if_messages_took_no_time_many_gpus_were_as_fast_as_many_times_one(monkeypatch, model, stage):
+    monkeypatch.setattr(step, "message_ms", lambda *_: 0.0)
+    gpu = measured(model)
+    tokens = 4 * gpu.B * gpu.T
+    one, many = step.step(model, 1, tokens, 0, FABRIC), step.step(model, 64, 64 * tokens, stage, FABRIC)
+    shared = 1 if stage == 0 else 1 / 64
+    sharing = 4 * step._sharing_gradients(gpu, Shards(parse_descriptor(model), 0, 64), stage)
+    assert many.ms == pytest.approx(one.micro_steps + sharing + shared * (one.norm + one.adamw))
+    assert (sharing > 0) == (stage == 2)
+
+
+def test_messages_are_counted_once_a_step_but_with_z_2_in_every_micro_step():
+    gpu = measured("d48")
+    steps = [step.step("d48", 4, 4 * gpu.B * gpu.T * 8, stage, FABRIC) for stage in (0, 1, 2)]
+    bytes_sent = 2 * 1557686400 * 3 / 4  # each GPU's share of a reduce-scatter, or of an all-gather
+    least = [count * bytes_sent / 400e6 for count in (2, 2, 9)]
+    assert [one.count for one in steps] == [8, 8, 8]
+    assert all(1 < one.messages / ms < 1.5 for one, ms in zip(steps, least))
+    assert all(one.slowed + one.gradients + one.parameters < one.messages for one in steps)
+
+
+def test_tokens_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(ValueError, match=r"4096 tokens are not as many rows of 1024 for each of 8 GPUs"):
+        step.step("d12", 8, 4096, 0, FABRIC)
+
+
+def test_micro_batches_that_were_measured_count_as_measured(monkeypatch):
+    gpu = measured("d12")
+    assert micro_step_share("d12", gpu, 64) == pytest.approx(1)
+    assert 1 / 64 < micro_step_share("d12", gpu, 1) < 4 / 64 and 0.5 < micro_step_share("d12", gpu, 32) < 0.52
+    full = gpu.forward + gpu.head + 12 * gpu.layer + gpu.tail
+    monkeypatch.setitem(one_gpu.SMALLER_MICRO_BATCHES, "d12", {8: 20.0, 16: 30.0})
+    assert micro_step_share("d12", gpu, 8) * full == pytest.approx(20)
+    assert micro_step_share("d12", gpu, 12) * full == pytest.approx(25)
+    assert micro_step_share("d12", gpu, 4) * full < 20
+
+
+@pytest.mark.parametrize("model, B", [("d12", 64), ("d12", 16), ("d48", 16)])
+def test_memory_is_what_the_trainer_plans(model, B):
+    config = parse_descriptor(model)
+    for ranks in (2, 8):
+        for stage in (0, 1, 2):
+            shards = Shards(config, 0, ranks, whole=stage == 0)
+            planned = plan_memory(config, B, 1024, "bf16", 0, True, shards, stage).nbytes / 2**30
+            assert step.memory_gib(model, ranks, stage, B) == pytest.approx(planned, rel=0.01)
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+def test_runs_of_our_own_are_read_from_the_file_of_the_bench(tmp_path, monkeypatch):
+    gpu = measured("d12")
+    row = {"model": "d12", "gpus": 1, "zero_stage": 0, "micro_steps": 2, "B": gpu.B, "T": gpu.T, "step_ms": 200.0}
+    two = {**row, "gpus": 2, "zero_stage": 1, "step_ms": 202.0, "messages_alone_ms": 3.0}
+    (tmp_path / "result.json").write_text(json.dumps({"rows": [row, two]}))
+    source = (BENCH / "many_gpus.py").read_text()
+    assert all(f'"{name}"' in source for name in two), "dev.bench.many_gpus names its figures differently"
+    monkeypatch.setattr(report, "OUR_RUNS", [tmp_path])
+    (run,) = report.our_runs(tmp_path)
+    assert (run.ranks, run.stage, run.tokens, run.ms, run.one_tokens, run.one_ms) == (2, 1, 4 * 65536, 202.0, 2 * 65536, 200.0)
+    says, unscaled = report.check(run), step.step("d12", 2, 4 * 65536, 1, collectives.fabric("400 Gbit/s a GPU"))
+    assert 198 < says.ms < 202 < unscaled.ms and says.messages == pytest.approx(unscaled.messages)
+    first = report.checks_table().splitlines()[2]
+    assert first.startswith("| ours, 2 GPUs | d12 | `-z 1`, 262,144 | 202.0 | 99.0% |") and "| 3.00 |" in first
+
+
+def test_published_speeds_become_milliseconds_of_a_step():
+    by_name = {(run.name, run.model): run for run in PUBLISHED_RUNS}
+    assert by_name["llm.c, 8 H100", "d48"].ms == pytest.approx(2750) and by_name["llm.c, 8 H100", "d12"].ms == pytest.approx(140)
+    assert by_name["llm.c, 2 H200", "d12"].one_ms == pytest.approx(524288 / 581)
