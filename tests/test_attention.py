@@ -26,6 +26,12 @@ needs_bfloat16 = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU wit
 only_simulated = pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
 
 
+@pytest.fixture(autouse=True)
+def without_cudnn(monkeypatch):
+    """The engines of this package are under test here, also where cuDNN is installed and faster."""
+    monkeypatch.setattr(attention, "_choice", "numba")
+
+
 def sizes(B, T, NH, HS):
     return Sizes(B=B, T=T, C=NH * HS, NH=NH, V=37, Vp=64, OC=8)
 

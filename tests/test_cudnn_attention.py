@@ -90,9 +90,8 @@ def test_without_a_gpu_it_is_not_available(monkeypatch, nothing_remembered):
 def machine(monkeypatch):
     """A function that says what the machine is, and puts back at the end what was chosen."""
 
-    def describe(hopper=True, installed=True, faster=()):
+    def describe(hopper=True, installed=True):
         monkeypatch.setattr(package, "_on_hopper", lambda: hopper)
-        monkeypatch.setattr(package, "FASTER_BY_CUDNN", faster)
         missing = None if installed else "it is not installed"
         monkeypatch.setattr(attention, "_what_is_missing", lambda: missing)
 
@@ -103,10 +102,10 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     "choice, HS, expected",
     [("numba", 64, wgmma), ("numba", 128, mma), ("numba", 48, matmuls), ("cudnn", 64, attention), ("cudnn", 48, attention),
-     ("auto", 64, wgmma), ("auto", 80, attention), ("auto", 128, mma)],
+     ("auto", 64, wgmma), ("auto", 80, attention), ("auto", 96, mma), ("auto", 128, attention)],
 )  # fmt: skip
 def test_each_choice(machine, choice, HS, expected):
-    machine(faster=(80,))
+    machine()
     package.choose_engine(choice)
     assert package.engine(BFLOAT16_BITS, HS) is expected
     assert package.attention_scratch_size(B, T, NH, HS, BFLOAT16_BITS) == expected.scratch_size(B, T, NH, HS)
@@ -114,16 +113,16 @@ def test_each_choice(machine, choice, HS, expected):
 
 @pytest.mark.parametrize("elsewhere", [{"hopper": False}, {"installed": False}])
 def test_auto_takes_cudnn_only_where_it_was_measured_and_is_there(machine, elsewhere):
-    machine(faster=(80,), **elsewhere)
+    machine(**elsewhere)
     package.choose_engine("auto")
-    assert package.engine(BFLOAT16_BITS, 80) is mma
+    assert all(package.engine(BFLOAT16_BITS, size) is mma for size in (80, 128))
 
 
 @pytest.mark.parametrize("choice", package.CHOICES)
 def test_fp32_stays_ours(machine, choice):
-    machine(faster=(64, 80))
+    machine()
     package.choose_engine(choice)
-    assert package.engine(FLOAT32, 64) is not attention
+    assert all(package.engine(FLOAT32, size) is not attention for size in (64, 80))
 
 
 def test_what_cannot_be_used_is_not_chosen(machine):
@@ -151,7 +150,7 @@ def test_the_command_line_chooses_before_anything_is_made(machine, monkeypatch, 
     machine(installed=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "bfloat16_supported", lambda: True)
-    monkeypatch.setattr(train, "choose_model", lambda *_: pytest.fail("the trainer went on"))
+    monkeypatch.setattr(train, "make_loaders", lambda *_: pytest.fail("the trainer went on"))
     assert train.main(["--device", "gpu", "--precision", "bf16", "--attention", "cudnn"]) == 2
     assert "attention by cuDNN: it is not installed. Choose another attention (--attention numba)" in capsys.readouterr().err
 
@@ -159,10 +158,10 @@ def test_the_command_line_chooses_before_anything_is_made(machine, monkeypatch, 
 def test_engines_have_names(machine):
     machine()
     host, device = np.zeros(8, np.float32), to_device(np.zeros(8, np.uint16))
-    assert package.engine_name(host, 64) == "reference"
-    assert package.engine_name(device, 80) == "mma"
-    package.choose_engine("cudnn")
+    assert package.engine_name(host, 80) == "reference"
     assert package.engine_name(device, 80) == "cudnn"
+    package.choose_engine("numba")
+    assert package.engine_name(device, 80) == "mma"
 
 
 @pytest.mark.parametrize("B, T, NH, measured", [(16, 1024, 25, 801.562744140625), (64, 1024, 12, 1539.000244140625)])

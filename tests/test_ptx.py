@@ -29,7 +29,7 @@ MODEL_TYPES = ("float32", "uint16")  # uint16: bfloat16 bits
 KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
     "tiled_gemm.tiled_gemm_kernel": "m3 m3 m3 int int int bool bool float bool m1 bool |",
-    "adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 float float float float bool | load store",
+    "adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
     "delta.delta_kernel": "f3 m2 m2 | load",
     "matmuls.split_heads_kernel": "f5 m2 | load store",
     "matmuls.join_heads_kernel": "m2 f5 | load store",
@@ -45,7 +45,8 @@ KERNELS = {
     "wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
     "wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
     "classifier.classifier_forward_kernel": "f1 m2 n1 int | load",
-    "classifier.classifier_forward_backward_kernel": "f1 m2 n1 float int | store",
+    "classifier.classifier_forward_backward_kernel": "f1 m2 n1 float | store",
+    "classifier.classifier_forward_backward_shared_kernel": "f1 m2 n1 float int | store",
     "classifier.classifier_forward_backward_long_kernel": "f1 m2 n1 float int | load store",
     "classifier.accumulate_mean_kernel": "f1 f1 | load",
     "encoder.encoder_forward_kernel": "m2 n2 m2 m2 | load store",
@@ -55,7 +56,7 @@ KERNELS = {
     "gelu.gelu_forward_kernel": "m2 m2 | load store",
     "gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
     "gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
-    "global_norm.sum_of_squares_kernel": "f1 m1 | load",
+    "global_norm.sum_of_squares_kernel": "f1 m1 l2 | load",
     "global_norm.norm_and_scale_kernel": "f1 f1 float |",
     "layernorm.layernorm_forward_kernel": "m2 f1 f1 m2 m1 m1 | load store",
     "layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 m2 m2 m1 m1 | load store",
@@ -67,6 +68,7 @@ KERNELS = {
 
 # Kernels that a function of their module makes for some size: its name, and the arguments for which they are looked at here.
 MADE = {
+    "classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
     "layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
     "layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
     "layernorm.layernorm_backward_kernel": ("make_backward_kernel", ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3))),
@@ -83,7 +85,8 @@ ALSO_NARROW = {
     "adamw.adamw_kernel": "what changes from step to step; ranges that decay",
     "classifier.accumulate_mean_kernel": "the mean; the last few losses",
     "classifier.classifier_forward_kernel": "a row's target, its logit, its loss",
-    "classifier.classifier_forward_backward_kernel": "a row's target, its logit, its loss",
+    "classifier.classifier_forward_backward_kernel": "a row's target, its logit, its loss, its gradient",
+    "classifier.classifier_forward_backward_shared_kernel": "a row's target, its logit, its loss",
     "classifier.classifier_forward_backward_long_kernel": "a row's target, its logit, its loss",
     "encoder.encoder_forward_kernel": "tokens",
     "encoder.encoder_backward_wte_kernel": "places and pieces",

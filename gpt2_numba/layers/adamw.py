@@ -80,20 +80,20 @@ def adamw_kernel(
     i = first + cuda.grid(1) * WIDTH
     if i >= stop:
         return
-    r = find_range(ranges, i)
-    in_params, in_grads = i - ranges[r, START] + ranges[r, IN_PARAMS], i - ranges[r, START] + ranges[r, IN_GRADS]
-    decay = weight_decay if ranges[r, DECAYS] else ZERO
     param = cuda.local.array(WIDTH, float32)
     grad = cuda.local.array(WIDTH, float32)
     mean = cuda.local.array(WIDTH, float32)
     square = cuda.local.array(WIDTH, float32)
+    load8(m, i, mean)  # first of all, what lies in local arrays: it is on its way while the range is looked for
+    load8(v, i, square)
     if has_master:
         load8(master, i, param)
-    else:
+    r = find_range(ranges, i)
+    in_params, in_grads = i - ranges[r, START] + ranges[r, IN_PARAMS], i - ranges[r, START] + ranges[r, IN_GRADS]
+    decay = weight_decay if ranges[r, DECAYS] else ZERO
+    if not has_master:
         load8(params, in_params, param)
     load8(grads, in_grads, grad)
-    load8(m, i, mean)
-    load8(v, i, square)
     learning_rate, correction1, correction2 = step_values[0], step_values[1], step_values[2]
     scale = norm_and_scale[1]
     for k in range(WIDTH):

@@ -32,7 +32,7 @@ One signature, several engines, the same mathematics. Which one serves is decide
     tf32        float32 where products may round to TF32: tile by tile on tensor cores, as mma
     mma         bfloat16: tile by tile on tensor cores; the weights never leave the registers
     wgmma       the same with Hopper's larger, asynchronous instructions
-    cudnn       bfloat16: NVIDIA's library, where it is installed and asked for
+    cudnn       bfloat16: NVIDIA's library, where it is installed, and asked for or the faster (FASTER_BY_CUDNN)
 """
 
 import functools
@@ -45,10 +45,13 @@ from gpt2_numba.layers.attention.reference import attention_backward_ref, attent
 
 HINT = "lse is (B, NH, T), and C is NH * HS."
 CHOICES = ("auto", "numba", "cudnn")
-# Head sizes for which `auto` takes cuDNN on Hopper: where it was measured to be faster than the kernels here, with bits that repeat. For 64 it
-# was not: one H200, cuDNN 9.19, forward and backward together, launched again and again: 0.76 ms and 0.64 by wgmma at B=16, T=1024, NH=25;
-# 1.42 and 1.22 at B=64, NH=12. For others it has not been measured (python -m dev.bench.attention).
-FASTER_BY_CUDNN = ()
+# Head sizes for which `auto` takes cuDNN on Hopper: where it was measured to be faster than the kernels here, with bits that repeat. One H200,
+# cuDNN 9.19, T=1024, forward + backward in ms, launched again and again (python -m dev.bench.attention):
+#     80 at B=8, NH=32    0.146 + 0.518    by mma    0.238 + 0.740
+#    128 at B=8, NH=16    0.081 + 0.290    by mma    0.170 + 0.565
+#     64 at B=16, NH=25   0.160 + 0.596    by wgmma  0.165 + 0.492
+# 96 has not been measured. Where cuDNN is installed, a model with these heads has other bits than where it is not.
+FASTER_BY_CUDNN = 80, 128
 
 _choice = "auto"
 
@@ -56,7 +59,7 @@ _choice = "auto"
 def choose_engine(name):
     """Whose attention serves bfloat16 on a GPU, for the whole process. Before the model is made, since the engines need different scratch memory.
 
-    auto    whichever is the faster of the other two (FASTER_BY_CUDNN)
+    auto    whichever is the faster of the other two, as far as it was measured (FASTER_BY_CUDNN), and is installed
     numba   the kernels of this package
     cudnn   NVIDIA's library
     Raises ValueError if `name` is none of these, UserError if it is cudnn and that cannot be used here.

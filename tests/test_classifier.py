@@ -1,0 +1,27 @@
+"""Which kernel trains on which rows of logits, and that each is right: bounds, NaN and guard cells as in layer_checks."""
+
+import pytest
+
+from gpt2_numba.gpu.backend import SIMULATING
+from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
+from gpt2_numba.layers import classifier
+
+pytestmark = pytest.mark.skipif(not SIMULATING, reason="these sizes are for a block of 32 threads and 2 KB of shared memory")
+
+REGISTERS, SHARED, LONG = "make_training_kernel", "classifier_forward_backward_shared_kernel", "classifier_forward_backward_long_kernel"
+
+
+@pytest.mark.parametrize("precision, T, V, Vp, expected", [
+    ("fp32", 11, 37, 64, REGISTERS),  # 11 rows for 12 blocks; most threads have padding only
+    ("fp32", 40, 249, 256, REGISTERS),  # three or four rows a block, so places in shared memory are used again
+    ("bf16", 20, 256, 256, REGISTERS),  # no padding
+    ("bf16", 13, 421, 448, REGISTERS),  # two eights of columns a thread, four or five rows a block
+    ("fp32", 5, 421, 448, SHARED),
+    ("fp32", 5, 513, 520, LONG),
+])  # fmt: skip
+def test_every_kernel_for_training(monkeypatch, precision, T, V, Vp, expected):
+    for other in {REGISTERS, SHARED, LONG} - {expected}:
+        monkeypatch.setattr(classifier, other, None)  # whoever launches it fails
+    rows = check_kernel("classifier", precision, Sizes(B=1, T=T, C=8, NH=1, V=V, Vp=Vp, OC=8))
+    print("\n" + format_table(rows))
+    assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
