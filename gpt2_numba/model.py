@@ -142,12 +142,21 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("update", "step_results", (STEP_RESULTS,), FLOAT32)
     arena.add("update", "norm_partials", (NORM_BLOCKS,), FLOAT32)
     arena.add("update", "ranges", update_ranges(shards, zero_stage).shape, np.int64)
+    arena.add("update", "norm_ranges", norm_ranges(shards, zero_stage).shape, np.int64)
     return arena
 
 
 def update_ranges(shards, zero_stage):
     """Where the parameters lie that this process updates: the table of gpu/ranges.py, a host array."""
     return ranges_of(shards.parts(), lambda segment: segment.name in DECAYED, grads_local=zero_stage == 2)
+
+
+def norm_ranges(shards, zero_stage):
+    """The same for the norm, which does not care what decays: a single range, where a process has all gradients, or its own only."""
+    if shards.whole or zero_stage == 2:
+        count = shards.local_count()
+        return np.array([(0, 0, 0, 0), (count, count, count, 0)], np.int64)
+    return ranges_of(shards.parts(), lambda segment: False)
 
 
 def memory_needed(config, B, T, precision, recompute, master_weights, *sharing):
@@ -235,6 +244,7 @@ class GPT2:
             zero(self._memory[name])
         self._write(self._memory["norm_and_scale"], np.ones(2, np.float32))
         self._write(self._memory["ranges"], update_ranges(*sharing))
+        self._write(self._memory["norm_ranges"], norm_ranges(*sharing))
         self.params = tensors_by_name(self.shards, lambda segment: self._memory["params"][segment.start : segment.stop])
         kind = ShardedGradients if self.zero_stage == 2 else Gradients
         self._gradients = kind(self._memory, self.shards, self.group, self.zero_stage)
@@ -550,7 +560,7 @@ class GPT2:
 
     def _measure(self, max_norm):
         memory, shared = self._memory, [self._memory["shared_results"]]
-        sum_of_squares(memory["norm_partials"], memory["grads"], memory["ranges"])
+        sum_of_squares(memory["norm_partials"], memory["grads"], memory["norm_ranges"])
         self.group.begin()
         self.group.all_reduce(shared if self.zero_stage == 0 else [memory["norm_partials"], *shared])
         self.group.end()

@@ -444,7 +444,6 @@ def print_overview(settings, config, model, train_loader, val_loader, max_steps,
 
 def run(argv):
     """Train as the command line asks. Returns the exit code: 0, or 130 if the run was stopped."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log or mpirun gets each line when it is printed
     settings = choose_machine(parse_settings(argv))
     group, code = join(settings, settings.device), 0
     try:
@@ -493,4 +492,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # a pipe, mpirun's for instance, gets each line when it is printed
     sys.exit(main(sys.argv[1:]))

@@ -137,3 +137,13 @@ def test_gpus_with_uneven_parts(directory):
     uneven = {**ON_GPUS, "sizes": "L=2,NH=3,C=24,T=64,V=101", "T": 64}
     stage0, stage1, stage2 = (train(directory, 2, stage, max_norm=1e9, **uneven) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, stage2)
+
+
+@pytest.mark.skipif(count_gpus() < 4, reason="needs four GPUs")
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_four_gpus(zero_stage, directory):
+    """NCCL may add four terms in another order for another stage; but always in the same for the same."""
+    first, second = (train(directory, 4, zero_stage, 1, run=run, **ON_GPUS) for run in (1, 2))
+    assert_same_bits(first, second)
+    alone = train(directory, 1, 0, 4, **ON_GPUS)
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=2.0**-8)
