@@ -26,7 +26,7 @@ ABSENT = "none"
 # What the bits of a training depend on, as distributions are called. Of those for CUDA 12 and 13 at most one is there.
 LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "mpi4py")
 LIBRARIES_FOR_GPU = (
-    "numba-cuda", "nvmath-python", "nccl4py", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink",
+    "numba-cuda", "nvmath-python", "nccl4py", "nvidia-cudnn-frontend", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink",
     "nvidia-nvjitlink-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12",
 )  # fmt: skip
 
