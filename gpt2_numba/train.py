@@ -2,6 +2,7 @@
 
 Without flags: a small model on text that every Python carries, on the GPU if there is one, else on the CPU. Several processes, a GPU each, train
 one model together: mpirun -np 8 python -m gpt2_numba.train ... Each of them runs this file from top to bottom.
+What comes before the first step is in preparation.py.
 """
 
 import contextlib
@@ -9,45 +10,49 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
 from gpt2_numba.command_line import exit_code
-from gpt2_numba.config import parse_descriptor
-from gpt2_numba.data.builtin_corpus import builtin_corpus
-from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import MultipleChoice, Score
+from gpt2_numba.config import count_parameters, parameter_shapes
+from gpt2_numba.data.multiple_choice import Score
 from gpt2_numba.data.prefetch import Prefetcher
-from gpt2_numba.data.token_shards import find_shards
-from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
-from gpt2_numba.errors import SharedError, UserError
-from gpt2_numba.gpu.arena import free_gpu_bytes
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
-from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
+from gpt2_numba.errors import SharedError
 from gpt2_numba.initial_weights import draw_initial_weights
-from gpt2_numba.layers.attention import choose_engine, engine_name
-from gpt2_numba.model import GPT2, count_parameters, largest_batch, parameter_shapes
 from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
 from gpt2_numba.parallel.group import Alone
-from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.parallel.start import join
 from gpt2_numba.parallel.watch import end_process
 from gpt2_numba.plot import plot_losses
-from gpt2_numba.resume import Checkpoint, Course, open_newest, restore, save
+from gpt2_numba.preparation import (
+    accumulation_steps,
+    choose_attention,
+    choose_machine,
+    choose_matmuls,
+    choose_model,
+    choose_precision,
+    files_of,
+    largest_batch_size,
+    load_start,
+    make_loaders,
+    make_model,
+    make_questions,
+    open_start,
+    peak_tokens_per_second,
+    print_overview,
+)
+from gpt2_numba.resume import Course, save
 from gpt2_numba.step_reports import StepReports, StepResult
 from gpt2_numba.training.checkpoint import CheckpointFailed, done_checkpoints
 from gpt2_numba.training.gpu_info import gpu_info
 from gpt2_numba.training.log import MainLog
-from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 from gpt2_numba.training.schedules import learning_rate
-from gpt2_numba.training.settings import default_gelu_fusion, parse_settings, with_defaults
-from gpt2_numba.training.speed import flops_per_token, peak_flops
+from gpt2_numba.training.settings import parse_settings
 from gpt2_numba.training.stop_request import StopRequest
 
 GRAD_CLIP = 1.0  # largest norm of all gradients together
-MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free: kernels, cuBLASLt and the search of its algorithms need some
 SAMPLING_SEED = 1337
 SMALLEST_SAMPLING_CONTEXT = 32  # a forward pass for sampling has 32, 64, 128, ... tokens: few shapes, little waste
 
@@ -236,210 +241,6 @@ def sample(model, encoding, count):
         model.forward(inputs)
         tokens.append(sample_from_logits(model.last_logits(len(context) - 1), coins.next_coin()))
     return " ".join(map(str, tokens[1:])) if encoding is None else encoding.decode(tokens[1:])
-
-
-# ------------------------------------------------------------------------------------------------------ preparation
-
-
-def choose_machine(settings):
-    """Settings with the device decided, and every flag that was not given filled in."""
-    device = settings.device if settings.device not in (None, "auto") else ("gpu" if real_gpu() else "cpu")
-    if device == "gpu":
-        require_gpu()
-    return replace(with_defaults(settings, device), device=device)
-
-
-def choose_precision(settings, start_from):
-    """Settings with the precision decided, and what follows from it.
-
-    "auto" is the precision of the files to start from; without any, bf16 on a GPU that has it.
-    """
-    precision = settings.precision
-    if precision == "auto":
-        params = None if start_from is None else start_from.params
-        wants_bf16 = params is None or params.dtype == BFLOAT16_BITS
-        precision = "bf16" if wants_bf16 and settings.device == "gpu" and bfloat16_supported() else "fp32"
-    if precision == "bf16" and settings.device == "gpu" and real_gpu() and not bfloat16_supported():
-        raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, {device_name()} has less: use --precision fp32")
-    fusion = default_gelu_fusion(precision) if settings.gelu_fusion is None else settings.gelu_fusion
-    return replace(settings, precision=precision, gelu_fusion=fusion)
-
-
-def choose_attention(settings):
-    """Say whose attention is to be used. In fp32 there is no choice, so nothing has to be installed for one."""
-    choose_engine(settings.attention if settings.precision == "bf16" else "auto")
-
-
-def open_start(settings, group):
-    """What the run begins with: a Checkpoint (-y 1, or only its config and params: -e FILE.bin), or None: a fresh model."""
-    if settings.resume and not settings.log_dir:
-        raise UserError("-y 1 (resume) needs the log directory of the run that is to go on: add -o DIR")
-    there = done_checkpoints(settings.log_dir) if settings.log_dir else []
-    if settings.resume and there:
-        return open_newest(settings.log_dir, warn=group.rank == 0)
-    if settings.resume:
-        print(f"no checkpoint in {settings.log_dir}: the run begins anew")
-    elif there:
-        raise UserError(
-            f"{settings.log_dir} has the checkpoints of an earlier run, up to step {there[0]}: go on with it (-y 1), or name another directory (-o)"
-        )
-    if settings.model.endswith(".bin"):
-        return Checkpoint(0, *read_model_file(settings.model))
-    return None
-
-
-def load_start(model, start_from, weights, train_loader, course, max_steps):
-    """Load what the run begins with. Returns the number of steps that it has behind it, which must be at most max_steps."""
-    if start_from is None:
-        model.load_pieces(weights)
-        return 0
-    if start_from.step > max_steps:
-        raise UserError(
-            f"the steps (-x) must be at least the {start_from.step} that the checkpoint has behind it, got {max_steps}: ask for more"
-        )
-    restore(start_from, model, train_loader, course)
-    if start_from.states:
-        print(f"resumed after {start_from.step} steps")
-    return start_from.step
-
-
-def peak_tokens_per_second(settings, config, group):
-    """What the chips could do together at their dense bf16 peak, asked for or the GPU's; None if it is not known."""
-    peak = None
-    if settings.peak_tflops:
-        peak = settings.peak_tflops * 1e12
-    elif settings.device == "gpu" and real_gpu():
-        peak = peak_flops(device_name(), *device_properties())
-    return peak and group.ranks * peak / flops_per_token(count_parameters(config), config.L, config.C, settings.sequence_length)
-
-
-def choose_model(settings, start_from):
-    """The GPT2Config of the run, and its tokenizer (None if V is neither tokenizer's)."""
-    if start_from is None:
-        default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
-        config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
-    else:
-        config = start_from.config
-    if settings.sequence_length > config.max_T:
-        raise UserError(
-            f"the sequence length (-t) must be at most the model's longest context, {config.max_T}, got {settings.sequence_length}"
-        )
-    if not settings.sample_every:
-        return config, None
-    try:
-        return config, encoding_for_vocab(config.V)
-    except UserError as error:
-        print(f"samples will be token numbers: {error}")
-        return config, None
-
-
-def make_loaders(settings, config, group):
-    """Loaders for training and validation data: token shards, or the built-in corpus.
-
-    Training batches differ from process to process; validation batches are the same in all, which then take turns (see validate).
-    """
-    if settings.train_data is None:
-        train_shards, val_shards = ([tokens] for tokens in builtin_corpus())
-    else:
-        train_shards, val_shards = find_shards(settings.train_data), find_shards(settings.val_data)
-    sizes = {"B": settings.batch_size, "T": settings.sequence_length, "vocab_size": config.V}
-    place = {"rank": group.rank, "ranks": group.ranks}
-    val_loader = DataLoader(val_shards, **sizes)
-    if settings.overfit_one_batch:
-        return DataLoader(val_shards, **sizes, **place), val_loader
-    return DataLoader(train_shards, **sizes, **place, shuffle=True), val_loader
-
-
-def make_questions(settings, config, group):
-    """The multiple-choice questions that this process is to answer, or None if nothing is to be asked."""
-    if not settings.hellaswag:
-        return None
-    return MultipleChoice(settings.eval_file, settings.batch_size, settings.sequence_length, group.rank, group.ranks, config.V)
-
-
-def make_model(settings, config, group):
-    """The model, its parameters not yet loaded."""
-    return GPT2(
-        config, settings.batch_size, settings.sequence_length, settings.device, settings.precision, settings.recompute,
-        settings.master_weights, settings.tf32, settings.gelu_fusion, settings.graph, group, settings.zero_stage,
-    )  # fmt: skip
-
-
-def files_of(settings):
-    """The files that decide how the run goes: token shards, questions, the model file to start from."""
-    files = [] if settings.train_data is None else [*find_shards(settings.train_data), *find_shards(settings.val_data)]
-    return files + [settings.eval_file] * settings.hellaswag + [settings.model] * settings.model.endswith(".bin")
-
-
-def largest_batch_size(settings, config, ranks):
-    """The micro-batch of -b auto: the largest that fits into the GPU's memory and divides the tokens of a step."""
-    if settings.device != "gpu" or not real_gpu():
-        raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
-    free, shards = free_gpu_bytes() - MEMORY_RESERVE, Shards(config, 0, ranks, whole=settings.zero_stage == 0)
-    fitting = largest_batch(
-        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, shards, settings.zero_stage
-    )  # fmt: skip
-    total = settings.total_batch_tokens
-    row = ranks * settings.sequence_length  # tokens of a row in every process
-    if total and total % row:
-        raise UserError(
-            f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row}, got {total}: "
-            f"{max(1, round(total / row)) * row} is the nearest"
-        )
-    return max((B for B in range(1, fitting + 1) if not total or total // row % B == 0), default=1)  # 1 even if it does not fit: the model says so
-
-
-def choose_matmuls(settings, model):
-    """Say how cuBLASLt's algorithms are to be chosen: by trying, or as the library guesses. Of several processes the first tries for all."""
-    if not (settings.matmul_search and settings.device == "gpu" and real_gpu()):
-        return take_first_algorithms()
-    group = model.group
-    if group.rank == 0:
-        for line in search_algorithms(settings.log_dir):
-            print(line)
-    else:
-        take_first_algorithms()
-    if group.ranks > 1:
-        group.doing("trying algorithms for matrix products")
-        model.rehearse()
-        chosen = group.gather(chosen_algorithms() if group.rank == 0 else None)[0]
-        if group.rank > 0:
-            for line in adopt_algorithms(chosen):
-                print(f"{group.names[group.rank]}: {line}", file=sys.stderr)
-
-
-def accumulation_steps(settings, ranks):
-    """How many micro-batches of each process make a step."""
-    micro_batches = settings.batch_size * settings.sequence_length * ranks
-    total = settings.total_batch_tokens or micro_batches
-    if total % micro_batches:
-        nearest = max(1, round(total / micro_batches)) * micro_batches
-        raise UserError(
-            f"the tokens of a step (-d) must be a multiple of B * T * processes = {settings.batch_size} * {settings.sequence_length} * {ranks} = "
-            f"{micro_batches}, got {total}: {nearest} is the nearest"
-        )
-    return total // micro_batches
-
-
-def print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps):
-    """The settings, the sizes and the memory of the run, before it starts."""
-    machine = device_name() if settings.device == "gpu" else "CPU, by NumPy"
-    rows = [(field.name.replace("_", " "), getattr(settings, field.name)) for field in fields(settings)]
-    rows += [
-        ("machine", machine),
-        ("model sizes", config),
-        ("attention engine", engine_name(model.raw("params"), config.HS)),
-        ("parameters", f"{count_parameters(config):,}"),
-        ("training tokens", f"{train_loader.num_tokens:,}"),
-        ("validation tokens", f"{val_loader.num_tokens:,}"),
-        ("steps", max_steps),
-        ("micro-steps a step", grad_accum_steps),
-    ]
-    if model.group.ranks > 1:
-        rows += [("process", name) for name in model.group.names]
-    for name, value in rows:
-        print(f"| {name:<22} | {'' if value is None else value!s:<56} |")
-    print(f"memory, allocated once:\n{model.arena.table()}")
 
 
 def run(argv):

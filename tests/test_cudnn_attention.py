@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpt2_numba import train
+from gpt2_numba import preparation, train
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_bits, bfloat16_values, copy_to_host, to_device
 from gpt2_numba.gpu.graph import Graphs
@@ -149,7 +149,7 @@ def test_the_trainer_demands_cudnn_only_for_bf16(machine):
 def test_the_command_line_chooses_before_anything_is_made(machine, monkeypatch, tmp_path, capsys):
     machine(installed=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "bfloat16_supported", lambda: True)
+    monkeypatch.setattr(preparation, "bfloat16_supported", lambda: True)
     monkeypatch.setattr(train, "make_loaders", lambda *_: pytest.fail("the trainer went on"))
     assert train.main(["--device", "gpu", "--precision", "bf16", "--attention", "cudnn"]) == 2
     assert "attention by cuDNN: it is not installed. Choose another attention (--attention numba)" in capsys.readouterr().err

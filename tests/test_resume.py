@@ -221,7 +221,7 @@ def test_resume_beyond_the_last_step_is_refused(run, tmp_path, monkeypatch):
     def guard(*_):
         raise AssertionError("it trains on past the last step")
 
-    monkeypatch.setattr(trainer.GPT2, "zero_grad", guard)
+    monkeypatch.setattr(GPT2, "zero_grad", guard)
     with pytest.raises(UserError) as raised:
         run(*TINY, "-x", 10, "-n", 100, "-o", tmp_path, "-y", 1)
     assert all(word in str(raised.value) for word in ("-x", "16", "10"))

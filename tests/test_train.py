@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from gpt2_numba import preparation
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.multiple_choice import Example, write_examples
@@ -94,7 +95,7 @@ def test_sample_continues_a_learnt_text(tmp_path):
     write_shard(tmp_path / "abc.bin", np.tile([256, *b"abcdefg"], 40))
     flags = ["-i", str(tmp_path / "abc.bin"), "-j", str(tmp_path / "abc.bin")]
     model = run([*TINY, *flags, "-e", "L=1,NH=2,C=16,V=257,T=16", "-t", "16", "-x", "120", "-l", "0.02"])
-    encoding = trainer.encoding_for_vocab(257)
+    encoding = preparation.encoding_for_vocab(257)
     assert trainer.sample(model, encoding, 23).startswith("abcdefg")
 
 
@@ -163,9 +164,9 @@ def test_too_little_memory_names_what_would_fit():
 def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     config, flags = parse_descriptor("d12"), ["-b", "auto", "-t", "1024", "-r", "0", "--precision", "bf16", "--device", "gpu"]
     settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
-    monkeypatch.setattr(trainer, "real_gpu", lambda: True)
-    monkeypatch.setattr(trainer, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + trainer.MEMORY_RESERVE)
-    assert trainer.largest_batch_size(settings, config, ranks=1) == expected
+    monkeypatch.setattr(preparation, "real_gpu", lambda: True)
+    monkeypatch.setattr(preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + preparation.MEMORY_RESERVE)
+    assert preparation.largest_batch_size(settings, config, ranks=1) == expected
 
 
 def test_a_batch_that_fits_is_for_gpus_only(shards):
