@@ -37,6 +37,9 @@ NEEDED_FOR_GPU = {
     "numba-cuda": ("kernels on a GPU", "pip install '.[cuda13]'   (driver 580 or later; '.[cuda12]' for older ones)"),
     "nvmath-python": ("matrix products by cuBLASLt", "pip install '.[cuda13]'"),
 }
+# Only for several processes.
+OPTIONAL = {"mpi4py": ("several processes", "pip install '.[mpi]'")}
+OPTIONAL_FOR_GPUS = {"nccl4py": ("several GPUs", "pip install '.[nccl13]'   ('.[nccl12]' with CUDA 12)")}
 
 
 def version(distribution):
@@ -61,6 +64,9 @@ def examine():
     for distribution, (purpose, remedy) in {**NEEDED, **(NEEDED_FOR_GPU if gpus else {})}.items():
         found = version(distribution)
         line(found is not None, distribution, f"{found or 'missing'}   ({purpose})", remedy)
+    for distribution, (purpose, remedy) in {**OPTIONAL, **(OPTIONAL_FOR_GPUS if gpus > 1 else {})}.items():
+        found = version(distribution)
+        print(f"[{'ok' if found else '--'}] {distribution:<16}{found or 'not installed'}   ({purpose}{'' if found else ': ' + remedy})")
     if gpus == 0:
         print("[--] GPU             none: training runs on the CPU, kernels in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
     elif well:

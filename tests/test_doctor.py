@@ -17,6 +17,16 @@ def test_without_a_gpu_there_is_nothing_to_warm(capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing to warm")
 
 
+@pytest.mark.parametrize("gpus, optional", [(0, ["mpi4py"]), (2, ["mpi4py", "nccl4py"])])
+def test_what_only_several_processes_need_may_be_missing(gpus, optional, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(doctor, "examine_gpu", lambda line: None)
+    monkeypatch.setattr(doctor, "version", lambda distribution: None if distribution in optional else "1.0")
+    assert doctor.examine()
+    told = [line for line in capsys.readouterr().out.splitlines() if "not installed" in line]
+    assert [line.split()[1] for line in told] == optional and all(line.startswith("[--]") and "pip install" in line for line in told)
+
+
 def test_tasks_cover_every_layer_in_both_precisions_and_the_trainer_at_last():
     tasks = doctor.warm_tasks(("d12", "d48"), ("bf16", "fp32"))
     assert len(tasks) == len(set(tasks)) == 4 * (len(LAYERS) + 1)
