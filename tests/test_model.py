@@ -9,6 +9,7 @@ from gpt2_numba import initial_weights as initial_weights_module
 from gpt2_numba import model as model_module
 from gpt2_numba.config import GPT2Config, parse_descriptor
 from gpt2_numba.errors import UserError
+from gpt2_numba.gpu import backend
 from gpt2_numba.gpu.arena import ALIGNMENT
 from gpt2_numba.gpu.backend import bfloat16_supported, gpu_available
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
@@ -555,13 +556,13 @@ def test_bf16_needs_a_gpu():
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(monkeypatch):
-    monkeypatch.setattr(model_module, "gpu_available", lambda: False)
+    monkeypatch.setattr(backend, "gpu_available", lambda: False)
     with pytest.raises(UserError, match="a GPU was asked for and there is none.*--device cpu.*NUMBA_ENABLE_CUDASIM=1"):
         GPT2(SMALL, 1, 4, device="gpu")
 
 
 def test_too_little_gpu_memory_is_said_before_anything_is_allocated(monkeypatch):
-    monkeypatch.setattr(model_module, "gpu_available", lambda: True)
+    monkeypatch.setattr(backend, "gpu_available", lambda: True)
     monkeypatch.setattr(model_module, "free_gpu_bytes", lambda: 1 << 20)
     monkeypatch.setattr(model_module.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(UserError, match="too little GPU memory"):
