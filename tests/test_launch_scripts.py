@@ -216,8 +216,11 @@ def test_a_signal_to_the_loop_stops_the_run_after_its_checkpoint(tmp_path, launc
     write_program(tmp_path / "run", STOPPABLE)
     ranks = 2 if launcher == "mpirun" else 1
     start_it = [MPIRUN, "--oversubscribe", "-np", "2", "./run"] if launcher == "mpirun" else ["./run"]
-    with subprocess.Popen([str(LAUNCH / "resume_loop.sh"), "log", *start_it], cwd=tmp_path, env={**os.environ, **AS_ROOT},
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        [str(LAUNCH / "resume_loop.sh"), "log", *start_it], cwd=tmp_path, env={**os.environ, **AS_ROOT}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever was started in the background ignores it
+    ) as process:  # fmt: skip
         deadline = time.monotonic() + TIMEOUT
         while len(list(tmp_path.glob("started_*"))) < ranks and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -7,21 +7,32 @@ from PIL import Image
 
 from dev.scaling import collectives, one_gpu, report, step
 from dev.scaling.collectives import Fabric, message_ms
-from dev.scaling.figures import FIGURES, ONE_GPU, PUBLISHED_RUNS, Figure
+from dev.scaling.figures import FIGURES, ONE_GPU, PUBLISHED_RUNS
 from dev.scaling.one_gpu import BENCH, measured, micro_step_share
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.model import plan_memory
 from gpt2_numba.parallel.shards import Shards
 
-FABRIC = Fabric(gpus_per_host=8, nvlink=400, network=200, latency=1)  # GB/s, GB/s, µs
+KINDS = "all_reduce", "reduce_scatter", "all_gather"
+FABRIC = Fabric(gpus_per_host=8, nvlink={kind: {8: 400} for kind in KINDS}, network=200, latency=1)  # GB/s, GB/s, µs
+
+
+WHILE, BESIDE, BESIDE_2 = (
+    "compute slowed while a message is under way", "compute slowed by a message beside it, -z 0, 1", "compute slowed by a message beside it, -z 2",
+)  # fmt: skip
 
 
 @pytest.fixture
-def figures(monkeypatch):
+def put(monkeypatch):
+    """Function that gives an input another value."""
+    return lambda name, value: monkeypatch.setitem(FIGURES, name, FIGURES[name]._replace(value=value))
+
+
+@pytest.fixture
+def figures(put):
     """Inputs that are easy to reckon with."""
-    monkeypatch.setitem(FIGURES, "compute lost beside a message", Figure(0.0, "", "assumed", ""))
-    monkeypatch.setitem(FIGURES, "channels", Figure(10, "", "assumed", ""))
-    monkeypatch.setitem(FIGURES, "further array on a channel", Figure(2, "µs", "assumed", ""))
+    for name, value in ((WHILE, 0.0), (BESIDE, 0.0), (BESIDE_2, 0.0), ("channels", 10), ("further array on a channel", 2)):
+        put(name, value)
 
 
 # ----------------------------------------------------------------------------------------------- documents and inputs
@@ -53,6 +64,23 @@ def test_nothing_is_called_measured_without_its_measurement():
             assert any(folder.name in figure.source for folder in BENCH.glob("2*")), f"{name}: name the folder in dev/bench"
 
 
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_bandwidths_are_those_of_the_bench(gpus):
+    rows = json.loads((BENCH / f"2026-11-22-h200x{gpus}-collectives" / "result.json").read_text())["times"]
+    found = {row["operation"]: row["bus_bytes_per_second"] / 1e9 for row in rows if row["bytes"] == 256 * 2**20}
+    assert {kind: round(rate) for kind, rate in found.items()} == {kind: FIGURES[f"NVLink, {kind}, {gpus} GPUs"].value for kind in KINDS}
+
+
+def test_what_was_derived_from_our_runs_gives_their_sums():
+    """The time of an array on a channel, and by how much messages slow down what runs beside them: 2 % of these make about 1 % of the sums."""
+    for stages in ((0, 1), (2,)):
+        pairs = [(run, report.check(run, run.one_ms)) for run in report.all_our_runs() if run.stage in stages]
+        assert sum(says.lost for _, says in pairs) == pytest.approx(sum(run.lost_ms for run, _ in pairs), rel=0.02)
+        if stages == (0, 1):
+            alone = sum(report.messages_alone(run, says) for run, says in pairs)
+            assert alone == pytest.approx(sum(run.messages_ms for run, _ in pairs), rel=0.02)
+
+
 def test_what_the_text_says_of_rows_and_parts():
     def equal_up_to(model):
         return max(ranks for ranks in report.GPUS if Shards(parse_descriptor(model), 0, ranks).even)
@@ -68,31 +96,40 @@ def test_what_the_text_says_of_rows_and_parts():
 def test_a_large_message_on_one_host_goes_round_the_ring(figures):
     nbytes = 4e9  # at 400 GB/s 10 ms; each of 8 GPUs sends 7/8 of it
     expected = (8.4 + 7 * 3.4) / 1000 + 10 * 7 / 8
-    assert message_ms("reduce_scatter", nbytes, 8, FABRIC) == pytest.approx(expected)
-    assert message_ms("all_gather", nbytes, 8, FABRIC) == pytest.approx(expected)
-    assert message_ms("all_reduce", nbytes, 8, FABRIC) == pytest.approx((8.4 + 14 * 3.4) / 1000 + 2 * 10 * 7 / 8)
-    assert message_ms("all_reduce", nbytes, 1, FABRIC) == 0
+    assert message_ms("reduce_scatter", [nbytes], 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_gather", [nbytes], 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_reduce", [nbytes], 8, FABRIC) == pytest.approx((8.4 + 14 * 3.4) / 1000 + 2 * 10 * 7 / 8)
+    assert message_ms("all_reduce", [nbytes], 1, FABRIC) == 0
+
+
+def test_each_operation_and_number_of_gpus_has_its_bandwidth(figures):
+    fabric = FABRIC._replace(nvlink={"all_gather": {2: 200, 4: 400}, "reduce_scatter": {2: 100}})
+    for kind, ranks, bandwidth in (("all_gather", 2, 200), ("all_gather", 3, 300), ("all_gather", 8, 400), ("reduce_scatter", 4, 100)):
+        large = message_ms(kind, [8e9], ranks, fabric) - message_ms(kind, [4e9], ranks, fabric)
+        assert large == pytest.approx(4e9 * (ranks - 1) / ranks / bandwidth / 1e6), kind
 
 
 def test_between_hosts_the_slower_of_nvlink_and_network_counts(figures):
     nbytes = 20e9  # at 200 GB/s 100 ms; 32 GPUs on 4 hosts: 31 steps, 3 of them between hosts, each 14 + 1 µs
     expected = (8.4 + 28 * 3.4 + 3 * 15) / 1000 + 100 * 31 / 32
-    assert message_ms("reduce_scatter", nbytes, 32, FABRIC) == pytest.approx(expected)
-    assert message_ms("reduce_scatter", nbytes, 32, FABRIC._replace(network=1600)) == pytest.approx(expected - 50 * 31 / 32)
+    assert message_ms("reduce_scatter", [nbytes], 32, FABRIC) == pytest.approx(expected)
+    assert message_ms("reduce_scatter", [nbytes], 32, FABRIC._replace(network=1600)) == pytest.approx(expected - 50 * 31 / 32)
 
 
 def test_a_small_all_reduce_between_many_hosts_goes_by_the_tree(figures):
     # 512 GPUs, 64 hosts: up and down 7 steps inside at 0.6 µs and 6 between at 5 + 1; the ring would need 1,022 steps
-    assert message_ms("all_reduce", 8, 512, FABRIC) == pytest.approx((6.8 + 2 * (7 * 0.6 + 6 * 6)) / 1000, rel=1e-3)
+    assert message_ms("all_reduce", [8], 512, FABRIC) == pytest.approx((6.8 + 2 * (7 * 0.6 + 6 * 6)) / 1000, rel=1e-3)
     # reduce-scatter has no tree: 448 steps inside at 1 µs, the least that the network takes, 63 between at 2.7 + 1
-    assert message_ms("reduce_scatter", 8, 512, FABRIC) == pytest.approx((6.8 + 448 * 1.0 + 63 * 3.7) / 1000, rel=1e-3)
+    assert message_ms("reduce_scatter", [8], 512, FABRIC) == pytest.approx((6.8 + 448 * 1.0 + 63 * 3.7) / 1000, rel=1e-3)
 
 
-def test_more_arrays_than_channels_take_their_time(figures):
-    def more(arrays):
-        return 1000 * (message_ms("all_gather", 1e6, 4, FABRIC, arrays) - message_ms("all_gather", 1e6, 4, FABRIC))
+def test_arrays_on_the_same_channel_take_their_time(figures):
+    def more(sizes):
+        return round(1000 * (message_ms("all_gather", sizes, 4, FABRIC) - message_ms("all_gather", [sum(sizes)], 4, FABRIC)), 6)
 
-    assert [round(more(arrays), 6) for arrays in (1, 10, 11, 20, 21)] == [0, 0, 2, 2, 4]
+    assert [more([1e6] * arrays) for arrays in (1, 10, 20, 30)] == [0, 0, 2, 4]  # alike: as many on each of the 10 channels
+    assert more([5e6, 1000, 2000, 3000]) == 4  # the last channel has all small ones, each counted as 32 KiB of its 0.5 MB
+    assert more([5e6] + 100 * [1000]) == 2 * 24  # ... of 0.83 MB: no more than 25
 
 
 def test_tensors_that_are_not_cut_equally_are_sent_part_by_part(monkeypatch):
@@ -101,17 +138,18 @@ def test_tensors_that_are_not_cut_equally_are_sent_part_by_part(monkeypatch):
     for ranks in (8, 16, 512):
         shards = Shards(parse_descriptor("d48"), 0, ranks)
         step._gradient_messages(shards, 1, FABRIC)
-    arrays = [call[-1] for call in calls[::2]]
+    arrays = [len(sizes) for _, sizes, *_ in calls[::2]]
     # 12 tensors a layer; with 16 ranks all but the 4 matrices and the bias of 6,400 are cut unequally; with 512 ranks the six vectors of 1,600
     # numbers have 200 parts of 8, those of 4,800 and 6,400 have 512.
     assert arrays == [12, 5 + 7 * 16, 4 + 6 * 200 + 2 * 512]
-    assert calls[0][:3] == ("reduce_scatter", 2 * (12 * 1600**2 + 13 * 1600), 8)
+    assert all(sum(sizes) == 2 * (12 * 1600**2 + 13 * 1600) for _, sizes, *_ in calls[::2])
+    assert calls[0][0] == "reduce_scatter" and calls[0][2] == 8
 
 
 # ------------------------------------------------------------------------------------------------------------ a step
 
 
-def test_what_is_not_sent_when_compute_ends_is_waited_for(figures, monkeypatch):
+def test_what_is_not_sent_when_compute_ends_is_waited_for(figures, put):
     pieces = [(2.0, 1.0), (2.0, 3.0), (1.0, 2.0)]  # made at 2, 4, 5; sent from 2 to 3, 4 to 7, 7 to 9
     assert step.beside(pieces) == (0, 4)
     assert step.beside([(9.0, 1.0), (9.0, 0.0)]) == (0, 0)
@@ -119,8 +157,15 @@ def test_what_is_not_sent_when_compute_ends_is_waited_for(figures, monkeypatch):
     assert step.beside(pieces, keep_step=True) == (0, 4)
     assert step.beside([*pieces, (3.0, 0.0)]) == (0, 1) and step.beside([*pieces, (3.0, 0.0)], keep_step=True) == (0, 2)
     # Half of the time under a message is lost: 0.5 of the second piece, which is made at 4.5; 0.5 of the third, made at 6; sent till 7.5, 9.5.
-    monkeypatch.setitem(FIGURES, "compute lost beside a message", Figure(0.5, "", "assumed", ""))
+    put(WHILE, 0.5)
     assert step.beside(pieces) == (1.0, 3.5)
+    # A tenth more of what has a message beside it: of 2 and of 1, which are then made at 4.7 and 6.3.
+    put(BESIDE, 0.1)
+    assert step.beside(pieces) == pytest.approx((1.3, 3.4))
+    assert step.beside([(9.0, 0.0), (9.0, 0.0)]) == (0, 0)
+    # The message of the first piece, 1 of 2, makes the second take 2.5 + 20 %: the second is sent until 7.9, the third until 9.9.
+    put(BESIDE_2, 0.2)
+    assert step.beside(pieces, keep_step=True) == pytest.approx((0.9 + 0.7, 9.9 - 6.6))
 
 
 @pytest.mark.parametrize("model", ["d12", "d48"])
@@ -151,7 +196,10 @@ def test_messages_are_counted_once_a_step_but_with_z_2_in_every_micro_step():
     least = [count * bytes_sent / 400e6 for count in (2, 2, 9)]
     assert [one.count for one in steps] == [8, 8, 8]
     assert all(1 < one.messages / ms < 1.5 for one, ms in zip(steps, least))
-    assert all(one.slowed + one.gradients + one.parameters < one.messages for one in steps)
+    assert all(one.gradients + one.parameters < one.messages for one in steps)
+    assert steps[0].lost == pytest.approx(steps[0].slowed + steps[0].gradients + steps[0].norm - gpu.norm)
+    own = (gpu.norm + gpu.adamw) / 4
+    assert steps[1].lost == pytest.approx(sum(steps[1].parts.values()) - steps[1].micro_steps - own)
 
 
 def test_tokens_that_cannot_be_shared_out_are_refused():
@@ -161,13 +209,21 @@ def test_tokens_that_cannot_be_shared_out_are_refused():
 
 def test_micro_batches_that_were_measured_count_as_measured(monkeypatch):
     gpu = measured("d12")
-    assert micro_step_share("d12", gpu, 64) == pytest.approx(1)
-    assert 1 / 64 < micro_step_share("d12", gpu, 1) < 4 / 64 and 0.5 < micro_step_share("d12", gpu, 32) < 0.52
+    assert micro_step_share("d12", 64) == pytest.approx(1)
     full = gpu.forward + gpu.head + 12 * gpu.layer + gpu.tail
-    monkeypatch.setitem(one_gpu.SMALLER_MICRO_BATCHES, "d12", {8: 20.0, 16: 30.0})
-    assert micro_step_share("d12", gpu, 8) * full == pytest.approx(20)
-    assert micro_step_share("d12", gpu, 12) * full == pytest.approx(25)
-    assert micro_step_share("d12", gpu, 4) * full < 20
+    assert micro_step_share("d12", 8) * full == pytest.approx((112.764 - gpu.norm - gpu.adamw) / 8)  # of the file: 8 micro-steps
+    monkeypatch.setattr(one_gpu, "smaller_micro_batches", lambda model: {8: 20.0, 16: 30.0})
+    assert micro_step_share("d12", 12) * full == pytest.approx(25)
+    assert 0 < micro_step_share("d12", 4) * full < 20
+
+
+def test_micro_batches_that_were_not_measured_are_assumed(monkeypatch):
+    """The rule that stands in for those of d48 is within 10 % of those that were measured, of d12; 2 % from 2 rows on."""
+    times = {B: micro_step_share("d12", B) for B in one_gpu.smaller_micro_batches("d12")}
+    monkeypatch.setattr(one_gpu, "smaller_micro_batches", lambda model: {})
+    assert sorted(times) == [1, 2, 4, 8, 16, 32]
+    for B, share in times.items():
+        assert micro_step_share("d12", B) == pytest.approx(share, rel=0.1 if B == 1 else 0.02)
 
 
 @pytest.mark.parametrize("model, B", [("d12", 64), ("d12", 16), ("d48", 16)])
@@ -186,20 +242,26 @@ def test_memory_is_what_the_trainer_plans(model, B):
 def test_runs_of_our_own_are_read_from_the_file_of_the_bench(tmp_path, monkeypatch):
     gpu = measured("d12")
     row = {"model": "d12", "gpus": 1, "zero_stage": 0, "micro_steps": 2, "B": gpu.B, "T": gpu.T, "step_ms": 200.0}
-    two = {**row, "gpus": 2, "zero_stage": 1, "step_ms": 202.0, "messages_alone_ms": 3.0}
-    (tmp_path / "result.json").write_text(json.dumps({"rows": [row, two]}))
+    other, unlike = {**row, "step_ms": 204.0}, {**row, "micro_steps": 1, "step_ms": 100.0}
+    two = {**row, "gpus": 2, "zero_stage": 1, "step_ms": 206.0, "messages_alone_ms": 3.0, "exposed_ms": 2.5, "arena_gib": 25.7}
+    (tmp_path / "result.json").write_text(json.dumps({"rows": [row, unlike, other, two]}))
     source = (BENCH / "many_gpus.py").read_text()
     assert all(f'"{name}"' in source for name in two), "dev.bench.many_gpus names its figures differently"
     monkeypatch.setattr(report, "OUR_RUNS", [tmp_path])
     (run,) = report.our_runs(tmp_path)
-    assert (run.ranks, run.stage, run.tokens, run.ms, run.one_tokens, run.one_ms) == (2, 1, 4 * 65536, 202.0, 2 * 65536, 200.0)
-    says, unscaled = report.check(run), step.step("d12", 2, 4 * 65536, 1, collectives.fabric("400 Gbit/s a GPU"))
-    assert 198 < says.ms < 202 < unscaled.ms and says.messages == pytest.approx(unscaled.messages)
-    first = report.checks_table().splitlines()[2]
-    assert first.startswith("| ours, 2 GPUs | d12 | `-z 1`, 262,144 | 202.0 | 99.0% |") and "| 3.00 |" in first
+    assert (run.ranks, run.stage, run.tokens, run.ms, run.one_tokens, run.alone_ms) == (2, 1, 4 * 65536, 206.0, 2 * 65536, (200.0, 204.0))
+    assert run.tokens / run.one_ms == pytest.approx(run.one_tokens / 200 + run.one_tokens / 204)
+    says, unscaled = report.check(run, 200.0), step.step("d12", 2, 4 * 65536, 1, collectives.fabric("400 Gbit/s a GPU"))
+    assert 198 < says.ms < 206 < unscaled.ms and says.messages == pytest.approx(unscaled.messages)
+    assert report.check(run, 204.0).ms - says.ms == pytest.approx(4, rel=0.02)
+    assert report.checks_table().splitlines()[2].startswith("| ours, 2 H200 | d12 | `-z 1`, 262,144 | 206.0 | 98.0% |")
+    lines = report.messages_table().splitlines()[2:]
+    assert len(lines) == 1 and "| 3.00 |" in lines[0] and "| 2.50 |" in lines[0]
+    assert "| `-z 1` | 2 | 1,272,544 | 642,510 to 655,360 | 98.0% | 99.0% |" in report.our_table()
 
 
 def test_published_speeds_become_milliseconds_of_a_step():
     by_name = {(run.name, run.model): run for run in PUBLISHED_RUNS}
     assert by_name["llm.c, 8 H100", "d48"].ms == pytest.approx(2750) and by_name["llm.c, 8 H100", "d12"].ms == pytest.approx(140)
     assert by_name["llm.c, 2 H200", "d12"].one_ms == pytest.approx(524288 / 581)
+    assert by_name["llm.c, 2 H200", "d12"].ms == pytest.approx(1048576 / 1161)

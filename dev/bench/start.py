@@ -70,7 +70,7 @@ def waited_for(tensors):
 
 draw = train.draw_initial_weights
 train.draw_initial_weights = lambda *args: waited_for(draw(*args))
-for function, name in {"GPT2": "memory for the model", "make_loaders": "data", "choose_matmuls": "choices of matmuls read"}.items():
+for function, name in {"make_model": "memory for the model", "make_loaders": "data", "choose_matmuls": "choices of matmuls read"}.items():
     timed(train, function, name)
 
 begin = train.StepReports.begin

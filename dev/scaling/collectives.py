@@ -5,26 +5,32 @@ GPU has one piece summed (reduce-scatter), after as many again all have all piec
 
     time = base + steps * latency of a step + S * steps / N / bandwidth        steps: N - 1, all-reduce 2 (N - 1)
 
-The bandwidth is the bus bandwidth of NVIDIA's nccl-tests (doc/PERFORMANCE.md there): NVLink's, or, between hosts, what all network cards of
-a host carry together, if that is less: NCCL builds several rings, which leave a host at different cards. The latency grows with N. A tree,
-for an all-reduce, needs only log2(hosts) steps between hosts, but sends everything twice through each link:
+The bandwidth is the bus bandwidth of NVIDIA's nccl-tests (doc/PERFORMANCE.md there): NVLink's, as measured for each operation and number of
+GPUs on a host, or, between hosts, what all network cards of a host carry together, if that is less: NCCL builds several rings, which leave a
+host at different cards. The latency grows with N. A tree, for an all-reduce, needs only log2(hosts) steps between hosts, but sends everything
+twice through each link:
 
     time = base + 2 ((N / hosts - 1) * latency inside + log2(hosts) * latency between) + 2 S / bandwidth
 
 For reduce-scatter and all-gather NCCL has no tree (with more than one GPU a host: github.com/NVIDIA/nccl/issues/1473).
+
+Several arrays in one call are shared out over NCCL's channels, the largest first: each channel gets the same traffic, so the last one gets all
+that are small, and sends them one after the other (src/enqueue.cc, scheduleCollTasksToPlan).
 """
 
 import math
 from typing import NamedTuple
 
-from dev.scaling.figures import PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
+import numpy as np
+
+from dev.scaling.figures import LEAST_TRAFFIC, PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
 
 
 class Fabric(NamedTuple):
     """What connects the GPUs. Bandwidths in GB/s, latency in µs a step between hosts, beyond NCCL's own figure."""
 
     gpus_per_host: int
-    nvlink: float
+    nvlink: dict  # of each kind of message: GPUs on a host -> GB/s
     network: float
     latency: float
 
@@ -32,28 +38,35 @@ class Fabric(NamedTuple):
 def fabric(network):
     """The Fabric with one of NETWORKS."""
     bandwidth, latency = (figure(f"network, {what}, {network}") for what in ("bus bandwidth", "added latency"))
-    return Fabric(int(figure("GPUs per host")), figure("NVLink, bus bandwidth"), bandwidth, latency)
+    kinds = "all_reduce", "reduce_scatter", "all_gather"
+    nvlink = {kind: {gpus: figure(f"NVLink, {kind}, {gpus} GPUs") for gpus in (2, 4, 8)} for kind in kinds}
+    return Fabric(int(figure("GPUs per host")), nvlink, bandwidth, latency)
 
 
-def message_ms(kind, nbytes, ranks, fabric, arrays=1):
+def message_ms(kind, sizes, ranks, fabric):
     """Milliseconds of one call.
 
     kind    "all_reduce", "reduce_scatter" or "all_gather"
-    nbytes  of the whole array, as it lies in each GPU
-    arrays  of which it consists, in one group call of NCCL: the latency counts once for as many as there are channels
+    sizes   bytes of each array, as it lies in each GPU. The latency counts once; an array that comes after others on a channel takes a little
     """
     if ranks == 1:
         return 0.0
+    nbytes = sum(sizes)
     ways = [_ring(kind, nbytes, ranks, fabric, name) for name in PROTOCOLS]
     if kind == "all_reduce":
         ways += [_tree(nbytes, ranks, fabric, name) for name in PROTOCOLS]
-    more_arrays = math.ceil(arrays / figure("channels")) - 1
-    return (min(ways) + more_arrays * figure("further array on a channel")) / 1000
+    return (min(ways) + (_most_on_a_channel(sizes) - 1) * figure("further array on a channel")) / 1000
+
+
+def _most_on_a_channel(sizes):
+    """How many arrays the last channel gets: the smallest, up to its share of the traffic."""
+    traffic = np.sort(np.maximum(sizes, LEAST_TRAFFIC))
+    return max(1, int(np.searchsorted(np.cumsum(traffic), traffic.sum() / figure("channels"), side="right")))
 
 
 def _ring(kind, nbytes, ranks, fabric, name):
     """Microseconds."""
-    protocol, hosts, bus = PROTOCOLS[name], *_hosts_and_bus(ranks, fabric)
+    protocol, hosts, bus = PROTOCOLS[name], *_hosts_and_bus(kind, ranks, fabric)
     turns = 2 if kind == "all_reduce" else 1
     steps, between = turns * (ranks - 1), turns * (hosts - 1)
     inside = protocol.ring_inside if hosts == 1 else max(protocol.ring_inside, protocol.shortest)
@@ -66,15 +79,16 @@ def _ring(kind, nbytes, ranks, fabric, name):
 
 def _tree(nbytes, ranks, fabric, name):
     """Microseconds of an all-reduce."""
-    protocol, hosts, bus = PROTOCOLS[name], *_hosts_and_bus(ranks, fabric)
+    protocol, hosts, bus = PROTOCOLS[name], *_hosts_and_bus("all_reduce", ranks, fabric)
     depth = (ranks / hosts - 1) * protocol.tree_inside + math.log2(hosts) * (protocol.tree_between + fabric.latency)
     bandwidth = TREE_CORRECTION * min(protocol.tree_share * bus, protocol.most[min(hosts, 3) - 1])
     return protocol.base + 2 * depth + 2 * nbytes / _bytes_per_us(bandwidth)
 
 
-def _hosts_and_bus(ranks, fabric):
-    hosts = math.ceil(ranks / fabric.gpus_per_host)
-    return hosts, fabric.nvlink if hosts == 1 else min(fabric.nvlink, fabric.network)
+def _hosts_and_bus(kind, ranks, fabric):
+    hosts, measured = math.ceil(ranks / fabric.gpus_per_host), fabric.nvlink[kind]
+    nvlink = float(np.interp(min(ranks, fabric.gpus_per_host), list(measured), list(measured.values())))
+    return hosts, nvlink if hosts == 1 else min(nvlink, fabric.network)
 
 
 def _bytes_per_us(gigabytes_per_second):

@@ -62,14 +62,24 @@ def measured(model):
     return gpu.slower(stretch)
 
 
-def micro_step_share(model, gpu, B):
-    """The time of a micro-step of B rows as a share of one of gpu.B rows.
+def smaller_micro_batches(model):
+    """B -> milliseconds of a micro-step of so many rows, as measured; empty if they were not."""
+    if model not in SMALLER_MICRO_BATCHES:
+        return {}
+    rows = json.loads((BENCH / SMALLER_MICRO_BATCHES[model] / "result.json").read_text())["rows"]
+    update = measured(model).norm + measured(model).adamw  # once a step, whatever the micro-batch
+    return {row["B"]: (row["step_ms"] - update) / row["micro_steps"] for row in rows}
+
+
+def micro_step_share(model, B):
+    """The time of a micro-step of B rows as a share of one of as many rows as in ONE_GPU.
 
     Between measured sizes the time is taken to rise evenly. Below the smallest it has a part that does not shrink with B: the weights have
     to be read and their gradients written, and no kernel ends in less than a launch.
     """
+    gpu = measured(model)
     full = gpu.forward + gpu.head + parse_descriptor(model).L * gpu.layer + gpu.tail
-    times = {gpu.B: full, **SMALLER_MICRO_BATCHES[model]}
+    times = {gpu.B: full, **smaller_micro_batches(model)}
     weights = WEIGHT_PASSES * 2 * count_parameters(parse_descriptor(model)) / gpu.copy_rate / 1e6
     times[0] = gpu.launches * figure("launch") / 1000 + weights
     return float(np.interp(B, sorted(times), [times[size] for size in sorted(times)])) / full

@@ -1,7 +1,6 @@
 """What the model says, as tables and a picture, and where they stand in the documentation."""
 
 import functools
-import itertools
 import json
 import re
 from pathlib import Path
@@ -75,37 +74,77 @@ def one_gpu_table():
 
 
 def our_runs(folder):
-    """Runs from the file of dev.bench.many_gpus, which has one GPU of the same machine with as many micro-steps for each of them."""
+    """Runs from the file of dev.bench.many_gpus, in which each GPU has also run by itself, with as many micro-steps."""
     rows = json.loads((BENCH / folder / "result.json").read_text())["rows"]
-    one = {(row["model"], row["micro_steps"]): row for row in rows if row["gpus"] == 1}
     runs = []
     for row in rows:
-        alone = one[row["model"], row["micro_steps"]]
+        alone = [one["step_ms"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))]
         tokens = row["micro_steps"] * row["B"] * row["T"]
         if row["gpus"] > 1:
             runs.append(Run(
-                f"ours, {row['gpus']} GPUs", row["model"], row["gpus"], row["zero_stage"], tokens * row["gpus"], row["step_ms"],
-                tokens, alone["step_ms"], f"measured: dev/bench/{folder}", row["messages_alone_ms"],
+                f"ours, {row['gpus']} H200", row["model"], row["gpus"], row["zero_stage"], tokens * row["gpus"], row["step_ms"],
+                tokens, tuple(alone), f"measured: [{folder}](../dev/bench/{folder})", row["messages_alone_ms"], row["exposed_ms"], row["arena_gib"],
             ))  # fmt: skip
     return runs
 
 
-def check(run):
-    """The Step that the model says for a Run on one host, from the speed that one GPU has with that program."""
+def all_our_runs():
+    return sorted((run for folder in OUR_RUNS for run in our_runs(folder)), key=lambda run: (run.model, run.ranks, run.stage))
+
+
+def check(run, one_ms):
+    """The Step that the model says for a Run on one host, if one GPU takes one_ms for the step that it does by itself."""
     host = fabric(NETWORKS[0])
     one = step(run.model, 1, run.one_tokens, 0, host)
-    return step(run.model, run.ranks, run.tokens, run.stage, host, measured(run.model).slower(run.one_ms / one.ms))
+    return step(run.model, run.ranks, run.tokens, run.stage, host, measured(run.model).slower(one_ms / one.ms))
 
 
 def checks_table():
-    header = ["run", "model", "tokens a step", "ms", "of N × one", "model: ms", "of N × one", "off", "messages, ms", "model", "sources"]
+    """The time of a step, from the mean of the GPUs' speeds, and from the slowest."""
+    header = ["run", "model", "tokens a step", "ms", "of N × one", "model: ms", "of N × one", "off", "off, from the slowest", "source"]
     rows = []
-    for run in itertools.chain(*map(our_runs, OUR_RUNS), PUBLISHED_RUNS):
-        ideal, says = run.one_ms * run.tokens / run.one_tokens / run.ranks, check(run)
-        messages = ["", ""] if run.messages_ms is None else [f"{run.messages_ms:.2f}", f"{says.messages:.2f}"]
+    for run in all_our_runs() + list(PUBLISHED_RUNS):
+        ideal, says = run.one_ms * run.tokens / run.one_tokens / run.ranks, check(run, run.one_ms)
+        slowest = f"{check(run, max(run.alone_ms)).ms / run.ms - 1:+.1%}" if len(run.alone_ms) > 1 else ""
         rows.append([
             run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.ms:,.1f}", f"{ideal / run.ms:.1%}", f"{says.ms:,.1f}",
-            f"{ideal / says.ms:.1%}", f"{says.ms / run.ms - 1:+.1%}", *messages, run.source,
+            f"{ideal / says.ms:.1%}", f"{says.ms / run.ms - 1:+.1%}", slowest, run.source,
+        ])  # fmt: skip
+    return table(header, rows)
+
+
+def messages_alone(run, says):
+    """What the model says of Run.messages_ms."""
+    return says.messages + measured(run.model).norm / (1 if run.stage == 0 else run.ranks)
+
+
+def messages_table():
+    """What the messages of our own runs took, and by how much they made the step longer."""
+    header = ["run", "model", "tokens a step", "messages alone, ms", "model", "they lengthen the step by, ms", "model", "of the step"]
+    rows = []
+    for run in all_our_runs():
+        says = check(run, run.one_ms)
+        rows.append([
+            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.messages_ms:.2f}", f"{messages_alone(run, says):.2f}",
+            f"{run.lost_ms:.2f}", f"{says.lost:.2f}", f"{run.lost_ms / run.ms:.1%}",
+        ])  # fmt: skip
+    return table(header, rows)
+
+
+def our_table():
+    """Our own runs, for those who want to know what several GPUs bring."""
+    header = [
+        "model", "GPUs", "ZeRO", "micro-steps", "tok/s", "one by one, tok/s", "of all one by one", "of N × the slowest",
+        "ms a step", "messages alone, ms", "they lengthen it by, ms", "GiB a GPU", "source",
+    ]  # fmt: skip
+    rows = []
+    for run in all_our_runs():
+        count = run.one_tokens // measured(run.model).B // measured(run.model).T
+        speed, alone = run.tokens / run.ms * 1000, [run.one_tokens / ms * 1000 for ms in run.alone_ms]
+        rows.append([
+            run.model, run.ranks, f"`-z {run.stage}`", count, f"{speed:,.0f}", f"{min(alone):,.0f} to {max(alone):,.0f}",
+            f"{speed / sum(alone):.1%}", f"{speed / run.ranks / min(alone):.1%}", f"{run.ms:,.1f}", f"{run.messages_ms:.1f}", f"{run.lost_ms:.1f}",
+            f"{run.memory_gib:.1f}", run.source.removeprefix("measured: "),
         ])  # fmt: skip
     return table(header, rows)
 
@@ -141,7 +180,7 @@ def parts_table():
                 many = modelled(model, per_gpu, ranks, 1, NETWORKS[0])
                 lost = losses(model, per_gpu, ranks, 1, NETWORKS[0])
                 ideal = many.ms - sum(lost.values())
-                hidden = 1 - (many.slowed + many.gradients + many.parameters) / many.messages
+                hidden = 1 - (many.gradients + many.parameters) / many.messages
                 rows.append([
                     batch_name(model, per_gpu), ranks, f"{ideal:,.1f}", *(f"{ms:+.2f}" for ms in lost.values()), f"{many.ms:,.1f}",
                     f"{many.messages:.2f}", f"{hidden:.0%}",
@@ -235,10 +274,10 @@ def draw(path):
 def blocks():
     """What is generated, by document and name."""
     of_scaling = {
-        "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "parts": parts_table(), "limits": limits_table(),
+        "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "messages": messages_table(), "parts": parts_table(), "limits": limits_table(),
         **{f"{model} {kind}": scaling_table(model, kind == "per GPU") for model in MODELS for kind in ("per step", "per GPU")},
     }  # fmt: skip
-    return {"scaling.md": of_scaling, "many_gpus.md": {"memory": memory_table()}}
+    return {"scaling.md": of_scaling, "many_gpus.md": {"measured": our_table(), "memory": memory_table()}}
 
 
 def with_blocks(text, tables):

@@ -37,6 +37,7 @@ class Step(NamedTuple):
     parameters: float
 
     messages: float  # that all messages take together: some of it is in the parts above, the rest is hidden
+    lost: float  # by which messages lengthen the step: slowed, gradients, parameters, and what they add to norm and AdamW
     B: int
     count: int  # of micro-steps
     tokens: int  # over all GPUs
@@ -68,11 +69,11 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
     if left_over:
         raise ValueError(f"{tokens} tokens are not as many rows of {gpu.T} for each of {ranks} GPUs")
     B = max(size for size in range(1, gpu.B + 1) if rows % size == 0)
-    count, share = rows // B, micro_step_share(model, gpu, B)
+    count, share = rows // B, micro_step_share(model, B)
     shards = Shards(parse_descriptor(model), 0, ranks, whole=stage == 0)
     full = gpu.forward + gpu.head + shards.config.L * gpu.layer + gpu.tail
     if ranks == 1:
-        return Step(count * share * full, 0.0, 0.0, gpu.norm, gpu.adamw, 0.0, 0.0, B, count, tokens)
+        return Step(count * share * full, 0.0, 0.0, gpu.norm, gpu.adamw, 0.0, 0.0, 0.0, B, count, tokens)
 
     sending = count if stage == 2 else 1  # micro-steps that send their gradients
     layer, rest = _gradient_messages(shards, stage, fabric)
@@ -90,6 +91,7 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
         adamw=own * gpu.adamw + update_slowed,
         parameters=parameters,
         messages=sending * (shards.config.L * layer + rest) + of_norm + sum(message for _, message in tensors),
+        lost=sending * (slowed + gradients) + of_norm + update_slowed + parameters,
         B=B, count=count, tokens=tokens,
     )  # fmt: skip
 
@@ -102,8 +104,10 @@ def beside(pieces, keep_step=False):
     Returns (ms by which messages slow compute down, ms for which compute waits, at the end or in between).
     """
     now = sent = slowed = waited = 0.0
+    for_each = figure(f"compute slowed by a message beside it, {'-z 2' if keep_step else '-z 0, 1'}")
     for compute, message in pieces:
-        slower = figure("compute lost beside a message") * min(compute, max(0.0, sent - now))
+        under_way = min(compute, max(0.0, sent - now))
+        slower = figure("compute slowed while a message is under way") * under_way + (for_each * compute if under_way else 0.0)
         now, slowed = now + compute + slower, slowed + slower
         if keep_step and sent > now:
             now, waited = sent, waited + sent - now
@@ -121,8 +125,8 @@ def _gradient_messages(shards, stage, fabric):
 
 def _norm_message(shards, stage, fabric):
     """Loss and requests to stop; with shards the sums of squares, too."""
-    arrays, numbers = (1, 2) if stage == 0 else (2, 2 + NORM_SUMS)
-    return message_ms("all_reduce", FLOAT32 * numbers, shards.ranks, fabric, arrays)
+    numbers = (2,) if stage == 0 else (NORM_SUMS, 2)
+    return message_ms("all_reduce", [FLOAT32 * count for count in numbers], shards.ranks, fabric)
 
 
 def _parameter_messages(gpu, shards, fabric):
@@ -137,13 +141,13 @@ def _parameter_messages(gpu, shards, fabric):
 
 def _message(kind, segments, shards, fabric):
     """One call for several tensors. One that is not cut into equal parts is sent part by part (parallel/nccl_group.py)."""
-    arrays = 0
+    sizes = []
     for _, alike in itertools.groupby(sorted(segments, key=_length), key=_length):
         alike = list(alike)
         parts = [stop - start for start, stop in itertools.pairwise(shards.bounds(alike[0]))]
         even = kind == "all_reduce" or len(set(parts)) == 1
-        arrays += len(alike) * (1 if even else sum(part > 0 for part in parts))
-    return message_ms(kind, BF16 * sum(map(_length, segments)), shards.ranks, fabric, arrays)
+        sizes += len(alike) * ([BF16 * _length(alike[0])] if even else [BF16 * part for part in parts if part])
+    return message_ms(kind, sizes, shards.ranks, fabric)
 
 
 def _length(segment):
