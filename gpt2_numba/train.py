@@ -153,7 +153,7 @@ def train(settings, group=None):
             else:
                 model.update(step, rate, settings.weight_decay, rounding_seed=course.next_rounding_seed())
             reports.add(result, model.moment())
-            if settings.gpu_info_every > 0 and settings.device == "gpu" and (step + 1) % settings.gpu_info_every == 0:
+            if group.rank == 0 and settings.device == "gpu" and settings.gpu_info_every > 0 and (step + 1) % settings.gpu_info_every == 0:
                 print(gpu_info())
             step += 1
 
