@@ -31,9 +31,9 @@ def test_tokens_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"", "shorter than the header"),
-    (b"First Citizen:\n", "shorter than the header"),
-    (llmc_bytes(TOKENS)[:1023], "shorter than the header"),
+    (b"", "must have a header of 1024 bytes"),
+    (b"First Citizen:\n", "must have a header of 1024 bytes"),
+    (llmc_bytes(TOKENS)[:1023], "must have a header of 1024 bytes"),
     (b"First Citizen:\n" * 100, "something else"),
     (llmc_bytes(TOKENS, magic=20240326), "a model checkpoint"),
     (llmc_bytes(TOKENS, version=2), "has 2"),

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2_numba.data.token_shards import FILE_KINDS, HEADER_BYTES, HEADER_INTS
+from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240522
@@ -162,21 +162,8 @@ def read_examples(path):
     Raises UserError if the file is missing or is not exactly an evaluation.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: an evaluation must be a readable file: {error.strerror}. Check the path. "
-                        f"{HOW_TO_MAKE_ONE}") from error
-    if len(content) < HEADER_BYTES:
-        raise UserError(f"{path}: an evaluation begins with a header of {HEADER_BYTES} bytes, this file has "
-                        f"{len(content)}. {HOW_TO_MAKE_ONE}")
-    magic, version, count, longest = (int(number) for number in np.frombuffer(content, dtype="<i4", count=4))
-    if magic != MAGIC:
-        kind = f"is {FILE_KINDS[magic]}" if magic in FILE_KINDS else "is something else"
-        raise UserError(f"{path}: an evaluation begins with the number {MAGIC}; this file {kind} (it begins with "
-                        f"{magic}). {HOW_TO_MAKE_ONE}")
-    if version != VERSION:
-        raise UserError(f"{path}: an evaluation must have version {VERSION}, this one has {version}. {HOW_TO_MAKE_ONE}")
+    count, longest = (int(number) for number in read_header(path, "an evaluation", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2:4])
+    content = path.read_bytes()
     if count < 1:
         raise UserError(f"{path}: an evaluation must hold at least one example, its header says {count}. "
                         f"{HOW_TO_MAKE_ONE}")

@@ -11,24 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240520
 VERSION = 1
-HEADER_INTS = 256
-HEADER_BYTES = 4 * HEADER_INTS
 LARGEST_COUNT = 2**31 - 1  # the header keeps the count as int32
 LARGEST_TOKEN = 2**16 - 1
 
-# llm.c's files begin with numbers of their own, so a mix-up can be called by its name.
-FILE_KINDS = {
-    MAGIC: "a token shard",
-    20240326: "a model checkpoint",
-    20240327: "a debug state",
-    20240328: "a tokenizer",
-    20240522: "a multiple-choice evaluation",
-    20240527: "an optimizer state",
-}
 HOW_TO_MAKE_ONE = "Make one from a text file: python -m dev.data.tokenize_text --help"
 
 
@@ -59,13 +49,7 @@ def read_shard(path):
     Raises UserError if the file is missing or is not exactly a shard.
     """
     path = Path(path)
-    header = _read_header(path)
-    if header.size < HEADER_INTS or header[0] != MAGIC:
-        raise UserError(f"{path}: a token shard begins with the number {MAGIC}; this file {_kind(header)}. "
-                        f"{HOW_TO_MAKE_ONE}")
-    version, count = int(header[1]), int(header[2])
-    if version != VERSION:
-        raise UserError(f"{path}: a token shard must have version {VERSION}, this one has {version}. {HOW_TO_MAKE_ONE}")
+    count = int(read_header(path, "a token shard", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2])
     if count < 1:
         raise UserError(f"{path}: a token shard must hold at least one token, its header says {count}. "
                         f"{HOW_TO_MAKE_ONE}")
@@ -88,23 +72,3 @@ def find_shards(pattern):
         raise UserError(f"token shards: a pattern must match at least one file, '{pattern}' matches none (looked from "
                         f"{Path.cwd()}). Check the path, or make shards: python -m dev.data.tokenize_text --help")
     return paths
-
-
-def _read_header(path):
-    """The first 256 int32 of the file, fewer if it is shorter."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: a token shard must be a readable file: {error.strerror}. Check the path") from error
-    return np.frombuffer(start[:len(start) // 4 * 4], dtype="<i4")
-
-
-def _kind(header):
-    """What the file is, for the sentence 'this file ...'."""
-    if header.size < HEADER_INTS:
-        return f"is shorter than the header of {HEADER_BYTES} bytes"
-    magic = int(header[0])
-    if magic in FILE_KINDS:
-        return f"is {FILE_KINDS[magic]} (it begins with {magic})"
-    return f"begins with {magic}, so it is something else"

@@ -6,15 +6,15 @@
 The file cannot encode: it knows nothing of how text is cut up.
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from gpt2_numba.data.token_shards import FILE_KINDS
+from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240328
 VERSION = 2
-HEADER_INTS = 256
-HEADER_BYTES = 4 * HEADER_INTS
 
 _REMEDY = "Give llm.c's gpt2_tokenizer.bin, or write one from a tokenizer"
 
@@ -40,15 +40,10 @@ def read_tokenizer_file(path):
 
     Raises UserError if the file is missing or is not exactly a tokenizer file.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_BYTES)
-            _check_header(path, start)
-            content = file.read()
-    except OSError as error:
-        raise UserError(f"{path}: a tokenizer file must be readable: {error.strerror}. Check the path") from error
-    count, end_of_text = (int(number) for number in np.frombuffer(start, dtype="<u4")[2:4])
-    tokens, position = [], 0
+    path = Path(path)
+    header = read_header(path, "a tokenizer file", MAGIC, (VERSION,), _REMEDY)
+    count, end_of_text = (int(number) for number in header.view("<u4")[2:4])
+    tokens, position, content = [], 0, path.read_bytes()[HEADER_BYTES:]
     while position < len(content) and len(tokens) < count:
         length = content[position]
         token = content[position + 1:position + 1 + length]
@@ -64,16 +59,3 @@ def read_tokenizer_file(path):
         raise UserError(f"{path}: end-of-text must be one of the {count} tokens, this file says {end_of_text}. "
                         f"{_REMEDY}")
     return tokens, end_of_text
-
-
-def _check_header(path, start):
-    """Raise UserError if a file that begins with the bytes `start` is no tokenizer file of our version."""
-    if len(start) < HEADER_BYTES:
-        raise UserError(f"{path}: a tokenizer file must have a header of {HEADER_BYTES} bytes, this file has "
-                        f"{len(start)} in all. {_REMEDY}")
-    magic, version = (int(number) for number in np.frombuffer(start, dtype="<u4")[:2])
-    if magic != MAGIC:
-        raise UserError(f"{path}: a tokenizer file begins with the number {MAGIC}; this file begins with {magic}, so "
-                        f"it is {FILE_KINDS.get(magic, 'something else')}. {_REMEDY}")
-    if version != VERSION:
-        raise UserError(f"{path}: a tokenizer file must have version {VERSION}, this one has {version}. {_REMEDY}")

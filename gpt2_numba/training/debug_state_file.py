@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
-from gpt2_numba.training.model_file import HEADER_BYTES, HEADER_INTS, read_header
 
 MAGIC = 20240327
 VERSION = 2

@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_numba.config import count_parameters, parse_descriptor
-from gpt2_numba.data.token_shards import FILE_KINDS
+from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
 
 MAGIC = 20240326
 DTYPES = {3: np.dtype("<f4"), 5: np.dtype("<u2")}  # by the version in the header
-HEADER_INTS = 256
-HEADER_BYTES = 4 * HEADER_INTS
 PIECE = 1 << 24  # numbers that are written at a time: 64 MiB of float32
 
 _REMEDY = "Give a model file that llm.c or this program has written, or a descriptor such as d12"
@@ -65,36 +63,6 @@ def read_model_file(path):
         raise UserError(f"{path}: a model file of {config} must have {expected} bytes, this file has {size}: it was "
                         f"cut off or altered. Copy or make it again")
     return config, np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
-
-
-# --- Shared with the other files of a run: they all begin with 256 int32. ---
-
-
-def read_header(path, kind, magic, versions, remedy):
-    """Return the header of the file at `path`, int32 (256,).
-
-    kind    what the file must be, such as "a model file"
-    magic   the number that it begins with; versions  those that can be read
-    remedy  what to do if it is another, a sentence without its full stop
-    Raises UserError if the file cannot be read or begins otherwise.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER_BYTES)
-    except OSError as error:
-        raise UserError(f"{path}: {kind} must be a readable file: {error.strerror}. Check the path") from error
-    if len(start) < HEADER_BYTES:
-        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in "
-                        f"all. {remedy}")
-    header = np.frombuffer(start, dtype="<i4")
-    found, version = int(header[0]), int(header[1])
-    if found != magic:
-        raise UserError(f"{path}: {kind} begins with the number {magic}; this file begins with {found}, so it is "
-                        f"{FILE_KINDS.get(found, 'something else')}. {remedy}")
-    if version not in versions:
-        raise UserError(f"{path}: {kind} must have version {' or '.join(map(str, versions))}, this one has {version}. "
-                        f"{remedy}")
-    return header
 
 
 def write_array(file, array, dtype):
