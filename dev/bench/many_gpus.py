@@ -19,15 +19,16 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+
 from dev.bench.machine import commit, gpus, versions
-from dev.bench.trainer import LEARNING_RATE, MAX_NORM, WEIGHT_DECAY
+from dev.bench.trainer import MAX_NORM, Trainer
 from gpt2_numba import model as model_module
-from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 
 BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # a GPU's, as in llm.c's runs; T = 1024
 T = 1024
-BATCHES = 4  # different ones, taken in turn
 SECONDS = 6.0  # of stepping that is measured, at least 3 steps; as much again warms up
 MESSAGES_REPEATED = 5
 
@@ -66,34 +67,26 @@ class Runner:
     """One process's model, and the ways in which it steps."""
 
     def __init__(self, group, name, zero_stage, B=None):
-        import numpy as np
-
-        from gpt2_numba.config import ONCE, parameter_shapes
-
         self.group, self.config, self.B = Quiet(group), parse_descriptor(name), B or BATCH[name]
-        self.model = model_module.GPT2(
-            self.config, self.B, T, "gpu", "bf16", recompute=0, gelu_fusion=2, group=self.group, zero_stage=zero_stage
+        self.trainer = Trainer(
+            self.config, self.B, T, 1, weights=self._weights(), seed=2 + group.rank, precision="bf16", recompute=0, gelu_fusion=2,
+            group=self.group, zero_stage=zero_stage,
         )  # fmt: skip
+        self.model = self.trainer.model
+
+    def _weights(self):
+        """Sizes as at the start of a training; every layer has the same, since drawing all takes longer than measuring."""
         random = np.random.default_rng(1)
-        for tensor, shape in parameter_shapes(self.config).items():  # sizes as at the start of a training; every layer has the same
+        for tensor, shape in parameter_shapes(self.config).items():
             one = 0.02 * random.standard_normal(shape if tensor in ONCE else shape[1:], np.float32)
             one += 1 if tensor in ("ln1w", "ln2w", "lnfw") else 0
-            self.model.load_pieces((tensor, layer, one) for layer in range(1 if tensor in ONCE else self.config.L))
-        tokens = np.random.default_rng(2 + group.rank)
-        self.batches = [tokens.integers(0, self.config.V, (2, self.B, T), dtype=np.int32) for _ in range(BATCHES)]
-        self.steps_done = 0
+            for layer in range(1 if tensor in ONCE else self.config.L):
+                yield tensor, layer, one
 
     def step(self, micro_steps):
         """One step. Returns the function that waits for its loss and norm."""
-        self.model.zero_grad()
-        for micro_step in range(micro_steps):
-            inputs, targets = self.batches[micro_step % BATCHES]
-            self.model.forward(inputs)
-            self.model.backward(targets, micro_steps, last=micro_step + 1 == micro_steps)
-        result = self.model.measure(MAX_NORM)
-        self.model.update(self.steps_done, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=self.steps_done)
-        self.steps_done += 1
-        return result
+        self.trainer.micro_steps = micro_steps
+        return self.trainer.ask_for_step()
 
     def steps_in(self, seconds, micro_steps, messages=True):
         """Milliseconds of each step, for about so many seconds after as many to warm up."""
@@ -156,20 +149,14 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
     from dataclasses import replace
 
     from gpt2_numba.gpu.arena import free_gpu_bytes
-    from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
     from gpt2_numba.parallel.start import join
+    from gpt2_numba.preparation import choose_matmuls
     from gpt2_numba.training.settings import SHARD_DEFAULTS
 
-    group = join(replace(SHARD_DEFAULTS, hang_timeout=120), "gpu")
+    settings = replace(SHARD_DEFAULTS, device="gpu", log_dir=log_dir, hang_timeout=120)
+    group = join(settings, "gpu")
     runner = Runner(group, name, zero_stage, B)
-    if group.rank == 0:
-        search_algorithms(log_dir)
-    else:
-        take_first_algorithms()
-    runner.model.rehearse()
-    chosen = group.gather(chosen_algorithms() if group.rank == 0 else None)[0]
-    if group.rank > 0:
-        adopt_algorithms(chosen)
+    choose_matmuls(settings, runner.model)
     rows = []
     for count in micro_steps:
         times, loss, norm = runner.steps_in(seconds, count)

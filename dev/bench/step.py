@@ -14,7 +14,6 @@ from dev.bench.clock import empty_mark, hold, mark, milliseconds, time_for
 from dev.bench.costs import cost_of
 from dev.bench.kernels import launch_name
 from dev.bench.launches import watch_launches
-from dev.bench.trainer import LEARNING_RATE, MAX_NORM, WEIGHT_DECAY
 from gpt2_numba.config import count_parameters
 from gpt2_numba.gpu.backend import device_name, device_properties, real_gpu, synchronize
 from gpt2_numba.training.speed import flops_per_token, peak_flops
@@ -69,17 +68,13 @@ def gaps_between_steps(trainer, count=GAPS):
     of a step, another before the first of the next. If the host has set the second before the GPU comes to the first, what lies between
     them is all that the GPU waits; else it has run out of work, and waits longer than that by the time that a launch takes.
     """
-    model, gaps, ran_out, end, numbers = trainer.model, [], 0, None, None
+    gaps, ran_out, end, numbers = [], 0, None, None
     for step in range(count + 1):
         begin = mark()
         if step > 0:
             gaps.append((end, begin))
             ran_out += real_gpu() and end.query()
-        model.zero_grad()
-        for micro_step in range(trainer.micro_steps):
-            trainer.micro_step(last=micro_step + 1 == trainer.micro_steps)
-        of_last_step, numbers = numbers, model.measure(MAX_NORM)
-        model.update(step, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=step)
+        of_last_step, numbers = numbers, trainer.ask_for_step()
         end = mark()
         if of_last_step:
             of_last_step()

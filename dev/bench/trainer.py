@@ -20,24 +20,31 @@ class Trainer:
     Weights as at the start of a training, since a chip under its power limit is slower on random numbers than on zeros.
     """
 
-    def __init__(self, config, B, T, micro_steps, device="gpu", **options):
-        """options: as in GPT2."""
+    def __init__(self, config, B, T, micro_steps, device="gpu", weights=None, seed=2, **options):
+        """weights: as GPT2.load_pieces takes them, fresh ones by default   seed: of the tokens   options: as in GPT2."""
         self.config, self.B, self.T, self.micro_steps = config, B, T, micro_steps
         self.model = GPT2(config, B, T, device, **options)
-        self.model.load_pieces(draw_initial_weights(config, parameter_shapes(config)))
-        random = np.random.default_rng(2)
+        self.model.load_pieces(weights or draw_initial_weights(config, parameter_shapes(config)))
+        random = np.random.default_rng(seed)
         self._batches = [random.integers(0, config.V, (2, B, T), dtype=np.int32) for _ in range(BATCHES)]
         self._micro_steps_done = self._steps_done = 0
 
     def step(self, micro_steps=None, say_phase=lambda phase: None):
-        """One step. say_phase(name) is called before the forward and the backward pass of each micro-step and before the update."""
+        """One step, and wait for its numbers. Arguments as in ask_for_step."""
+        self.ask_for_step(micro_steps, say_phase)()
+
+    def ask_for_step(self, micro_steps=None, say_phase=lambda phase: None):
+        """One step, as in the training loop. Returns a function that waits for its loss and norm.
+
+        say_phase(name) is called before the forward and the backward pass of each micro-step and before the update.
+        """
         say_phase("forward")
         self.model.zero_grad()
         micro_steps = micro_steps or self.micro_steps
         for index in range(micro_steps):
             self.micro_step(say_phase, last=index + 1 == micro_steps)
         say_phase("update")
-        self.update()
+        return self.ask_for_update()
 
     def micro_step(self, say_phase=lambda phase: None, last=True):
         """Forward and backward pass of one batch. last: of a step."""
@@ -58,7 +65,12 @@ class Trainer:
             yield True
 
     def update(self):
-        """Norm, clipping and AdamW, as in the training loop."""
-        self.model.measure(MAX_NORM)()
+        """Norm, clipping and AdamW; waits for the norm."""
+        self.ask_for_update()()
+
+    def ask_for_update(self):
+        """Norm, clipping and AdamW, as in the training loop. Returns a function that waits for the loss and the norm."""
+        numbers = self.model.measure(MAX_NORM)
         self.model.update(self._steps_done, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=self._steps_done)
         self._steps_done += 1
+        return numbers
