@@ -37,12 +37,11 @@ FIGURES = {
     "network, bus bandwidth, 100 Gbit/s a host": Figure(11.25, "GB/s", "assumed", "12.5 GB/s a host, at 90 % of the line's rate"),
     "network, added latency, 400 Gbit/s a GPU": Figure(0, "µs", "published", f"of a step between hosts: no more than {NCCL_TUNING} has"),
     "network, added latency, 100 Gbit/s a host": Figure(20, "µs", "assumed", "of a step between hosts: TCP instead of InfiniBand"),
-    "channels": Figure(16, "", "assumed", "of NCCL, which share out the arrays of one call; NCCL_DEBUG=INFO tells how many"),
+    "channels": Figure(24, "", "measured", "of NCCL, which share out the arrays of one call: 4 H200s, dev/bench/2026-11-22-h200x4-scaling-d48, nccl_channels.txt"),
     "further array on a channel": Figure(4.8, "µs", "measured", f"from a step's messages alone, `-z` 0 and 1: {STEPS_ON_2_AND_4}"),
     "compute slowed while a message is under way": Figure(0.15, "", "assumed", "of that time: NCCL takes some 20 of 132 multiprocessors"),
     "compute slowed by a message beside it, -z 0, 1": Figure(0.031, "", "measured", f"of a layer's time, however short the message: {STEPS_ON_2_AND_4}"),
     "compute slowed by a message beside it, -z 2": Figure(0.068, "", "measured", "likewise: dev/bench/2026-11-22-h200x4-scaling, d12"),
-    "launch": Figure(3, "µs", "assumed", "the least that a kernel takes in a CUDA graph: for micro-batches smaller than those measured"),
 }  # fmt: skip
 
 NETWORKS = "400 Gbit/s a GPU", "100 Gbit/s a host"
@@ -82,8 +81,8 @@ ONE_GPU = {
     "d12": ("2026-11-22-h200-train-d12", "2026-11-22-h200-ruler-d12"),
     "d48": ("2026-11-22-h200-train-d48", "2026-11-22-h200-ruler-d48"),
 }
-# One GPU, smaller micro-batches: a folder of dev/bench. Those of d48 were not measured: what stands in for them is assumed.
-SMALLER_MICRO_BATCHES = {"d12": "2026-11-22-h200-small-micro-batches"}
+# One GPU, smaller micro-batches, of both models: a folder of dev/bench.
+SMALLER_MICRO_BATCHES = "2026-11-22-h200-small-micro-batches"
 
 
 class Run(NamedTuple):
@@ -123,4 +122,5 @@ PUBLISHED_RUNS = (
 )
 
 # Our own on several GPUs: folders of dev/bench with the result.json of dev.bench.many_gpus.
-OUR_RUNS = "2026-11-22-h200x2-scaling", "2026-11-22-h200x2-scaling-d48-z1", "2026-11-22-h200x4-scaling"
+FITTED_RUNS = "2026-11-22-h200x2-scaling", "2026-11-22-h200x2-scaling-d48-z1", "2026-11-22-h200x4-scaling"  # three FIGURES come from these
+LATER_RUNS = ("2026-11-22-h200x4-scaling-d48",)  # measured when the model was there

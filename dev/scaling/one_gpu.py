@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dev.scaling.figures import ONE_GPU, SMALLER_MICRO_BATCHES, figure
-from gpt2_numba.config import count_parameters, parse_descriptor
+from dev.scaling.figures import ONE_GPU, SMALLER_MICRO_BATCHES
+from gpt2_numba.config import parse_descriptor
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-WEIGHT_PASSES = 4  # a micro-step reads the weights in forward and in backward, and reads and writes their gradients
 
 
 class OneGpu(NamedTuple):
@@ -25,7 +24,6 @@ class OneGpu(NamedTuple):
     tail: float  # backward of the embedding, after the layers
     norm: float
     adamw: float
-    launches: int  # kernels in a micro-step
     copy_rate: float  # GB/s, read plus written
     memory_gib: float  # that the trainer took for B rows
 
@@ -55,7 +53,6 @@ def measured(model):
         tail=tail / micro_steps,
         norm=phases["update"] - adamw,
         adamw=adamw,
-        launches=sum(kernel["calls"] for kernel in timeline["kernels"].values()) // micro_steps,
         copy_rate=ruler["ceilings"]["copy"]["sustained"] / 1e9,
         memory_gib=float(training["memory"].removesuffix(" MiB").replace(",", "")) / 1024,
     )
@@ -63,23 +60,15 @@ def measured(model):
 
 
 def smaller_micro_batches(model):
-    """B -> milliseconds of a micro-step of so many rows, as measured; empty if they were not."""
-    if model not in SMALLER_MICRO_BATCHES:
-        return {}
-    rows = json.loads((BENCH / SMALLER_MICRO_BATCHES[model] / "result.json").read_text())["rows"]
+    """B -> milliseconds of a micro-step of so many rows, as measured, down to one row."""
+    rows = json.loads((BENCH / SMALLER_MICRO_BATCHES / "result.json").read_text())["rows"]
     update = measured(model).norm + measured(model).adamw  # once a step, whatever the micro-batch
-    return {row["B"]: (row["step_ms"] - update) / row["micro_steps"] for row in rows}
+    return {row["B"]: (row["step_ms"] - update) / row["micro_steps"] for row in rows if row["model"] == model}
 
 
 def micro_step_share(model, B):
-    """The time of a micro-step of B rows as a share of one of as many rows as in ONE_GPU.
-
-    Between measured sizes the time is taken to rise evenly. Below the smallest it has a part that does not shrink with B: the weights have
-    to be read and their gradients written, and no kernel ends in less than a launch.
-    """
+    """The time of a micro-step of B rows as a share of one of as many rows as in ONE_GPU; between measured sizes it is taken to rise evenly."""
     gpu = measured(model)
     full = gpu.forward + gpu.head + parse_descriptor(model).L * gpu.layer + gpu.tail
     times = {gpu.B: full, **smaller_micro_batches(model)}
-    weights = WEIGHT_PASSES * 2 * count_parameters(parse_descriptor(model)) / gpu.copy_rate / 1e6
-    times[0] = gpu.launches * figure("launch") / 1000 + weights
     return float(np.interp(B, sorted(times), [times[size] for size in sorted(times)])) / full

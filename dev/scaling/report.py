@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from dev.scaling.collectives import fabric
-from dev.scaling.figures import FIGURES, NETWORKS, OUR_RUNS, PUBLISHED_RUNS, Run
+from dev.scaling.figures import FIGURES, FITTED_RUNS, LATER_RUNS, NETWORKS, PUBLISHED_RUNS, Run
 from dev.scaling.one_gpu import BENCH, measured
 from dev.scaling.step import memory_gib, step
 
@@ -89,7 +89,7 @@ def our_runs(folder):
 
 
 def all_our_runs():
-    return sorted((run for folder in OUR_RUNS for run in our_runs(folder)), key=lambda run: (run.model, run.ranks, run.stage))
+    return sorted((run for folder in FITTED_RUNS + LATER_RUNS for run in our_runs(folder)), key=lambda run: (run.model, run.ranks, run.stage))
 
 
 def check(run, one_ms):
