@@ -18,6 +18,7 @@ _GPT3_SIZES = {
 }  # fmt: skip
 
 ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
+MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the others are vectors: biases and LayerNorms, less than 0.1 % of d12's numbers
 
 _FREE_FORM = "L=4,NH=4,C=128,T=128,V=257 (layers, heads, channels, longest context, vocabulary)"
 

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gpt2_numba.config import ONCE, GPT2Config, count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.config import MATRICES, ONCE, GPT2Config, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import Arena, free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
@@ -56,11 +56,10 @@ from gpt2_numba.layers.layernorm import (
 from gpt2_numba.layers.matmul import matmul_backward, matmul_forward, matmul_gelu_forward, matmul_scratch_size
 from gpt2_numba.parallel.gradients import BUFFERS, Gradients, ShardedGradients, tensors_by_name
 from gpt2_numba.parallel.group import Alone
-from gpt2_numba.parallel.shards import Shards, ranges_of
+from gpt2_numba.parallel.shards import Sharing
 
 __all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor", "plan_memory"]
 
-DECAYED = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the matrices; biases and LayerNorms are not decayed
 STEP_RESULTS = 4  # numbers that a step sends to the host: norm of the gradients, scale that clips them, mean loss, requests to stop
 LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 STATISTICS = ("ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd", "lse")  # activations that are float32 in any precision
@@ -99,21 +98,16 @@ def _aligned(count):
     return -(-count // 128) * 128  # elements: 256 bytes of bfloat16
 
 
-def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True, shards=None, zero_stage=0):
-    """All arrays of a model in training, as an Arena that has not been allocated yet.
-
-    shards, zero_stage: what of the optimizer's state, and with stage 2 of the gradients, is this process's own; by default all
-    """
+def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True, sharing=None):
+    """All arrays of a model in training, as an Arena that has not been allocated yet. sharing: a Sharing, by default nothing is shared out."""
     real = FLOAT32 if precision == "fp32" else BFLOAT16_BITS
-    shards = shards or Shards(config)
-    N, C, count, own = B * T, config.C, count_parameters(config), shards.local_count()
+    sharing = sharing or Sharing(config)
+    N, C, count, own = B * T, config.C, count_parameters(config), sharing.state.local_count()
     arena = Arena()
     arena.add("parameters", "params", (count,), real)
-    arena.add("gradients", "grads", (own if zero_stage == 2 else count,), real)
-    if zero_stage == 2:
-        rest = sum(math.prod(parameter_shapes(config)[name]) for name in ONCE)
-        arena.add("gradients", "layer_grads", (BUFFERS, (count - rest) // config.L), real)
-        arena.add("gradients", "rest_grads", (rest,), real)
+    arena.add("gradients", "grads", (sharing.grads.local_count(),), real)
+    if sharing.stage == 2:
+        arena.add("gradients", "layer_grads", (BUFFERS, sum(segment.stop - segment.start for segment in sharing.layer_matrices(0))), real)
     arena.add("AdamW's m and v", "m", (own,), FLOAT32)
     arena.add("AdamW's m and v", "v", (own,), FLOAT32)
     if precision == "bf16" and master_weights:
@@ -141,34 +135,21 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("update", "rounding_seed", (1,), np.uint32)
     arena.add("update", "step_results", (STEP_RESULTS,), FLOAT32)
     arena.add("update", "norm_partials", (NORM_BLOCKS,), FLOAT32)
-    arena.add("update", "ranges", update_ranges(shards, zero_stage).shape, np.int64)
-    arena.add("update", "norm_ranges", norm_ranges(shards, zero_stage).shape, np.int64)
+    arena.add("update", "ranges", sharing.update_ranges().shape, np.int64)
+    arena.add("update", "norm_ranges", sharing.norm_ranges().shape, np.int64)
     return arena
 
 
-def update_ranges(shards, zero_stage):
-    """Where the parameters lie that this process updates: the table of gpu/ranges.py, a host array."""
-    return ranges_of(shards.parts(), lambda segment: segment.name in DECAYED, grads_local=zero_stage == 2)
+def memory_needed(config, B, T, precision, recompute, master_weights, sharing=None):
+    """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included."""
+    return plan_memory(config, B, T, precision, recompute, master_weights, sharing).nbytes + WORKSPACE_BYTES
 
 
-def norm_ranges(shards, zero_stage):
-    """The same for the norm, which does not care what decays: a single range, where a process has all gradients, or its own only."""
-    if shards.whole or zero_stage == 2:
-        count = shards.local_count()
-        return np.array([(0, 0, 0, 0), (count, count, count, 0)], np.int64)
-    return ranges_of(shards.parts(), lambda segment: False)
-
-
-def memory_needed(config, B, T, precision, recompute, master_weights, *sharing):
-    """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included. sharing: plan_memory's shards and zero_stage."""
-    return plan_memory(config, B, T, precision, recompute, master_weights, *sharing).nbytes + WORKSPACE_BYTES
-
-
-def largest_batch(config, T, precision, recompute, master_weights, free_bytes, *sharing):
+def largest_batch(config, T, precision, recompute, master_weights, free_bytes, sharing=None):
     """The largest B for which a model in training fits into `free_bytes` of GPU memory; 0 if none does."""
 
     def fits(B):
-        return memory_needed(config, B, T, precision, recompute, master_weights, *sharing) <= free_bytes
+        return memory_needed(config, B, T, precision, recompute, master_weights, sharing) <= free_bytes
 
     fitting, too_large = 0, 1
     while fits(too_large):
@@ -179,11 +160,11 @@ def largest_batch(config, T, precision, recompute, master_weights, free_bytes, *
     return fitting
 
 
-def check_memory(config, B, T, precision, recompute, master_weights, free_bytes, *sharing):
+def check_memory(config, B, T, precision, recompute, master_weights, free_bytes, sharing=None):
     """Raise UserError if a model in training does not fit into `free_bytes` of GPU memory; the message says what would fit."""
 
     def needed(batch, level):
-        return memory_needed(config, batch, T, precision, level, master_weights, *sharing)
+        return memory_needed(config, batch, T, precision, level, master_weights, sharing)
 
     if needed(B, recompute) <= free_bytes:
         return
@@ -193,7 +174,7 @@ def check_memory(config, B, T, precision, recompute, master_weights, free_bytes,
     )
     if recompute < 2 and needed(B, 2) <= free_bytes:
         raise UserError(message + "Recompute 2 (-r 2) would fit")
-    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes, *sharing)
+    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes, sharing)
     if fitting:
         raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) would fit, more of them to a step keep the total")
     raise UserError(message + "Not even a micro-batch of 1 fits: take a shorter context (-t), a smaller model (-e) or bf16")
@@ -225,29 +206,27 @@ class GPT2:
         if device == "cpu" and precision == "bf16":
             raise UserError("bf16 needs a GPU: NumPy has no bfloat16. Use --precision fp32")
         self.group = group or Alone()
-        self.zero_stage = zero_stage if self.group.ranks > 1 else 0
-        self.shards = Shards(config, self.group.rank, self.group.ranks, whole=self.zero_stage == 0)
-        sharing = self.shards, self.zero_stage
+        self.sharing = Sharing(config, self.group.rank, self.group.ranks, zero_stage)
         if device == "gpu":
             require_gpu()
             allow_tf32(tf32)  # before memory is planned: attention's scratch depends on it
-            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes(), *sharing)
+            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes(), self.sharing)
         self.config, self.B, self.T = config, B, T
         self.device, self.precision, self.recompute = device, precision, recompute
         self.gelu_fusion = gelu_fusion if device == "gpu" and real_gpu() else 0
-        self.arena = plan_memory(config, B, T, precision, recompute, master_weights, *sharing)
+        self.arena = plan_memory(config, B, T, precision, recompute, master_weights, self.sharing)
         self._memory = self.arena.allocate(on_gpu=device == "gpu")
         results = self._memory["step_results"]  # in one piece, so that one copy brings all of them to the host
         self._memory["norm_and_scale"], self._memory["mean_loss"], self._memory["stop_requests"] = results[:2], results[2:3], results[3:]
         self._memory["shared_results"] = results[2:]  # what is summed over the processes
-        for name in ("params", "grads", "m", "v", "shared_results"):
-            zero(self._memory[name])
+        for name in ("params", "grads", "layer_grads", "m", "v", "shared_results"):
+            if name in self._memory:
+                zero(self._memory[name])
         self._write(self._memory["norm_and_scale"], np.ones(2, np.float32))
-        self._write(self._memory["ranges"], update_ranges(*sharing))
-        self._write(self._memory["norm_ranges"], norm_ranges(*sharing))
-        self.params = tensors_by_name(self.shards, lambda segment: self._memory["params"][segment.start : segment.stop])
-        kind = ShardedGradients if self.zero_stage == 2 else Gradients
-        self._gradients = kind(self._memory, self.shards, self.group, self.zero_stage)
+        self._write(self._memory["ranges"], self.sharing.update_ranges())
+        self._write(self._memory["norm_ranges"], self.sharing.norm_ranges())
+        self.params = tensors_by_name(self.sharing.state, lambda segment: self._memory["params"][segment.start : segment.stop])
+        self._gradients = (ShardedGradients if self.sharing.stage == 2 else Gradients)(self._memory, self.sharing, self.group)
         self.grads = self._gradients.by_name
         on_real_gpu = device == "gpu" and real_gpu()
         self._staging = PinnedRing(max(B * T, 3 * most_pieces(B * T, config.V) + 3)) if on_real_gpu else None
@@ -261,7 +240,7 @@ class GPT2:
 
     def load_pieces(self, pieces):
         """Set parameters from (name, layer, float array) triples, one for each tensor of each layer. Optimizer state starts anew."""
-        parts = {(part[3].name, part[3].layer): part for part in self.shards.parts()}
+        parts = {(part[3].name, part[3].layer): part for part in self.sharing.state.parts()}
         for name, layer, values in pieces:
             target = getattr(self.params, name)
             target = target[layer] if isinstance(target, list) else target
@@ -292,7 +271,7 @@ class GPT2:
     def raw(self, which):
         """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory; or None.
 
-        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, are this process's parts only (see `shards`).
+        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, have this process's parts only (see `sharing`).
         """
         return self._memory.get(which)
 
@@ -316,7 +295,7 @@ class GPT2:
 
     def grads_to_host(self):
         """All gradients, name -> float32 array of the table's shape (a copy). With zero_stage 2 there is no such thing: RuntimeError."""
-        if self.zero_stage == 2:
+        if self.sharing.stage == 2:
             raise RuntimeError("grads_to_host: with ZeRO stage 2 no process has all gradients; raw('grads') are this one's parts")
         return self._to_host("grads")
 
@@ -476,7 +455,6 @@ class GPT2:
 
     def _backward(self, acts, grad_accum_steps, last):
         p, g, sums, dresidual = self.params, self.grads, self._memory["sums"], acts.dresidual
-        self._gradients.begin_backward()
         dloss = 1 / (acts.inputs.size * grad_accum_steps * self.group.ranks)
         classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, self.config.V)
         accumulate_mean(self._memory["mean_loss"], acts.losses)
@@ -562,7 +540,7 @@ class GPT2:
         memory, shared = self._memory, [self._memory["shared_results"]]
         sum_of_squares(memory["norm_partials"], memory["grads"], memory["norm_ranges"])
         self.group.begin()
-        self.group.all_reduce(shared if self.zero_stage == 0 else [memory["norm_partials"], *shared])
+        self.group.all_reduce(shared if self.sharing.stage == 0 else [memory["norm_partials"], *shared])
         self.group.end()
         norm_and_scale(memory["norm_and_scale"], memory["norm_partials"], max_norm)
 
@@ -581,14 +559,16 @@ class GPT2:
     def _update(self, constants):
         arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "ranges"
         arrays = [self._memory.get(name) for name in arrays]
-        if self.shards.whole:
-            return adamw_update(*arrays, *constants)
-        # A tensor is sent to the other processes while the next one is updated.
-        for _, parts in itertools.groupby(self.shards.parts(), key=lambda part: part[3].name):
-            parts = list(parts)
-            first, (last_start, _, last_length, _) = parts[0][0], parts[-1]
-            adamw_update(*arrays, *constants, first=first, stop=last_start + last_length)
-            self.group.begin()
-            segments = [segment for *_, segment in parts]
-            self.group.all_gather([(self._memory["params"][s.start : s.stop], self.shards.bounds_within(s)) for s in segments])
+        parts, done = self.sharing.state.parts(), 0
+        # With ZeRO a matrix, of all layers, is sent to the other processes while what follows it is updated.
+        if self.sharing.stage > 0:
+            for name, of_matrix in itertools.groupby(parts, key=lambda part: part[3].name):
+                if name not in MATRICES:
+                    continue
+                *_, (local, _, length, _) = of_matrix = list(of_matrix)
+                adamw_update(*arrays, *constants, first=done, stop=local + length)
+                done = local + length
+                self.group.begin()
+                self.group.all_gather([(self._memory["params"][s.start : s.stop], self.sharing.state.bounds_within(s)) for *_, s in of_matrix])
+        adamw_update(*arrays, *constants, first=done)
         self.group.end()

@@ -19,7 +19,7 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_nam
 from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
 from gpt2_numba.layers.attention import choose_engine, engine_name
 from gpt2_numba.model import GPT2, largest_batch
-from gpt2_numba.parallel.shards import Shards
+from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.resume import Checkpoint, open_newest, restore
 from gpt2_numba.training.checkpoint import done_checkpoints
 from gpt2_numba.training.model_file import read_model_file
@@ -100,9 +100,9 @@ def largest_batch_size(settings, config, ranks):
     """The micro-batch of -b auto: the largest that fits into the GPU's memory and divides the tokens of a step."""
     if settings.device != "gpu" or not real_gpu():
         raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
-    free, shards = free_gpu_bytes() - MEMORY_RESERVE, Shards(config, 0, ranks, whole=settings.zero_stage == 0)
+    free, sharing = free_gpu_bytes() - MEMORY_RESERVE, Sharing(config, 0, ranks, settings.zero_stage)
     fitting = largest_batch(
-        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, shards, settings.zero_stage
+        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, sharing
     )  # fmt: skip
     total = settings.total_batch_tokens
     row = ranks * settings.sequence_length  # tokens of a row in every process

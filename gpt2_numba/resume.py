@@ -5,8 +5,8 @@ stochastic rounding, and the windows of the outlier detectors. The files are llm
 run can move between the two programs; only the windows lie in a file of their own.
 
 Of N processes rank 0 writes what all have alike: the parameters and the windows. Each writes its parts of AdamW's averages and of the
-float32 copies, and its own place in the data. They are the parts of ZeRO (parallel/shards.py) even where every process keeps everything
-(-z 0): otherwise N files would say the same. From such files any number of processes goes on, with any -z:
+float32 copies, and its own place in the data. A file's parts are parts of all tensors, as llm.c cuts them with ZeRO, whatever the process
+keeps in memory: with -z 0 that is everything, and N files would say the same. From such files any number of processes goes on, with any -z:
 
     as many, and the same batch    with the bits of a run that never stopped
     another number                 with the same parameters, averages and copies, cut into other parts; the data go on where they
@@ -78,7 +78,7 @@ def save(directory, step, model, loader, course, keep, major_every, group):
         # llm.c keeps float32 copies of float32 parameters as well, and will not resume without them.
         m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.precision == "fp32" else master,
     )  # fmt: skip
-    files = {state_file_name(step, group.rank): lambda path: write_state_file(path, state)}
+    files = {state_file_name(step, group.rank): lambda path: write_state_file(path, state, model.sharing.state)}
     if group.rank == 0:
         windows = course.loss_outliers.values(), course.norm_outliers.values()
         files[model_file_name(step)] = lambda path: write_model_file(path, model.config, model.raw("params"))
@@ -167,7 +167,7 @@ def _load(model, which, values):
     """
     if model.raw(which) is None:
         return
-    shards = Shards(model.config) if which == "params" else model.shards
+    shards = Shards(model.config) if which == "params" else model.sharing.state
     for local, start, length, _ in shards.parts():
         for offset in range(0, length, PIECE):
             model.group.doing(f"loading {which}")

@@ -50,7 +50,7 @@ def files(directory):
 
 def parts_of(array, model, name):
     """What a process keeps of an array of all parameters."""
-    parts = Shards(SIZES).parts() if name == "params" else model.shards.parts()
+    parts = Shards(SIZES).parts() if name == "params" else model.sharing.state.parts()
     return np.concatenate([array[start : start + length] for _, start, length, _ in parts])
 
 
@@ -316,10 +316,10 @@ def test_states_that_do_not_go_together(tmp_path, capsys, spoil, reason):
 def test_a_full_disk_for_one_process_is_told_to_all(tmp_path, monkeypatch):
     write = resume.write_state_file
 
-    def fill_up(path, state):
+    def fill_up(path, state, kept):
         if state.shards.rank == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, state)
+        write(path, state, kept)
 
     monkeypatch.setattr(resume, "write_state_file", fill_up)
     errors = write_by_several(tmp_path, 3, 1, "cpu", "fp32")

@@ -7,14 +7,14 @@ import pytest
 
 from gpt2_numba import initial_weights as initial_weights_module
 from gpt2_numba import model as model_module
-from gpt2_numba.config import GPT2Config, parse_descriptor
+from gpt2_numba.config import MATRICES, GPT2Config, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu import backend
 from gpt2_numba.gpu.arena import ALIGNMENT
 from gpt2_numba.gpu.backend import bfloat16_supported, gpu_available
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.initial_weights import NormalStream, draw_initial_weights, initial_weights
-from gpt2_numba.model import DECAYED, GPT2, check_memory, count_parameters, parameter_shapes, plan_memory
+from gpt2_numba.model import GPT2, check_memory, count_parameters, parameter_shapes, plan_memory
 
 SMALL = GPT2Config(L=2, NH=2, C=16, max_T=7, V=37)
 ONE_BLOCK = GPT2Config(L=1, NH=2, C=16, max_T=7, V=37)
@@ -33,7 +33,7 @@ def lively_weights(config, seed=3):
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in parameter_shapes(config).items():
-        values = rng.normal(size=shape) * (0.1 if name in DECAYED else 0.2)
+        values = rng.normal(size=shape) * (0.1 if name in MATRICES else 0.2)
         weights[name] = (values + (1 if name in ("ln1w", "ln2w", "lnfw") else 0)).astype(np.float32)
     weights["wte"][config.V :] = 0
     return weights
@@ -227,7 +227,7 @@ def test_what_is_not_drawn():
     for name in NAMES:
         if name in ("ln1w", "ln2w", "lnfw"):
             assert (weights[name] == 1).all(), name
-        elif name not in DECAYED:
+        elif name not in MATRICES:
             assert not weights[name].any(), name
         assert weights[name].dtype == np.float32
 
@@ -235,7 +235,7 @@ def test_what_is_not_drawn():
 def test_spread_of_the_weights():
     config = GPT2Config(L=3, NH=2, C=64, max_T=31, V=101)
     weights = initial_weights(config, parameter_shapes(config), seed=1)
-    for name in DECAYED:
+    for name in MATRICES:
         values = weights[name][: config.V] if name == "wte" else weights[name]
         std = 0.02 / math.sqrt(6) if name in ("attprojw", "fcprojw") else 0.02
         n = values.size

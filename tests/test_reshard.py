@@ -19,7 +19,7 @@ def shared_out(values, ranks, **layout):
 
 
 @pytest.mark.parametrize(("ranks", "layout"), [
-    (1, {}), (2, {}), (3, {}), (4, {}), (7, {}), (2, {"exact": True}), (8, {"exact": True}), (3, {"whole": True}),
+    (1, {}), (2, {}), (3, {}), (4, {}), (7, {}), (2, {"exact": True}), (8, {"exact": True}), (3, {"cut": ()}),
 ])  # fmt: skip
 def test_any_slice(ranks, layout):
     values = np.arange(ALL, dtype=np.float32)
@@ -45,6 +45,6 @@ def test_memory_maps(tmp_path):
 
 
 def test_of_whole_copies_the_first_is_read():
-    shards, copies = shared_out(np.zeros(ALL, np.float32), 3, whole=True)
+    shards, copies = shared_out(np.zeros(ALL, np.float32), 3, cut=())
     copies[1][:] = copies[2][:] = np.nan
     assert not WholeArray(shards, copies)[0:ALL].any()

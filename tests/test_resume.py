@@ -594,11 +594,11 @@ def test_more_steps_per_update_can_be_chosen_on_resume(run, tmp_path):
 def test_a_full_disk_costs_no_checkpoint_and_does_not_end_the_run(run, tmp_path, capsys, monkeypatch):
     write = resume.write_state_file
 
-    def fill_up(path, state):
+    def fill_up(path, state, kept):
         if state.step in (6, 9):
             path.write_bytes(b"as far as there was room")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, state)
+        write(path, state, kept)
 
     whole = run(*TINY)
     monkeypatch.setattr(resume, "write_state_file", fill_up)

@@ -7,11 +7,11 @@ from PIL import Image
 
 from dev.scaling import collectives, one_gpu, report, step
 from dev.scaling.collectives import Fabric, message_ms
-from dev.scaling.figures import FIGURES, FITTED_RUNS, ONE_GPU, PUBLISHED_RUNS
+from dev.scaling.figures import FIGURES, ONE_GPU, OUR_RUNS, PUBLISHED_RUNS
 from dev.scaling.one_gpu import BENCH, measured, micro_step_share
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.model import plan_memory
-from gpt2_numba.parallel.shards import Shards
+from gpt2_numba.parallel.shards import Sharing
 
 KINDS = "all_reduce", "reduce_scatter", "all_gather"
 FABRIC = Fabric(gpus_per_host=8, nvlink={kind: {8: 400} for kind in KINDS}, network=200, latency=1)  # GB/s, GB/s, µs
@@ -31,7 +31,7 @@ def put(monkeypatch):
 @pytest.fixture
 def figures(put):
     """Inputs that are easy to reckon with."""
-    for name, value in ((WHILE, 0.0), (BESIDE, 0.0), (BESIDE_2, 0.0), ("channels", 10), ("further array on a channel", 2)):
+    for name, value in ((WHILE, 0.0), (BESIDE, 0.0), (BESIDE_2, 0.0)):
         put(name, value)
 
 
@@ -72,21 +72,16 @@ def test_bandwidths_are_those_of_the_bench(gpus):
 
 
 def test_what_was_derived_from_our_runs_gives_their_sums():
-    """The time of an array on a channel, and by how much messages slow down what runs beside them: 2 % of these make about 1 % of the sums."""
-    runs = [run for folder in FITTED_RUNS for run in report.our_runs(folder)]
+    """By how much messages slow down what runs beside them."""
+    runs = [run for folder in OUR_RUNS for run in report.our_runs(folder)]
     for stages in ((0, 1), (2,)):
         pairs = [(run, report.check(run, run.one_ms)) for run in runs if run.stage in stages]
         assert sum(says.lost for _, says in pairs) == pytest.approx(sum(run.lost_ms for run, _ in pairs), rel=0.02)
-        if stages == (0, 1):
-            alone = sum(report.messages_alone(run, says) for run, says in pairs)
-            assert alone == pytest.approx(sum(run.messages_ms for run, _ in pairs), rel=0.02)
 
 
 def test_what_the_text_says_of_rows_and_parts():
-    def equal_up_to(model):
-        return max(ranks for ranks in report.GPUS if Shards(parse_descriptor(model), 0, ranks).even)
-
-    assert (equal_up_to("d12"), equal_up_to("d48")) == (32, 8)
+    for model in ("d12", "d48"):  # all matrices are cut into equal parts, however many GPUs there are
+        assert all(Sharing(parse_descriptor(model), 0, ranks, 1).state.even for ranks in report.GPUS)
     rows = {ranks: report.modelled("d12", False, ranks, 1, report.NETWORKS[0]).B for ranks in report.GPUS}
     assert [ranks for ranks, B in rows.items() if B < 16] == [64, 128, 256, 512] and rows[512] == 1
 
@@ -97,54 +92,51 @@ def test_what_the_text_says_of_rows_and_parts():
 def test_a_large_message_on_one_host_goes_round_the_ring(figures):
     nbytes = 4e9  # at 400 GB/s 10 ms; each of 8 GPUs sends 7/8 of it
     expected = (8.4 + 7 * 3.4) / 1000 + 10 * 7 / 8
-    assert message_ms("reduce_scatter", [nbytes], 8, FABRIC) == pytest.approx(expected)
-    assert message_ms("all_gather", [nbytes], 8, FABRIC) == pytest.approx(expected)
-    assert message_ms("all_reduce", [nbytes], 8, FABRIC) == pytest.approx((8.4 + 14 * 3.4) / 1000 + 2 * 10 * 7 / 8)
-    assert message_ms("all_reduce", [nbytes], 1, FABRIC) == 0
+    assert message_ms("reduce_scatter", nbytes, 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_gather", nbytes, 8, FABRIC) == pytest.approx(expected)
+    assert message_ms("all_reduce", nbytes, 8, FABRIC) == pytest.approx((8.4 + 14 * 3.4) / 1000 + 2 * 10 * 7 / 8)
+    assert message_ms("all_reduce", nbytes, 1, FABRIC) == 0
 
 
 def test_each_operation_and_number_of_gpus_has_its_bandwidth(figures):
     fabric = FABRIC._replace(nvlink={"all_gather": {2: 200, 4: 400}, "reduce_scatter": {2: 100}})
     for kind, ranks, bandwidth in (("all_gather", 2, 200), ("all_gather", 3, 300), ("all_gather", 8, 400), ("reduce_scatter", 4, 100)):
-        large = message_ms(kind, [8e9], ranks, fabric) - message_ms(kind, [4e9], ranks, fabric)
+        large = message_ms(kind, 8e9, ranks, fabric) - message_ms(kind, 4e9, ranks, fabric)
         assert large == pytest.approx(4e9 * (ranks - 1) / ranks / bandwidth / 1e6), kind
 
 
 def test_between_hosts_the_slower_of_nvlink_and_network_counts(figures):
     nbytes = 20e9  # at 200 GB/s 100 ms; 32 GPUs on 4 hosts: 31 steps, 3 of them between hosts, each 14 + 1 µs
     expected = (8.4 + 28 * 3.4 + 3 * 15) / 1000 + 100 * 31 / 32
-    assert message_ms("reduce_scatter", [nbytes], 32, FABRIC) == pytest.approx(expected)
-    assert message_ms("reduce_scatter", [nbytes], 32, FABRIC._replace(network=1600)) == pytest.approx(expected - 50 * 31 / 32)
+    assert message_ms("reduce_scatter", nbytes, 32, FABRIC) == pytest.approx(expected)
+    assert message_ms("reduce_scatter", nbytes, 32, FABRIC._replace(network=1600)) == pytest.approx(expected - 50 * 31 / 32)
 
 
 def test_a_small_all_reduce_between_many_hosts_goes_by_the_tree(figures):
     # 512 GPUs, 64 hosts: up and down 7 steps inside at 0.6 µs and 6 between at 5 + 1; the ring would need 1,022 steps
-    assert message_ms("all_reduce", [8], 512, FABRIC) == pytest.approx((6.8 + 2 * (7 * 0.6 + 6 * 6)) / 1000, rel=1e-3)
+    assert message_ms("all_reduce", 8, 512, FABRIC) == pytest.approx((6.8 + 2 * (7 * 0.6 + 6 * 6)) / 1000, rel=1e-3)
     # reduce-scatter has no tree: 448 steps inside at 1 µs, the least that the network takes, 63 between at 2.7 + 1
-    assert message_ms("reduce_scatter", [8], 512, FABRIC) == pytest.approx((6.8 + 448 * 1.0 + 63 * 3.7) / 1000, rel=1e-3)
+    assert message_ms("reduce_scatter", 8, 512, FABRIC) == pytest.approx((6.8 + 448 * 1.0 + 63 * 3.7) / 1000, rel=1e-3)
 
 
-def test_arrays_on_the_same_channel_take_their_time(figures):
-    def more(sizes):
-        return round(1000 * (message_ms("all_gather", sizes, 4, FABRIC) - message_ms("all_gather", [sum(sizes)], 4, FABRIC)), 6)
-
-    assert [more([1e6] * arrays) for arrays in (1, 10, 20, 30)] == [0, 0, 2, 4]  # alike: as many on each of the 10 channels
-    assert more([5e6, 1000, 2000, 3000]) == 4  # the last channel has all small ones, each counted as 32 KiB of its 0.5 MB
-    assert more([5e6] + 100 * [1000]) == 2 * 24  # ... of 0.83 MB: no more than 25
-
-
-def test_tensors_that_are_not_cut_equally_are_sent_part_by_part(monkeypatch):
+def test_what_goes_into_a_message(monkeypatch):
     calls = []
-    monkeypatch.setattr(step, "message_ms", lambda *call: calls.append(call))
-    for ranks in (8, 16, 512):
-        shards = Shards(parse_descriptor("d48"), 0, ranks)
-        step._gradient_messages(shards, 1, FABRIC)
-    arrays = [len(sizes) for _, sizes, *_ in calls[::2]]
-    # 12 tensors a layer; with 16 ranks all but the 4 matrices and the bias of 6,400 are cut unequally; with 512 ranks the six vectors of 1,600
-    # numbers have 200 parts of 8, those of 4,800 and 6,400 have 512.
-    assert arrays == [12, 5 + 7 * 16, 4 + 6 * 200 + 2 * 512]
-    assert all(sum(sizes) == 2 * (12 * 1600**2 + 13 * 1600) for _, sizes, *_ in calls[::2])
-    assert calls[0][0] == "reduce_scatter" and calls[0][2] == 8
+    monkeypatch.setattr(step, "message_ms", lambda *call: calls.append(call) or 0.0)
+    step._gradient_messages(Sharing(parse_descriptor("d48"), 0, 8, 1), FABRIC)
+    embeddings, vectors, layer = calls
+    assert layer[:3] == ("reduce_scatter", 2 * 12 * 1600**2, 8)
+    assert embeddings[:3] == ("reduce_scatter", 2 * (50304 + 1024) * 1600, 8)
+    assert vectors[:3] == ("all_reduce", 2 * (48 * 13 + 2) * 1600, 8)
+
+
+def test_parameters_are_sent_while_the_next_are_updated(monkeypatch):
+    monkeypatch.setattr(step, "message_ms", lambda kind, nbytes, *_: nbytes / 2)
+    gpu, sharing = measured("d12"), Sharing(parse_descriptor("d12"), 0, 4, 1)
+    pieces = step._parameter_messages(gpu, sharing, FABRIC)
+    numbers = [n / sharing.state.global_count * gpu.adamw for n in (50304 * 768 / 4, 1024 * 768 / 4)]
+    assert [ms for ms, _ in pieces[:2]] == pytest.approx(numbers) and len(pieces) == 7
+    assert [message for _, message in pieces] == [50304 * 768, 1024 * 768, *(12 * n * 768**2 for n in (3, 1, 4, 4)), 0.0]
+    assert sum(ms for ms, _ in pieces) == pytest.approx(sharing.state.local_count() / sharing.state.global_count * gpu.adamw)
 
 
 # ------------------------------------------------------------------------------------------------------------ a step
@@ -184,22 +176,24 @@ def test_if_messages_took_no_time_many_gpus_were_as_fast_as_many_times_one(monke
     gpu = measured(model)
     tokens = 4 * gpu.B * gpu.T
     one, many = step.step(model, 1, tokens, 0, FABRIC), step.step(model, 64, 64 * tokens, stage, FABRIC)
-    shared = 1 if stage == 0 else 1 / 64
-    sharing = 4 * step._sharing_gradients(gpu, Shards(parse_descriptor(model), 0, 64), stage)
-    assert many.ms == pytest.approx(one.micro_steps + sharing + shared * (one.norm + one.adamw))
-    assert (sharing > 0) == (stage == 2)
+    sharing = Sharing(parse_descriptor(model), 0, 64, stage)
+    everything, own, counted = sharing.state.global_count, sharing.state.local_count(), sharing.counted.local_count()
+    more = 4 * step._sharing_gradients(gpu, sharing)
+    assert many.ms == pytest.approx(one.micro_steps + more + (one.norm * counted + one.adamw * own) / everything)
+    assert (more > 0) == (stage == 2)
 
 
 def test_messages_are_counted_once_a_step_but_with_z_2_in_every_micro_step():
     gpu = measured("d48")
     steps = [step.step("d48", 4, 4 * gpu.B * gpu.T * 8, stage, FABRIC) for stage in (0, 1, 2)]
-    bytes_sent = 2 * 1557686400 * 3 / 4  # each GPU's share of a reduce-scatter, or of an all-gather
-    least = [count * bytes_sent / 400e6 for count in (2, 2, 9)]
+    all_of_it, layers = 1557686400, 48 * 12 * 1600**2  # a GPU sends 3/4 of them in a reduce-scatter or an all-gather, 2 bytes each
+    least = [numbers * 2 * 3 / 4 / 400e6 for numbers in (2 * all_of_it, 2 * all_of_it, 2 * all_of_it + 7 * layers)]
     assert [one.count for one in steps] == [8, 8, 8]
     assert all(1 < one.messages / ms < 1.5 for one, ms in zip(steps, least))
     assert all(one.gradients + one.parameters < one.messages for one in steps)
     assert steps[0].lost == pytest.approx(steps[0].slowed + steps[0].gradients + steps[0].norm - gpu.norm)
-    own = (gpu.norm + gpu.adamw) / 4
+    sharing = Sharing(parse_descriptor("d48"), 0, 4, 1)
+    own = (gpu.norm * sharing.counted.local_count() + gpu.adamw * sharing.state.local_count()) / sharing.state.global_count
     assert steps[1].lost == pytest.approx(sum(steps[1].parts.values()) - steps[1].micro_steps - own)
 
 
@@ -229,8 +223,7 @@ def test_memory_is_what_the_trainer_plans(model, B):
     config = parse_descriptor(model)
     for ranks in (2, 8):
         for stage in (0, 1, 2):
-            shards = Shards(config, 0, ranks, whole=stage == 0)
-            planned = plan_memory(config, B, 1024, "bf16", 0, True, shards, stage).nbytes / 2**30
+            planned = plan_memory(config, B, 1024, "bf16", 0, True, Sharing(config, 0, ranks, stage)).nbytes / 2**30
             assert step.memory_gib(model, ranks, stage, B) == pytest.approx(planned, rel=0.01)
 
 
@@ -245,8 +238,7 @@ def test_runs_of_our_own_are_read_from_the_file_of_the_bench(tmp_path, monkeypat
     (tmp_path / "result.json").write_text(json.dumps({"rows": [row, unlike, other, two]}))
     source = (BENCH / "many_gpus.py").read_text()
     assert all(f'"{name}"' in source for name in two), "dev.bench.many_gpus names its figures differently"
-    monkeypatch.setattr(report, "FITTED_RUNS", (tmp_path,))
-    monkeypatch.setattr(report, "LATER_RUNS", ())
+    monkeypatch.setattr(report, "OUR_RUNS", [tmp_path])
     (run,) = report.our_runs(tmp_path)
     assert (run.ranks, run.stage, run.tokens, run.ms, run.one_tokens, run.alone_ms) == (2, 1, 4 * 65536, 206.0, 2 * 65536, (200.0, 204.0))
     assert run.tokens / run.one_ms == pytest.approx(run.one_tokens / 200 + run.one_tokens / 204)

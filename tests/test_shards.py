@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
-from gpt2_numba.parallel.shards import WIDTH, Shards, ranges_of, segments_of
+from gpt2_numba.config import MATRICES, count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.parallel.shards import WIDTH, Shards, Sharing, ranges_of, segments_of
 
 TINY = parse_descriptor("L=2,NH=3,C=24,T=5,V=37")  # no power of two divides it for long
 RANKS = [1, 2, 3, 4, 5, 8]
@@ -67,7 +67,7 @@ def test_a_rank_sees_its_own_parts_unless_asked_for_others():
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_whole(ranks):
-    shards = Shards(TINY, 0, ranks, whole=True)
+    shards = Shards(TINY, 0, ranks, cut=())
     for rank in range(ranks):
         np.testing.assert_array_equal(local_positions(shards, rank), np.arange(shards.global_count))
     assert shards.whole and shards.even and shards.ranks == ranks
@@ -109,33 +109,85 @@ def test_no_exact_parts():
         Shards(TINY, 0, 5, exact=True)
 
 
-def decays(segment):
-    return segment.name in ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
+# --------------------------------------------------------------------------------------------------- by stages of ZeRO
 
 
-@pytest.mark.parametrize("grads_local", [False, True])
-@pytest.mark.parametrize("ranks", [1, 3, 8])
-def test_ranges_tell_where_each_local_number_is(ranks, grads_local):
-    shards = Shards(TINY, ranks - 1, ranks)
-    table = ranges_of(shards.parts(), decays, grads_local)
-    assert table.dtype == np.int64 and table.shape[1] == 4
-    positions = local_positions(shards, ranks - 1)
-    assert table[-1].tolist() == [len(positions)] * 3 + [0]
-    decayed = np.concatenate([np.full(s.stop - s.start, decays(s)) for s in shards.segments])
-    for local, position in enumerate(positions):
-        start, among_all, among_grads, decay = table[np.searchsorted(table[:, 0], local, side="right") - 1]
-        assert (local - start + among_all, decay) == (position, decayed[position])
-        assert local - start + among_grads == (local if grads_local else position)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_what_is_not_cut_is_everybodys(ranks):
+    """A rank's local arrays: of each matrix its part, of each vector everything, in the order of the parameters."""
+    files, rank = Shards(TINY, 0, ranks), ranks - 1
+    shards = Shards(TINY, rank, ranks, cut=MATRICES)
+    expected = []
+    for segment in shards.segments:
+        start, stop = files.bounds(segment)[rank : rank + 2] if segment.name in MATRICES else (segment.start, segment.stop)
+        expected.extend(range(start, stop))
+    positions = local_positions(shards, rank)
+    np.testing.assert_array_equal(positions, expected)
+    for _, start, length, segment in shards.parts():
+        for position in range(start, start + length):
+            assert positions[shards.place(segment, position)] == position
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_what_a_rank_keeps(stage, ranks):
+    alone = Sharing(TINY, 0, 1, stage)
+    assert alone.stage == 0 and alone.state.whole and alone.grads.whole
+    sharing = Sharing(TINY, ranks - 1, ranks, stage)
+    everything, vectors = count_parameters(TINY), 13 * TINY.C * TINY.L + 2 * TINY.C
+    embeddings = (TINY.Vp + TINY.max_T) * TINY.C
+    own = np.diff([sharing.counted.bounds(s) for s in sharing.counted.segments if s.name in MATRICES])[:, -1].sum() if stage else None
+    own_embeddings = sum(np.diff(sharing.counted.bounds(s))[-1] for s in sharing.counted.segments if s.name in ("wte", "wpe"))
+    assert sharing.state.local_count() == (own + vectors if stage else everything)
+    assert sharing.grads.local_count() == (own - own_embeddings + embeddings + vectors if stage == 2 else everything)
+    assert [s.name for s in sharing.layer_matrices(1)] == ["qkvw", "attprojw", "fcw", "fcprojw"]
+    assert {s.layer for s in sharing.layer_matrices(1)} == {1}
+
+
+def covered(table):
+    """What ranges tell: local, among all parameters, among the gradients, decays; a row for each number."""
+    rows = []
+    for (start, in_params, in_grads, decay), (stop, *_) in zip(table, table[1:]):
+        rows += [(start + k, in_params + k, in_grads + k, decay) for k in range(stop - start)]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_ranges_tell_where_each_local_number_is(stage, ranks):
+    decayed = np.concatenate([np.full(s.stop - s.start, s.name in MATRICES) for s in segments_of(TINY)])
+    for rank in range(ranks):
+        sharing = Sharing(TINY, rank, ranks, stage)
+        table = sharing.update_ranges()
+        assert table.dtype == np.int64 and table.shape[1] == 4 and not (table % WIDTH)[:, :3].any()
+        local, in_params, in_grads, decay = covered(table).T
+        np.testing.assert_array_equal(local, np.arange(sharing.state.local_count()))
+        np.testing.assert_array_equal(in_params, local_positions(sharing.state, rank))
+        np.testing.assert_array_equal(local_positions(sharing.grads, rank)[in_grads], in_params)
+        np.testing.assert_array_equal(decay, decayed[in_params])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_norm_counts_each_number_once(stage, ranks):
+    counted = []
+    for rank in range(ranks):
+        sharing = Sharing(TINY, rank, ranks, stage)
+        *_, in_grads, _ = covered(sharing.norm_ranges()).T
+        counted.append(local_positions(sharing.grads, rank)[in_grads])
+    np.testing.assert_array_equal(np.sort(np.concatenate(counted)), np.arange(count_parameters(TINY)))
 
 
 def test_ranges_that_go_on_are_one():
-    count = Shards(TINY).global_count
-    assert ranges_of(Shards(TINY).parts(), lambda segment: True).tolist() == [[0, 0, 0, 1], [count, count, count, 0]]
-    table = ranges_of(Shards(TINY).parts(), decays)
+    count = count_parameters(TINY)
+    for ranks in (1, 3):
+        assert Sharing(TINY, 0, ranks, 0).norm_ranges().tolist() == [[0, 0, 0, 0], [count, count, count, 0]]
+    table = Sharing(TINY).update_ranges()
     assert table[:, 3].tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0]  # wte and wpe, ln1, qkvw, qkvb, ..., fcprojw, the rest, the end
+    assert (table[:, :3] == table[:, :1]).all()
 
 
 def test_empty_parts_have_no_range():
     shards = Shards(TINY, 0, 8)  # of 24 numbers rank 0 of 8 gets none
     assert {segment.name for _, _, length, segment in shards.parts() if not length} >= {"ln1w", "lnfb"}
-    assert (np.diff(ranges_of(shards.parts(), decays)[:, 0]) > 0).all()
+    assert (np.diff(ranges_of(shards.parts(), Shards(TINY), lambda segment: False)[:, 0]) > 0).all()

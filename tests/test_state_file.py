@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.config import MATRICES, count_parameters, parse_descriptor
 from gpt2_numba.data.loader import DataLoader, LoaderState
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.shards import Shards
@@ -226,16 +226,21 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_a_files_parts_come_back(tmp_path, ranks):
-    """From arrays that hold the parts, and cut out of arrays of all parameters: the same file. `exact` parts are llm.c's."""
+    """From arrays that hold the parts, and cut out of those that hold more: the same file. `exact` parts are llm.c's."""
     for rank in range(ranks):
         shards = Shards(CONFIG, rank, ranks)
         everything = [numbers(index, ALL) for index in range(3)]
         own = [np.concatenate([a[start:start + length] for _, start, length, _ in shards.parts()]) for a in everything]
         assert len(own[0]) == shards.local_count()
         loader = state().loader
-        write_state_file(tmp_path / "whole.bin", TrainingState(shards, 9, 1, 2, loader, *everything))
         write_state_file(tmp_path / "own.bin", TrainingState(shards, 9, 1, 2, loader, *own))
-        assert (tmp_path / "whole.bin").read_bytes() == (tmp_path / "own.bin").read_bytes()
+        for cut in ((), MATRICES):
+            kept = Shards(CONFIG, rank, ranks, cut)
+            more = [np.concatenate([a[start:start + length] for _, start, length, _ in kept.parts()]) for a in everything]
+            write_state_file(tmp_path / "more.bin", TrainingState(shards, 9, 1, 2, loader, *more), kept)
+            assert (tmp_path / "more.bin").read_bytes() == (tmp_path / "own.bin").read_bytes()
+            write_state_file(tmp_path / "more.bin", TrainingState(shards, 9, 1, 2, loader, *more[:2], everything[2]), kept)
+            assert (tmp_path / "more.bin").read_bytes() == (tmp_path / "own.bin").read_bytes()
         assert_same(read_state_file(tmp_path / "own.bin", CONFIG), TrainingState(shards, 9, 1, 2, loader, *own))
         assert struct.unpack_from("<i", (tmp_path / "own.bin").read_bytes(), 24) == (0 if ranks == 1 else 8,)
 
@@ -245,7 +250,7 @@ def test_equal_parts_are_llmcs(tmp_path):
     config = parse_descriptor("L=1,NH=1,C=16,T=2,V=5")
     shards = Shards(config, 1, 2)
     everything = [numbers(index, shards.global_count) for index in range(3)]
-    write_state_file(tmp_path / "s.bin", TrainingState(shards, 9, 1, 2, LoaderState(False, 0, 0), *everything))
+    write_state_file(tmp_path / "s.bin", TrainingState(shards, 9, 1, 2, LoaderState(False, 0, 0), *everything), Shards(config))
     content = (tmp_path / "s.bin").read_bytes()
     assert struct.unpack_from("<7i", content) == (20240527, 1, 2, 1, 1, 0, 0)
     m = np.frombuffer(content, "<f4", shards.local_count(), offset=1024)
@@ -264,7 +269,7 @@ def test_all_parameters_in_each_file(tmp_path, zeros, processes, master, shuffle
         content[1024:1024 + 4 * ALL * (2 + master)] = bytes(4 * ALL * (2 + master))
     (tmp_path / "s.bin").write_bytes(content)
     found = read_state_file(tmp_path / "s.bin", CONFIG)
-    expected = dataclasses.replace(state(master, shuffle), shards=Shards(CONFIG, 2, processes, whole=True))
+    expected = dataclasses.replace(state(master, shuffle), shards=Shards(CONFIG, 2, processes, cut=()))
     for index, name in enumerate(["m", "v", "master"][:2 + master]):
         setattr(expected, name, numbers(index, ALL) * np.float32(not zeros))
     assert_same(found, expected)

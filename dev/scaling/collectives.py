@@ -14,8 +14,7 @@ twice through each link:
 
 For reduce-scatter and all-gather NCCL has no tree (with more than one GPU a host: github.com/NVIDIA/nccl/issues/1473).
 
-Several arrays in one call are shared out over NCCL's channels, the largest first: each channel gets the same traffic, so the last one gets all
-that are small, and sends them one after the other (src/enqueue.cc, scheduleCollTasksToPlan).
+Several arrays in one call count as one: all that are sent here are few and large, or tiny altogether.
 """
 
 import math
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dev.scaling.figures import LEAST_TRAFFIC, PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
+from dev.scaling.figures import PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
 
 
 class Fabric(NamedTuple):
@@ -43,25 +42,18 @@ def fabric(network):
     return Fabric(int(figure("GPUs per host")), nvlink, bandwidth, latency)
 
 
-def message_ms(kind, sizes, ranks, fabric):
+def message_ms(kind, nbytes, ranks, fabric):
     """Milliseconds of one call.
 
     kind    "all_reduce", "reduce_scatter" or "all_gather"
-    sizes   bytes of each array, as it lies in each GPU. The latency counts once; an array that comes after others on a channel takes a little
+    nbytes  of its arrays together, as they lie in each GPU
     """
     if ranks == 1:
         return 0.0
-    nbytes = sum(sizes)
     ways = [_ring(kind, nbytes, ranks, fabric, name) for name in PROTOCOLS]
     if kind == "all_reduce":
         ways += [_tree(nbytes, ranks, fabric, name) for name in PROTOCOLS]
-    return (min(ways) + (_most_on_a_channel(sizes) - 1) * figure("further array on a channel")) / 1000
-
-
-def _most_on_a_channel(sizes):
-    """How many arrays the last channel gets: the smallest, up to its share of the traffic."""
-    traffic = np.sort(np.maximum(sizes, LEAST_TRAFFIC))
-    return max(1, int(np.searchsorted(np.cumsum(traffic), traffic.sum() / figure("channels"), side="right")))
+    return min(ways) / 1000
 
 
 def _ring(kind, nbytes, ranks, fabric, name):

@@ -20,7 +20,7 @@ NCCL_TUNING = "NCCL 2.25, src/graph/tuning.cc"
 
 ON_2, ON_4 = (f"messages of 256 MiB: dev/bench/2026-11-22-h200x{gpus}-collectives" for gpus in (2, 4))
 ON_8 = "as on 4; rings of 8 H100s reach 370 with large messages: github.com/NVIDIA/nccl-tests/issues/212"
-STEPS_ON_2_AND_4 = "2 and 4 H200s, dev/bench/2026-11-22-h200x2-scaling, -d48-z1 and 2026-11-22-h200x4-scaling"
+STEPS_ON_2_AND_4 = "2 and 4 H200s, dev/bench/2026-11-22-h200x4-scaling and -d48"
 
 FIGURES = {
     "GPUs per host": Figure(8, "", "assumed", "as in an HGX H200"),
@@ -37,11 +37,9 @@ FIGURES = {
     "network, bus bandwidth, 100 Gbit/s a host": Figure(11.25, "GB/s", "assumed", "12.5 GB/s a host, at 90 % of the line's rate"),
     "network, added latency, 400 Gbit/s a GPU": Figure(0, "µs", "published", f"of a step between hosts: no more than {NCCL_TUNING} has"),
     "network, added latency, 100 Gbit/s a host": Figure(20, "µs", "assumed", "of a step between hosts: TCP instead of InfiniBand"),
-    "channels": Figure(24, "", "measured", "of NCCL, which share out the arrays of one call: 4 H200s, dev/bench/2026-11-22-h200x4-scaling-d48, nccl_channels.txt"),
-    "further array on a channel": Figure(4.8, "µs", "measured", f"from a step's messages alone, `-z` 0 and 1: {STEPS_ON_2_AND_4}"),
     "compute slowed while a message is under way": Figure(0.15, "", "assumed", "of that time: NCCL takes some 20 of 132 multiprocessors"),
-    "compute slowed by a message beside it, -z 0, 1": Figure(0.031, "", "measured", f"of a layer's time, however short the message: {STEPS_ON_2_AND_4}"),
-    "compute slowed by a message beside it, -z 2": Figure(0.068, "", "measured", "likewise: dev/bench/2026-11-22-h200x4-scaling, d12"),
+    "compute slowed by a message beside it, -z 0, 1": Figure(0.03, "", "measured", f"of a layer's time, however short the message: {STEPS_ON_2_AND_4}"),
+    "compute slowed by a message beside it, -z 2": Figure(0.047, "", "measured", f"likewise: {STEPS_ON_2_AND_4}"),
 }  # fmt: skip
 
 NETWORKS = "400 Gbit/s a GPU", "100 Gbit/s a host"
@@ -73,7 +71,6 @@ PROTOCOLS = {
     "Simple": Protocol(8.4, 3.4, 14.0, 4.0, 14.0, 1.00, 0.92, NO_LIMIT, 3.0),
 }
 TREE_CORRECTION = 0.7  # of a tree's bandwidth: NCCL has a table by size, 0.5 to 1
-LEAST_TRAFFIC = 32768  # bytes for which an array counts at least when channels get their share
 PLATEAU = 1.4  # times the latency: rings for an all-reduce over several hosts, protocol Simple
 
 # One GPU, folders of dev/bench: a training, whose step time counts; and the ruler, which tells how the step is made up of parts.
@@ -122,5 +119,4 @@ PUBLISHED_RUNS = (
 )
 
 # Our own on several GPUs: folders of dev/bench with the result.json of dev.bench.many_gpus.
-FITTED_RUNS = "2026-11-22-h200x2-scaling", "2026-11-22-h200x2-scaling-d48-z1", "2026-11-22-h200x4-scaling"  # three FIGURES come from these
-LATER_RUNS = ("2026-11-22-h200x4-scaling-d48",)  # measured when the model was there
+OUR_RUNS = "2026-11-22-h200x4-scaling", "2026-11-22-h200x4-scaling-d48"

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from dev.scaling.collectives import fabric
-from dev.scaling.figures import FIGURES, FITTED_RUNS, LATER_RUNS, NETWORKS, PUBLISHED_RUNS, Run
+from dev.scaling.figures import FIGURES, NETWORKS, OUR_RUNS, PUBLISHED_RUNS, Run
 from dev.scaling.one_gpu import BENCH, measured
 from dev.scaling.step import memory_gib, step
 
@@ -79,6 +79,7 @@ def our_runs(folder):
     runs = []
     for row in rows:
         alone = [one["step_ms"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))]
+        alone = alone[: row["gpus"]]  # GPU 0 first: these are the ones that the processes take
         tokens = row["micro_steps"] * row["B"] * row["T"]
         if row["gpus"] > 1:
             runs.append(Run(
@@ -89,7 +90,7 @@ def our_runs(folder):
 
 
 def all_our_runs():
-    return sorted((run for folder in FITTED_RUNS + LATER_RUNS for run in our_runs(folder)), key=lambda run: (run.model, run.ranks, run.stage))
+    return sorted((run for folder in OUR_RUNS for run in our_runs(folder)), key=lambda run: (run.model, run.ranks, run.stage))
 
 
 def check(run, one_ms):

@@ -2,11 +2,11 @@
 
     micro-steps    forward and backward of each micro-batch, as on one GPU
     slowed         what they take longer while messages are under way on the same GPU
-    gradients      in the last backward pass (-z 2: in each), each layer's gradients are sent when it is done, one message after the other,
-                   beside the layers below; the embedding's come last. What is not through when backward ends is waited for
+    gradients      in the last backward pass (-z 2: in each), each layer's matrices are sent when it is done, one message after the other,
+                   beside the layers below; in the last one the embeddings' and all vectors' follow. What is not through then is waited for
     norm           of the gradients, with -z 1 and 2 of this GPU's parts, and a message: the loss, and the sums of which the norm is made
     AdamW          with -z 1 and 2 of this GPU's parts
-    parameters     with -z 1 and 2 each tensor is sent when it is updated, beside the update of the next one. What is left is waited for
+    parameters     with -z 1 and 2 each matrix is sent when it is updated, beside the update of the next one. What is left is waited for
 
 Left out: differences between GPUs and between steps (all wait for the slowest), other users of the network, reading data, validation,
 checkpoints, and the host, which is taken to be always ahead of the GPU.
@@ -18,12 +18,12 @@ from typing import NamedTuple
 from dev.scaling.collectives import message_ms
 from dev.scaling.figures import figure
 from dev.scaling.one_gpu import measured, micro_step_share
-from gpt2_numba.config import ONCE, parse_descriptor
-from gpt2_numba.parallel.shards import Shards
+from gpt2_numba.config import MATRICES, parse_descriptor
+from gpt2_numba.parallel.gradients import BUFFERS
+from gpt2_numba.parallel.shards import Sharing
 
 BF16, FLOAT32 = 2, 4  # bytes
 NORM_SUMS = 1056  # that each GPU makes of its squares: BLOCKS in layers/global_norm.py
-LAYER_BUFFERS = 3  # of -z 2: BUFFERS in parallel/gradients.py
 
 
 class Step(NamedTuple):
@@ -70,28 +70,30 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
         raise ValueError(f"{tokens} tokens are not as many rows of {gpu.T} for each of {ranks} GPUs")
     B = max(size for size in range(1, gpu.B + 1) if rows % size == 0)
     count, share = rows // B, micro_step_share(model, B)
-    shards = Shards(parse_descriptor(model), 0, ranks, whole=stage == 0)
-    full = gpu.forward + gpu.head + shards.config.L * gpu.layer + gpu.tail
+    sharing = Sharing(parse_descriptor(model), 0, ranks, stage)
+    everything, L = sharing.state.global_count, sharing.state.config.L
+    full = gpu.forward + gpu.head + L * gpu.layer + gpu.tail
     if ranks == 1:
         return Step(count * share * full, 0.0, 0.0, gpu.norm, gpu.adamw, 0.0, 0.0, 0.0, B, count, tokens)
 
-    sending = count if stage == 2 else 1  # micro-steps that send their gradients
-    layer, rest = _gradient_messages(shards, stage, fabric)
-    backward = [(share * gpu.layer, layer)] * shards.config.L + [(share * gpu.tail, rest)]
-    slowed, gradients = beside(backward, keep_step=stage == 2)
-    of_norm = _norm_message(shards, stage, fabric)
-    own = 1 if stage == 0 else 1 / ranks
-    tensors = [] if stage == 0 else _parameter_messages(gpu, shards, fabric)
-    update_slowed, parameters = beside(tensors)
+    layer, rest = _gradient_messages(sharing, fabric)
+    layers = [(share * gpu.layer, layer)] * L
+    slowed, gradients = beside([*layers, (share * gpu.tail, rest)], keep_step=stage == 2)
+    earlier = count - 1 if stage == 2 else 0  # micro-steps that send their layers' gradients as well
+    slowed_earlier, gradients_earlier = beside([*layers, (share * gpu.tail, 0.0)], keep_step=True)
+    slowed, gradients = slowed + earlier * slowed_earlier, gradients + earlier * gradients_earlier
+    of_norm = _norm_message(sharing, fabric)
+    matrices = [] if stage == 0 else _parameter_messages(gpu, sharing, fabric)
+    update_slowed, parameters = beside(matrices)
     return Step(
-        micro_steps=count * (share * full + _sharing_gradients(gpu, shards, stage)),
-        slowed=sending * slowed,
-        gradients=sending * gradients,
-        norm=own * gpu.norm + of_norm,
-        adamw=own * gpu.adamw + update_slowed,
+        micro_steps=count * (share * full + _sharing_gradients(gpu, sharing)),
+        slowed=slowed,
+        gradients=gradients,
+        norm=sharing.counted.local_count() / everything * gpu.norm + of_norm,
+        adamw=sharing.state.local_count() / everything * gpu.adamw + update_slowed,
         parameters=parameters,
-        messages=sending * (shards.config.L * layer + rest) + of_norm + sum(message for _, message in tensors),
-        lost=sending * (slowed + gradients) + of_norm + update_slowed + parameters,
+        messages=(1 + earlier) * L * layer + rest + of_norm + sum(message for _, message in matrices),
+        lost=slowed + gradients + of_norm + update_slowed + parameters,
         B=B, count=count, tokens=tokens,
     )  # fmt: skip
 
@@ -115,49 +117,50 @@ def beside(pieces, keep_step=False):
     return slowed, waited + max(0.0, sent - now)
 
 
-def _gradient_messages(shards, stage, fabric):
-    """Milliseconds for the gradients of a layer, and for those that are not a layer's."""
-    kind = "all_reduce" if stage == 0 else "reduce_scatter"
-    layer = [segment for segment in shards.segments if segment.name not in ONCE and segment.layer == 0]
-    rest = [segment for segment in shards.segments if segment.name in ONCE]
-    return _message(kind, layer, shards, fabric), _message(kind, rest, shards, fabric)
+def _gradient_messages(sharing, fabric):
+    """Milliseconds for the gradients of a layer's matrices, and for those of the embeddings and all vectors."""
+    kind = "all_reduce" if sharing.stage == 0 else "reduce_scatter"
+    vectors = sum(stop - start for start, stop in sharing.runs_of_vectors())
+    rest = _message(kind, sharing.embeddings(), sharing, fabric) + message_ms("all_reduce", BF16 * vectors, sharing.state.ranks, fabric)
+    return _message(kind, sharing.layer_matrices(0), sharing, fabric), rest
 
 
-def _norm_message(shards, stage, fabric):
+def _norm_message(sharing, fabric):
     """Loss and requests to stop; with shards the sums of squares, too."""
-    numbers = (2,) if stage == 0 else (NORM_SUMS, 2)
-    return message_ms("all_reduce", [FLOAT32 * count for count in numbers], shards.ranks, fabric)
+    numbers = 2 if sharing.stage == 0 else NORM_SUMS + 2
+    return message_ms("all_reduce", FLOAT32 * numbers, sharing.state.ranks, fabric)
 
 
-def _parameter_messages(gpu, shards, fabric):
-    """A pair for each tensor: ms of its update, ms of sending it."""
-    pieces = []
-    for _, layers in itertools.groupby(shards.segments, key=lambda segment: segment.name):
-        layers = list(layers)
-        share = sum(map(_length, layers)) / shards.global_count / shards.ranks
-        pieces.append((share * gpu.adamw, _message("all_gather", layers, shards, fabric)))
-    return pieces
+def _parameter_messages(gpu, sharing, fabric):
+    """A pair for each matrix: ms of its update and that of the vectors before it, ms of sending it. At last the update of the other vectors."""
+    pieces, numbers = [], 0
+    for name, parts in itertools.groupby(sharing.state.parts(), key=lambda part: part[3].name):
+        parts = list(parts)
+        numbers += sum(length for _, _, length, _ in parts)
+        if name in MATRICES:
+            pieces.append((numbers, _message("all_gather", [segment for *_, segment in parts], sharing, fabric)))
+            numbers = 0
+    pieces.append((numbers, 0.0))
+    return [(count / sharing.state.global_count * gpu.adamw, message) for count, message in pieces]
 
 
-def _message(kind, segments, shards, fabric):
-    """One call for several tensors. One that is not cut into equal parts is sent part by part (parallel/nccl_group.py)."""
-    sizes = []
-    for _, alike in itertools.groupby(sorted(segments, key=_length), key=_length):
-        alike = list(alike)
-        parts = [stop - start for start, stop in itertools.pairwise(shards.bounds(alike[0]))]
-        even = kind == "all_reduce" or len(set(parts)) == 1
-        sizes += len(alike) * ([BF16 * _length(alike[0])] if even else [BF16 * part for part in parts if part])
-    return message_ms(kind, sizes, shards.ranks, fabric)
+def _message(kind, segments, sharing, fabric):
+    """One call for several matrices."""
+    return message_ms(kind, BF16 * _numbers(segments), sharing.state.ranks, fabric)
 
 
-def _length(segment):
-    return segment.stop - segment.start
+def _numbers(segments):
+    return sum(segment.stop - segment.start for segment in segments)
 
 
-def _sharing_gradients(gpu, shards, stage):
+def _sharing_gradients(gpu, sharing):
     """-z 2: what a micro-step does more, ms: the sums that have come are added to this GPU's parts, and the buffers are cleared."""
-    nbytes = BF16 * (3 * shards.local_count() + shards.global_count) if stage == 2 else 0
-    return nbytes / gpu.copy_rate / 1e6
+    if sharing.stage < 2:
+        return 0.0
+    everything = sharing.state.config.L * _numbers(sharing.layer_matrices(0))
+    own = everything - (sharing.grads.global_count - sharing.grads.local_count())
+    return BF16 * (3 * own + everything) / gpu.copy_rate / 1e6
+
 
 
 def memory_gib(model, ranks, stage, B):
@@ -165,11 +168,8 @@ def memory_gib(model, ranks, stage, B):
 
     What grows with B, activations and scratch, is what the measured training had beside its 16 bytes a parameter.
     """
-    shards, gpu = Shards(parse_descriptor(model), 0, ranks), measured(model)
-    everything, own = shards.global_count, shards.local_count() if stage else shards.global_count
-    gradients = everything
-    if stage == 2 and ranks > 1:
-        rest = sum(_length(segment) for segment in shards.segments if segment.name in ONCE)
-        gradients = own + LAYER_BUFFERS * (everything - rest) // shards.config.L + rest
+    sharing, gpu = Sharing(parse_descriptor(model), 0, ranks, stage), measured(model)
+    everything = sharing.state.global_count
+    gradients = sharing.grads.local_count() + (BUFFERS * _numbers(sharing.layer_matrices(0)) if sharing.stage == 2 else 0)
     with_batch = (gpu.memory_gib - 16 * everything / 2**30) * B / gpu.B
-    return (BF16 * everything + BF16 * gradients + 3 * FLOAT32 * own) / 2**30 + with_batch
+    return (BF16 * everything + BF16 * gradients + 3 * FLOAT32 * sharing.state.local_count()) / 2**30 + with_batch

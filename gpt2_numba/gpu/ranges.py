@@ -1,6 +1,6 @@
 """Ranges: where the numbers that one process updates lie in larger arrays.
 
-With ZeRO a process updates a part of each tensor only. The parts lie one after the other in the process's own arrays, which are called local,
+With ZeRO a process updates a part of each matrix only. The parts lie one after the other in the process's own arrays, which are called local,
 and far from each other in the arrays of all parameters. A table of ranges, ascending, tells a kernel the second place from the first:
 
     | column      | meaning                                                                                 |

@@ -73,16 +73,16 @@ class TrainingState:
     master: np.ndarray | None = None
 
 
-def write_state_file(path, state):
+def write_state_file(path, state, kept=None):
     """Write a TrainingState to `path`; an older file is replaced.
 
-    Each large array holds the parts of this process, or all parameters, of which the parts are written. It may lie on
-    the host or on a device: it is read in pieces.
+    kept    Shards: how m, v and master lie in memory, by default as in the file. All that the file holds must be there
+    Any of them can also be an array of all parameters. They may lie on the host or on a device: they are read in pieces.
     Raises ValueError if one is not float32 of such a size, OSError if the file cannot be written.
     """
-    shards, loader = state.shards, state.loader
+    shards, loader, kept = state.shards, state.loader, kept or state.shards
     arrays = [state.m, state.v] + ([] if state.master is None else [state.master])
-    sizes = [(shards.local_count(),), (shards.global_count,)]
+    sizes = [(kept.local_count(),), (kept.global_count,)]
     if any(array.dtype != np.float32 or array.shape not in sizes for array in arrays):
         raise ValueError(f"write_state_file: m, v and master must be float32 of {sizes[0]} or {sizes[1]} numbers, got "
                          f"{', '.join(f'{array.dtype} {tuple(array.shape)}' for array in arrays)}")
@@ -94,8 +94,9 @@ def write_state_file(path, state):
     with open(path, "wb") as file:
         file.write(header.tobytes())
         for array in arrays:
-            for piece in _parts_of(array, shards):
-                write_array(file, piece, np.dtype("<f4"))
+            for _, start, length, segment in shards.parts():
+                place = start if array.shape == sizes[1] else kept.place(segment, start)
+                write_array(file, array[place:place + length], np.dtype("<f4"))
         if loader.shuffle:
             for order in (loader.shard_order, loader.sample_order):
                 file.write(_uint64(len(order)).tobytes())
@@ -127,18 +128,11 @@ def read_state_file(path, config):
     return TrainingState(shards, int(header[10]), *rounding, loader, *maps)
 
 
-def _parts_of(array, shards):
-    """An array's parts that belong to this process, as a list of arrays: all of it if it holds no others."""
-    if array.shape[0] == shards.local_count():
-        return [array]
-    return [array[start:start + length] for _, start, length, _ in shards.parts() if length]
-
-
 def _possible_shards(config, rank, processes, width):
     """The Shards that a file can hold after what its header says, the likeliest first."""
     if width:
         return [Shards(config, rank, processes)]
-    all_of_it = Shards(config, rank, processes, whole=True)
+    all_of_it = Shards(config, rank, processes, cut=())
     try:
         return [Shards(config, rank, processes, exact=True), all_of_it] if processes > 1 else [all_of_it]
     except ValueError:  # there are no equal parts
