@@ -565,7 +565,8 @@ class GPT2:
             for name, of_matrix in itertools.groupby(parts, key=lambda part: part[3].name):
                 if name not in MATRICES:
                     continue
-                *_, (local, _, length, _) = of_matrix = list(of_matrix)
+                of_matrix = list(of_matrix)
+                local, _, length, _ = of_matrix[-1]
                 adamw_update(*arrays, *constants, first=done, stop=local + length)
                 done = local + length
                 self.group.begin()
