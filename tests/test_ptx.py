@@ -1,7 +1,8 @@
 """What the compiler makes of every kernel, seen without a GPU: no float64, everything in registers, memory moved 16 bytes at a time.
 
-Numba compiles for a GPU only where its simulator is off, so this file runs itself a second time, as a program in a process of
-its own: `python tests/test_ptx.py DIRECTORY` writes one .ptx file for each kernel and model type, for compute capability 9.0.
+Numba compiles for a GPU only where its simulator is off, so this file runs itself a second time, as a program in processes of their
+own, one for each core: `python tests/test_ptx.py DIRECTORY 0 1` writes one .ptx file for each kernel and model type, for compute
+capability 9.0; `0 2` and `1 2` write half of them each.
 
 Every kernel must be named in KERNELS with the types of its arguments; one that is missing there fails the test.
 """
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTE_CAPABILITY = (9, 0, "a")  # a: with the instructions that Hopper alone has
+CORES = os.cpu_count() or 1
 MODEL_TYPES = ("float32", "uint16")  # uint16: bfloat16 bits
 
 # Arguments: a letter for arrays, with the number of axes: m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32; scalars by name.
@@ -165,16 +168,17 @@ def argument_types(spec, model_type):
     return tuple(scalars[w] if w in scalars else types.Array(elements[w[0]], int(w[1:]), "C") for w in words)
 
 
-def compile_all(directory):
-    """Write directory/KERNEL-TYPE.ptx for all kernels, and directory/kernels.txt with their names."""
+def compile_all(directory, share, shares):
+    """Write directory/KERNEL-TYPE.ptx for a share of all kernels, the first of which is 0, and directory/kernels.txt with all names."""
     from numba import cuda
     from numba.cuda import dispatcher
 
     # The compiler asks for the GPU in use only to learn its compute capability.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)
     kernels = all_kernels()
-    (directory / "kernels.txt").write_text("\n".join(sorted(kernels)))
-    for name, kernel in kernels.items():
+    if share == 0:
+        (directory / "kernels.txt").write_text("\n".join(sorted(kernels)))
+    for name, kernel in sorted(kernels.items())[share::shares]:
         compiled = {}  # types -> PTX: not every kernel has arguments of the model's type
         for model_type in MODEL_TYPES if name in INSTANCES else ():
             types = argument_types(KERNELS[INSTANCES[name]], model_type)
@@ -207,8 +211,11 @@ def ptx(tmp_path_factory):
     if missing:
         pytest.skip(f"no CUDA compiler ({missing}): pip install 'numba-cuda[cu13]', which the `test` extra has on Linux")
     directory = tmp_path_factory.mktemp("ptx")
-    done = subprocess.run([sys.executable, __file__, str(directory)], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    programs = [[sys.executable, __file__, str(directory), str(share), str(CORES)] for share in range(CORES)]
+    running = [subprocess.Popen(program, env=environment(), stderr=subprocess.PIPE, text=True) for program in programs]
+    for process in running:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
     return directory
 
 
@@ -261,10 +268,12 @@ def test_no_kernel_spills(ptx, tmp_path):
     if ptxas is None:
         pytest.skip("no ptxas: pip install nvidia-cuda-nvcc to see whether kernels spill registers")
     arch = "sm_{}{}{}".format(*COMPUTE_CAPABILITY)
-    spilling = []
-    for path in sorted(ptx.glob("*.ptx")):
-        command = [ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / "out.cubin"), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+
+    def assembled(path):
+        return subprocess.run([ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / f"{path.stem}.cubin"), str(path)], capture_output=True, text=True)
+
+    spilling, paths = [], sorted(ptx.glob("*.ptx"))
+    for path, done in zip(paths, ThreadPoolExecutor(CORES).map(assembled, paths)):
         assert done.returncode == 0, f"{path.stem}: {done.stderr}"
         assert "(C75" not in done.stderr, f"{path.stem}: the assembler makes products of tiles wait for each other: {done.stderr}"
         stack, stores, loads = re.search(
@@ -278,4 +287,4 @@ def test_no_kernel_spills(ptx, tmp_path):
 
 
 if __name__ == "__main__":
-    compile_all(Path(sys.argv[1]))
+    compile_all(Path(sys.argv[1]), *map(int, sys.argv[2:]))
