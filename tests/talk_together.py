@@ -66,7 +66,6 @@ def main(directory):
         "ranks": ranks,
         "names": group.names,
         "host": group.host,
-        "local_rank": group.local_rank,
         "odd things": group.gather(
             {"rank": rank, "none": None, "text": "ß\n" * rank, "list": [[], {}, 1.5e-300, float("inf"), 2**60, True]}
         ),

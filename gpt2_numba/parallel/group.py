@@ -21,10 +21,10 @@ from gpt2_numba.parallel.meeting import Meeting
 class Group:
     """What the three have in common, and the interface of each.
 
-    rank, ranks        this process, and how many there are
-    host, local_rank   the host's name, and which of this host's processes this one is, from 0
-    names              list by rank: "rank 3 on host a17, GPU 1 (NVIDIA H200)"
-    watch              None, or a parallel/watch.py Watch, which ends this process when another one fails or hangs
+    rank, ranks    this process, and how many there are
+    host           its host's name
+    names          list by rank: "rank 3 on host a17, GPU 1 (NVIDIA H200)"
+    watch          None, or a parallel/watch.py Watch, which ends this process when another one fails or hangs
     """
 
     def __init__(self, meeting, place):
@@ -32,7 +32,6 @@ class Group:
         self.rank, self.ranks = meeting.rank, meeting.ranks
         self.host = socket.gethostname()
         places = meeting.gather([self.host, place])
-        self.local_rank = sum(host == self.host for host, _ in places[: self.rank])
         self.names = [f"rank {rank} on host {host}, {place}" for rank, (host, place) in enumerate(places)]
         meeting.names = self.names
         self._meeting, self.watch = meeting, None
