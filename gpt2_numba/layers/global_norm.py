@@ -67,22 +67,16 @@ def sum_of_squares_kernel(partials, grads, ranges):
     count = ranges[ranges.shape[0] - 1, START]
     x = cuda.local.array(HELD, float32)
     total = ZERO
-    apart = cuda.blockDim.x * WIDTH
-    piece = EIGHTS * apart  # of a block
+    piece = EIGHTS * cuda.blockDim.x * WIDTH  # of a block
     for start in range(cuda.blockIdx.x * piece + cuda.threadIdx.x * WIDTH, count, cuda.gridDim.x * piece):
-        r = find_range(ranges, start)
-        if start + (EIGHTS - 1) * apart < ranges[r + 1, START]:  # nearly always all of them lie in one range
-            for e in range(EIGHTS):
-                load8(grads, start + e * apart - ranges[r, START] + ranges[r, IN_GRADS], x, e * WIDTH)
-        else:
-            for e in range(EIGHTS):
-                i = start + e * apart
-                if i < count:
-                    r = find_range(ranges, i)
-                    load8(grads, i - ranges[r, START] + ranges[r, IN_GRADS], x, e * WIDTH)
-                else:
-                    for k in range(WIDTH):
-                        x[e * WIDTH + k] = ZERO
+        for e in range(EIGHTS):
+            i = start + e * cuda.blockDim.x * WIDTH
+            if i < count:
+                r = find_range(ranges, i)
+                load8(grads, i - ranges[r, START] + ranges[r, IN_GRADS], x, e * WIDTH)
+            else:
+                for k in range(WIDTH):
+                    x[e * WIDTH + k] = ZERO
         for k in range(HELD):
             total += x[k] * x[k]
     total = block_sum(total)
