@@ -107,7 +107,7 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
     arena.add("parameters", "params", (count,), real)
     arena.add("gradients", "grads", (sharing.grads.local_count(),), real)
     if sharing.stage == 2:
-        arena.add("gradients", "layer_grads", (BUFFERS, sum(segment.stop - segment.start for segment in sharing.layer_matrices(0))), real)
+        arena.add("gradients", "layer_grads", (BUFFERS, sum(segment.length for segment in sharing.layer_matrices(0))), real)
     arena.add("AdamW's m and v", "m", (own,), FLOAT32)
     arena.add("AdamW's m and v", "v", (own,), FLOAT32)
     if precision == "bf16" and master_weights:
@@ -559,10 +559,10 @@ class GPT2:
     def _update(self, constants):
         arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "ranges"
         arrays = [self._memory.get(name) for name in arrays]
-        parts, done = self.sharing.state.parts(), 0
+        done = 0
         # With ZeRO a matrix, of all layers, is sent to the other processes while what follows it is updated.
         if self.sharing.stage > 0:
-            for name, of_matrix in itertools.groupby(parts, key=lambda part: part[3].name):
+            for name, of_matrix in itertools.groupby(self.sharing.state.parts(), key=lambda part: part[3].name):
                 if name not in MATRICES:
                     continue
                 of_matrix = list(of_matrix)

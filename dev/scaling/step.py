@@ -150,7 +150,7 @@ def _message(kind, segments, sharing, fabric):
 
 
 def _numbers(segments):
-    return sum(segment.stop - segment.start for segment in segments)
+    return sum(segment.length for segment in segments)
 
 
 def _sharing_gradients(gpu, sharing):
@@ -160,7 +160,6 @@ def _sharing_gradients(gpu, sharing):
     everything = sharing.state.config.L * _numbers(sharing.layer_matrices(0))
     own = everything - (sharing.grads.global_count - sharing.grads.local_count())
     return BF16 * (3 * own + everything) / gpu.copy_rate / 1e6
-
 
 
 def memory_gib(model, ranks, stage, B):

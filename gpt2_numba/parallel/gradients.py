@@ -62,7 +62,7 @@ class Gradients:
 
     def _array(self, segment):
         start = self._sharing.grads.place(segment, segment.start)
-        return self._memory["grads"][start : start + segment.stop - segment.start]
+        return self._memory["grads"][start : start + segment.length]
 
     def _send(self, segments):
         self._group.begin()
@@ -83,8 +83,8 @@ class ShardedGradients(Gradients):
         for layer in range(sharing.grads.config.L):
             start = 0
             for segment in sharing.layer_matrices(layer):
-                self._places[segment] = slice(start, start + segment.stop - segment.start)
-                start = self._places[segment].stop
+                self._places[segment] = slice(start, start + segment.length)
+                start += segment.length
         super().__init__(memory, sharing, group)
 
     def _array(self, segment):

@@ -35,6 +35,10 @@ class Segment(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def length(self):
+        return self.stop - self.start
+
 
 def segments_of(config):
     """All Segments of a model, ascending: tensors in the table's order, of each its layers."""

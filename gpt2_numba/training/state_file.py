@@ -95,8 +95,9 @@ def write_state_file(path, state, kept=None):
         file.write(header.tobytes())
         for array in arrays:
             for _, start, length, segment in shards.parts():
-                place = start if array.shape == sizes[1] else kept.place(segment, start)
-                write_array(file, array[place:place + length], np.dtype("<f4"))
+                if length:
+                    place = start if array.shape == sizes[1] else kept.place(segment, start)
+                    write_array(file, array[place:place + length], np.dtype("<f4"))
         if loader.shuffle:
             for order in (loader.shard_order, loader.sample_order):
                 file.write(_uint64(len(order)).tobytes())
