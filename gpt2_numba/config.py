@@ -18,7 +18,14 @@ _GPT3_SIZES = {
 }  # fmt: skip
 
 ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
-MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")  # the others are vectors: biases and LayerNorms, less than 0.1 % of d12's numbers
+MATRICES = (
+    "wte",
+    "wpe",
+    "qkvw",
+    "attprojw",
+    "fcw",
+    "fcprojw",
+)  # the others are vectors: biases and LayerNorms, less than 0.1 % of d12's numbers
 
 _FREE_FORM = "L=4,NH=4,C=128,T=128,V=257 (layers, heads, channels, longest context, vocabulary)"
 
@@ -84,9 +91,7 @@ def _parse_free_form(text, default_T, default_V):
     if sizes["C"] % sizes["NH"]:
         raise UserError(f"model {text!r}: NH must divide C, got C={sizes['C']}, NH={sizes['NH']}")
     if sizes["C"] // sizes["NH"] % 8:
-        raise UserError(
-            f"model {text!r}: the head size C / NH must be a multiple of 8 (16-byte loads), got {sizes['C'] // sizes['NH']}"
-        )
+        raise UserError(f"model {text!r}: the head size C / NH must be a multiple of 8 (16-byte loads), got {sizes['C'] // sizes['NH']}")
     return GPT2Config(L=sizes["L"], NH=sizes["NH"], C=sizes["C"], max_T=sizes["T"], V=sizes["V"])
 
 

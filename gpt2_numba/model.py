@@ -349,7 +349,9 @@ class GPT2:
         tokens = np.ascontiguousarray(tokens, np.int32)
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.config.V:
-            raise UserError(f"{name} must be tokens from 0 to V - 1 = {self.config.V - 1}, got {low if low < 0 else high}: is the data another vocabulary's?")
+            raise UserError(
+                f"{name} must be tokens from 0 to V - 1 = {self.config.V - 1}, got {low if low < 0 else high}: is the data another vocabulary's?"
+            )
         self._write_numbers(target, tokens)
         return tokens
 
@@ -570,6 +572,8 @@ class GPT2:
                 adamw_update(*arrays, *constants, first=done, stop=local + length)
                 done = local + length
                 self.group.begin()
-                self.group.all_gather([(self._memory["params"][s.start : s.stop], self.sharing.state.bounds_within(s)) for *_, s in of_matrix])
+                self.group.all_gather(
+                    [(self._memory["params"][s.start : s.stop], self.sharing.state.bounds_within(s)) for *_, s in of_matrix]
+                )
         adamw_update(*arrays, *constants, first=done)
         self.group.end()

@@ -35,8 +35,7 @@ def plot_losses(log_path, png_path, title):
     train_steps, train_losses = series["train_loss"]
     val_steps, val_losses = series["val_loss"]
     if not (np.isfinite(train_losses).any() or np.isfinite(val_losses).any()):
-        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: "
-                        f"plot again when the run has taken a step")
+        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: plot again when the run has taken a step")
 
     # A Figure of its own rather than pyplot's: it draws into memory, wants no display and leaves no global state.
     figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
@@ -49,8 +48,15 @@ def plot_losses(log_path, png_path, title):
     if len(train_steps):
         _draw_noisy(loss_axes, train_steps, train_losses, _TRAIN_COLOUR, "training")
     if len(val_steps):  # a run may log the one without the other
-        loss_axes.plot(val_steps, val_losses, color=_VAL_COLOUR, linewidth=1.8, marker="o", markersize=4.5,
-                       label=f"validation (last {val_losses[-1]:.4f})")
+        loss_axes.plot(
+            val_steps,
+            val_losses,
+            color=_VAL_COLOUR,
+            linewidth=1.8,
+            marker="o",
+            markersize=4.5,
+            label=f"validation (last {val_losses[-1]:.4f})",
+        )
     loss_axes.legend(frameon=False, fontsize=10, loc="upper right")
     _label(loss_axes, "loss (nats per token)")
     loss_axes.set_xlabel("step")
@@ -69,8 +75,9 @@ def plot_losses(log_path, png_path, title):
     try:
         figure.savefig(png_path, format="png")
     except OSError as error:
-        raise UserError(f"the picture's path must be one that can be written, got {str(png_path)!r} "
-                        f"({error.strerror}): choose another with --out") from error
+        raise UserError(
+            f"the picture's path must be one that can be written, got {str(png_path)!r} ({error.strerror}): choose another with --out"
+        ) from error
 
 
 def _draw_noisy(axes, steps, values, colour, label):
@@ -80,14 +87,13 @@ def _draw_noisy(axes, steps, values, colour, label):
         return
     width = len(steps) // 50 | 1  # odd, so that the middle of a window is a step
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-    axes.plot(*_running_mean(steps, values, width), color=colour, linewidth=1.8,
-              label=f"{label} (mean of {width} steps)")
+    axes.plot(*_running_mean(steps, values, width), color=colour, linewidth=1.8, label=f"{label} (mean of {width} steps)")
 
 
 def _running_mean(steps, values, width):
     """The mean of each window of width values (odd), at the window's middle step, so that the curve does not lag."""
     middle = width // 2
-    return steps[middle:len(steps) - middle], np.convolve(values, np.full(width, 1 / width), mode="valid")
+    return steps[middle : len(steps) - middle], np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def _label(axes, quantity):

@@ -111,7 +111,9 @@ def largest_batch_size(settings, config, ranks):
             f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row}, got {total}: "
             f"{max(1, round(total / row)) * row} is the nearest"
         )
-    return max((B for B in range(1, fitting + 1) if not total or total // row % B == 0), default=1)  # 1 even if it does not fit: the model says so
+    return max(
+        (B for B in range(1, fitting + 1) if not total or total // row % B == 0), default=1
+    )  # 1 even if it does not fit: the model says so
 
 
 def accumulation_steps(settings, ranks):

@@ -71,7 +71,17 @@ class StepReports:
         seconds_left = self._throughput.seconds_left(self._max_steps - result.step - 1)
         print(
             step_line(
-                result.step, self._max_steps, loss, loss_z, norm, norm_z, result.learning_rate, seconds, mfu, tokens_per_second, seconds_left
+                result.step,
+                self._max_steps,
+                loss,
+                loss_z,
+                norm,
+                norm_z,
+                result.learning_rate,
+                seconds,
+                mfu,
+                tokens_per_second,
+                seconds_left,
             )
         )
         self._log.write_train_step(result.step, loss, result.learning_rate, norm)

@@ -262,8 +262,10 @@ def read_losses(path):
     except ValueError as error:  # also of text that is no UTF-8
         raise UserError(f"{path}: the losses must be {STEPS} numbers in a text file: {error}") from error
     if len(losses) != STEPS or not np.isfinite(losses).all():
-        raise UserError(f"{path}: the losses must be {STEPS} finite numbers, one for each step, this file has {len(losses)} "
-                        f"numbers, {np.count_nonzero(np.isfinite(losses))} of them finite")
+        raise UserError(
+            f"{path}: the losses must be {STEPS} finite numbers, one for each step, this file has {len(losses)} "
+            f"numbers, {np.count_nonzero(np.isfinite(losses))} of them finite"
+        )
     return losses
 
 

@@ -81,7 +81,9 @@ def train(settings, group=None):
     grad_accum_steps = each(accumulation_steps, settings, group.ranks)
     train_loader, val_loader = each(make_loaders, settings, config, group)
     questions = each(make_questions, settings, config, group)
-    check_agreement(group, facts_of_files(files_of(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step})
+    check_agreement(
+        group, facts_of_files(files_of(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step}
+    )
     tokens_per_step = settings.batch_size * settings.sequence_length * grad_accum_steps * group.ranks
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
 

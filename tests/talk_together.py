@@ -58,8 +58,14 @@ def main(directory):
         run(f"{where} all_reduce of views", lambda arrays: group.all_reduce([a[2:-1] for a in arrays]), (64,), on_gpu, dtype)
         for operation in (group.reduce_scatter, group.all_gather):
             name = f"{where} {operation.__name__}"
-            run(name, lambda arrays: operation([(a, bounds_of(a.size, ranks)) for a in arrays]), SIZES, on_gpu, dtype)
-            run(f"{name}, even", lambda arrays: operation([(a, even_bounds(ranks)) for a in arrays]), (64,), on_gpu, dtype)
+            run(name, lambda arrays, operation=operation: operation([(a, bounds_of(a.size, ranks)) for a in arrays]), SIZES, on_gpu, dtype)
+            run(
+                f"{name}, even",
+                lambda arrays, operation=operation: operation([(a, even_bounds(ranks)) for a in arrays]),
+                (64,),
+                on_gpu,
+                dtype,
+            )
 
     said = {
         "rank": rank,

@@ -35,13 +35,17 @@ def contents(step, generation=0, processes=1):
     """What the files of a checkpoint hold here, name -> bytes: they need no more than the header's first numbers."""
     text = f"step {step}, generation {generation}".encode()
     state = struct.pack("<3i", 20240527, 1, processes) + text
-    return {model_file_name(step): text, outliers_file_name(step): text,
-            **{state_file_name(step, rank): state for rank in range(processes)}}
+    return {
+        model_file_name(step): text,
+        outliers_file_name(step): text,
+        **{state_file_name(step, rank): state for rank in range(processes)},
+    }
 
 
 def writers(step, generation=0, processes=1):
-    return {name: lambda path, content=content: path.write_bytes(content)
-            for name, content in contents(step, generation, processes).items()}
+    return {
+        name: lambda path, content=content: path.write_bytes(content) for name, content in contents(step, generation, processes).items()
+    }
 
 
 def of_rank(rank, files):
@@ -139,9 +143,15 @@ def test_complete_checkpoints_of_several_processes(tmp_path):
     assert complete_checkpoints(tmp_path) == [10]
 
 
-@pytest.mark.parametrize("state", [
-    b"", b"cut", struct.pack("<3i", 20240527, 1, -4), struct.pack("<3i", 7, 1, 2**31 - 1),
-])
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"cut",
+        struct.pack("<3i", 20240527, 1, -4),
+        struct.pack("<3i", 7, 1, 2**31 - 1),
+    ],
+)
 def test_a_damaged_state_file_is_not_passed_over_in_silence(tmp_path, state):
     save(tmp_path, 10)
     (tmp_path / state_file_name(10, 0)).write_bytes(state)
@@ -154,10 +164,18 @@ def test_a_state_file_of_billions_of_processes(tmp_path):
     assert complete_checkpoints(tmp_path) == []
 
 
-@pytest.mark.parametrize("keep, major_every, left", [
-    (0, 0, [60, 50, 40, 30, 20, 10]), (9, 0, [60, 50, 40, 30, 20, 10]), (0, 20, [60, 50, 40, 30, 20, 10]),
-    (1, 0, [60]), (2, 0, [60, 50]), (2, 30, [60, 50, 30]), (1, 20, [60, 40, 20]),
-])
+@pytest.mark.parametrize(
+    "keep, major_every, left",
+    [
+        (0, 0, [60, 50, 40, 30, 20, 10]),
+        (9, 0, [60, 50, 40, 30, 20, 10]),
+        (0, 20, [60, 50, 40, 30, 20, 10]),
+        (1, 0, [60]),
+        (2, 0, [60, 50]),
+        (2, 30, [60, 50, 30]),
+        (1, 20, [60, 40, 20]),
+    ],
+)
 def test_old_checkpoints_are_deleted(tmp_path, keep, major_every, left):
     save(tmp_path, 10, 20, 30, 40, 50, 60, keep=keep, major_every=major_every)
     assert complete_checkpoints(tmp_path) == left
@@ -305,8 +323,9 @@ def test_a_disk_that_fails_later_fails_for_all(tmp_path, monkeypatch, operation)
 
 def test_processes_that_see_another_directory(tmp_path):
     """Rank 1's host has a disk of its own under the same name."""
-    errors = in_threads(2, lambda group: save_checkpoint(
-        tmp_path / f"host{group.rank}", 20, of_rank(group.rank, writers(20, processes=2)), group))
+    errors = in_threads(
+        2, lambda group: save_checkpoint(tmp_path / f"host{group.rank}", 20, of_rank(group.rank, writers(20, processes=2)), group)
+    )
     assert all(isinstance(error, CheckpointFailed) for error in errors)
     for error in errors:
         message = str(error)
@@ -481,10 +500,19 @@ def test_a_checkpoint_of_llmc_has_no_outliers(tmp_path):
     assert read_outliers(tmp_path / "none.json") == ([], [])
 
 
-@pytest.mark.parametrize("content", [
-    b"", b'{"loss": ["0x1.0p+0"], "no', b'{"loss": []}', b'{"loss": [1], "norm": []}', b'{"loss": 1, "norm": []}',
-    b'{"loss": ["x"], "norm": []}', b"[]", b"\xff\xfe",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"loss": ["0x1.0p+0"], "no',
+        b'{"loss": []}',
+        b'{"loss": [1], "norm": []}',
+        b'{"loss": 1, "norm": []}',
+        b'{"loss": ["x"], "norm": []}',
+        b"[]",
+        b"\xff\xfe",
+    ],
+)
 def test_damaged_outliers_are_refused(tmp_path, content):
     (tmp_path / "o.json").write_bytes(content)
     with pytest.raises(UserError, match="cut off or altered"):

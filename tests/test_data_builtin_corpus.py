@@ -26,6 +26,7 @@ def fake_library(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
     return add
 
 
@@ -58,11 +59,19 @@ def test_both_parts_are_of_one_kind():
 
 def test_same_bits_in_another_process():
     """Another process has other string hashes, so an order taken from a set would show."""
-    script = ("import hashlib; from gpt2_numba.data.builtin_corpus import builtin_corpus\n"
-              "print(hashlib.sha256(b''.join(builtin_corpus())).hexdigest())")
+    script = (
+        "import hashlib; from gpt2_numba.data.builtin_corpus import builtin_corpus\n"
+        "print(hashlib.sha256(b''.join(builtin_corpus())).hexdigest())"
+    )
     digests = {
-        subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed},
-                       cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("1", "2")
     }
     assert len(digests) == 1
@@ -90,8 +99,17 @@ def test_order_is_by_hashed_name(fake_library):
 
 def test_only_readable_library_text_is_taken(fake_library):
     fake_library("abc.py", b"taken = 'na\xc3\xafve'\r\n")
-    for name in ["site-packages/abc.py", "sitecustomize.py", "test/abc.py", "unittest/test/abc.py", "idlelib/abc.py",
-                 "lib2to3/abc.py", "turtledemo/abc.py", "encodings/cp037.py", "pydoc_data/topics.py"]:
+    for name in [
+        "site-packages/abc.py",
+        "sitecustomize.py",
+        "test/abc.py",
+        "unittest/test/abc.py",
+        "idlelib/abc.py",
+        "lib2to3/abc.py",
+        "turtledemo/abc.py",
+        "encodings/cp037.py",
+        "pydoc_data/topics.py",
+    ]:
         fake_library(name, b"left out")
     fake_library("os.py", b"not UTF-8: \xff")
     fake_library("io.py", b"")  # empty: no document

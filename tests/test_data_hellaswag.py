@@ -10,9 +10,18 @@ from gpt2_numba.data.multiple_choice import read_examples
 
 ROWS = [
     # the original schema
-    {"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
-     "ctx": "A man is sitting on a roof. he", "split": "val", "split_type": "indomain", "label": 3,
-     "endings": ["skis.", "is ripping.", "holds a cube é.", "starts."], "source_id": "activitynet~v_1"},
+    {
+        "ind": 24,
+        "activity_label": "Roof shingle removal",
+        "ctx_a": "A man is sitting on a roof.",
+        "ctx_b": "he",
+        "ctx": "A man is sitting on a roof. he",
+        "split": "val",
+        "split_type": "indomain",
+        "label": 3,
+        "endings": ["skis.", "is ripping.", "holds a cube é.", "starts."],
+        "source_id": "activitynet~v_1",
+    },
     # the least that is needed, with the label as a text, as some copies have it
     {"ctx": "[header] How to", "label": "1", "endings": ["a", "b", "c", "<|endoftext|>"]},
 ]
@@ -31,15 +40,18 @@ def make(*arguments):
 
 def texts_of(path):
     """Byte tokens as text again: [(label, context, endings)]."""
-    return [(example.label, bytes(example.context.tolist()).decode(),
-             [bytes(ending.tolist()).decode() for ending in example.endings]) for example in read_examples(path)]
+    return [
+        (example.label, bytes(example.context.tolist()).decode(), [bytes(ending.tolist()).decode() for ending in example.endings])
+        for example in read_examples(path)
+    ]
 
 
 def test_context_and_endings(tmp_path, questions, capsys):
     assert make(questions, "--out", tmp_path / "val.bin") == 0
     assert texts_of(tmp_path / "val.bin") == [
         (3, "A man is sitting on a roof. he", [" skis.", " is ripping.", " holds a cube é.", " starts."]),
-        (1, "[header] How to", [" a", " b", " c", " <|endoftext|>"])]  # a text that looks like a token is a text
+        (1, "[header] How to", [" a", " b", " c", " <|endoftext|>"]),
+    ]  # a text that looks like a token is a text
     assert "2 examples, the longest of 47 tokens" in capsys.readouterr().out  # 30 + 17, é being two bytes
 
 
@@ -52,16 +64,19 @@ def test_limit_and_gzip(tmp_path, questions):
     assert [label for label, *_ in texts_of(tmp_path / "val.bin")] == [3, 1]
 
 
-@pytest.mark.parametrize("line, reason", [
-    ("no JSON", "line 2: each line must be a JSON object"),
-    ("[1, 2]", "line 2"),
-    ('{"ctx": "a", "endings": ["b", "c"]}', "line 2"),  # the test split has no labels
-    ('{"ctx": "a", "label": "", "endings": ["b", "c"]}', "line 2"),
-    ('{"ctx": "a", "label": 0, "endings": ["b", 3]}', "line 2"),
-    ('{"ctx": 5, "label": 0, "endings": ["b", "c"]}', "line 2"),
-    ('{"ctx": "", "label": 0, "endings": ["b", "c"]}', "example number 1 has an empty"),
-    ('{"ctx": "a", "label": 2, "endings": ["b", "c"]}', "label 2 and 2 endings"),
-])
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("no JSON", "line 2: each line must be a JSON object"),
+        ("[1, 2]", "line 2"),
+        ('{"ctx": "a", "endings": ["b", "c"]}', "line 2"),  # the test split has no labels
+        ('{"ctx": "a", "label": "", "endings": ["b", "c"]}', "line 2"),
+        ('{"ctx": "a", "label": 0, "endings": ["b", 3]}', "line 2"),
+        ('{"ctx": 5, "label": 0, "endings": ["b", "c"]}', "line 2"),
+        ('{"ctx": "", "label": 0, "endings": ["b", "c"]}', "example number 1 has an empty"),
+        ('{"ctx": "a", "label": 2, "endings": ["b", "c"]}', "label 2 and 2 endings"),
+    ],
+)
 def test_bad_lines(tmp_path, capsys, line, reason):
     path = tmp_path / "val.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")

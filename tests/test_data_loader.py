@@ -200,6 +200,7 @@ def some_shards(lengths=LENGTHS):
 @pytest.mark.parametrize("ranks, rank", [(1, 0), (3, 1)])
 def test_a_loaded_state_goes_on_as_the_loader_would_have(shuffle, ranks, rank):
     """At each place of two epochs: the first sample, inside a shard, after a shard's last sample, after an epoch's."""
+
     def make():
         return DataLoader(some_shards(), B, T, rank=rank, ranks=ranks, shuffle=shuffle)
 
@@ -214,7 +215,7 @@ def test_a_loaded_state_goes_on_as_the_loader_would_have(shuffle, ranks, rank):
         resumed = make()
         first_tokens(resumed, 1 + place % 3)  # whatever it has done before does not count
         resumed.load_state(state)
-        assert first_tokens(resumed, batches) == expected[place:place + batches]
+        assert first_tokens(resumed, batches) == expected[place : place + batches]
 
 
 def test_state_counts_the_next_sample_and_says_what_llmc_keeps():
@@ -265,17 +266,20 @@ def test_a_state_of_another_loader_is_refused():
             assert first_tokens(loader, 3) == expected  # the loader is as it was
 
 
-@pytest.mark.parametrize("shuffle, change, reason", [
-    (True, {"current_shard": 3}, "shard number 3, and there are 3"),
-    (True, {"current_shard": -1}, "shard number -1"),
-    (True, {"current_sample": 17}, "sample 17"),
-    (True, {"shard_order": np.array([0, 0, 1])}, "order of 3 shards"),
-    (True, {"sample_order": np.zeros(12, np.int32)}, "order of 12 samples"),  # as many as there should be
-    (True, {"generator_position": 625}, "position 625"),
-    (True, {"generator_words": np.zeros(623, np.uint32)}, "623 words"),
-    (False, {"current_sample": 11}, "sample 11, and shard .* has 10"),
-    (False, {"current_sample": -1}, "sample -1"),
-])
+@pytest.mark.parametrize(
+    "shuffle, change, reason",
+    [
+        (True, {"current_shard": 3}, "shard number 3, and there are 3"),
+        (True, {"current_shard": -1}, "shard number -1"),
+        (True, {"current_sample": 17}, "sample 17"),
+        (True, {"shard_order": np.array([0, 0, 1])}, "order of 3 shards"),
+        (True, {"sample_order": np.zeros(12, np.int32)}, "order of 12 samples"),  # as many as there should be
+        (True, {"generator_position": 625}, "position 625"),
+        (True, {"generator_words": np.zeros(623, np.uint32)}, "623 words"),
+        (False, {"current_sample": 11}, "sample 11, and shard .* has 10"),
+        (False, {"current_sample": -1}, "sample -1"),
+    ],
+)
 def test_a_damaged_state_is_refused(shuffle, change, reason):
     loader = DataLoader(some_shards(), B, T, shuffle=shuffle)
     with pytest.raises(UserError, match=reason):
@@ -404,16 +408,16 @@ def test_another_number_of_ranks_or_another_batch(before, after, batch):
             # First what is left of the shard in hand, each sample once; then each later shard, whole.
             state, left = states[rank if rank < before else 0], lefts[rank]
             order = (states[rank] if rank < before else DataLoader(some_shards(UNEQUAL), batch, T, rank, after, True).state()).shard_order
-            in_hand, *later = order[state.current_shard:]
+            in_hand, *later = order[state.current_shard :]
             assert {shard for shard, _ in own[:left]} <= {in_hand} and len(set(own[:left])) == left
             start = left
             for shard in later:
                 count = samples_of(loader, shard)
                 expected = [(shard, (sample * after + rank) * batch * T) for sample in range(count)]
-                assert sorted(own[start:start + count]) == expected
+                assert sorted(own[start : start + count]) == expected
                 start += count
             # Then whole epochs, of which all ranks together read everything once.
-            epoch = own[start:start + loader.batches_per_epoch]
+            epoch = own[start : start + loader.batches_per_epoch]
             assert sorted(epoch) == [place for place in all_places(after, batch) if place[1] // (batch * T) % after == rank]
 
 

@@ -12,8 +12,7 @@ from gpt2_numba.errors import UserError
 
 SMALL = [Example(2, [7, 300], [[1], [65534, 2], [3, 4, 5]]), Example(0, [0], [[9], [8]])]
 # of the first example: 5 numbers, a context of 1 + 2, endings of 1 + 1, 1 + 2 and 1 + 3
-SMALL_STREAM = [65535, 34, 0, 2, 3, 2, 7, 300, 1, 1, 2, 65534, 2, 3, 3, 4, 5,
-                65535, 22, 1, 0, 2, 1, 0, 1, 9, 1, 8]
+SMALL_STREAM = [65535, 34, 0, 2, 3, 2, 7, 300, 1, 1, 2, 65534, 2, 3, 3, 4, 5, 65535, 22, 1, 0, 2, 1, 0, 1, 9, 1, 8]
 
 
 def file_bytes(stream, magic=20240522, version=1, count=2, longest=34):
@@ -28,8 +27,7 @@ def changed(place, number):
 
 
 def as_lists(examples):
-    return [(example.label, list(example.context), [list(ending) for ending in example.endings])
-            for example in examples]
+    return [(example.label, list(example.context), [list(ending) for ending in example.endings]) for example in examples]
 
 
 def random_examples(count, endings=(4,), longest=5, seed=1):
@@ -53,8 +51,10 @@ def fake_loss(prefix, target):
 
 
 def fake_losses(inputs, targets):
-    return np.array([[fake_loss(row[:t + 1], target) for t, target in enumerate(row_targets)]
-                     for row, row_targets in zip(inputs, targets)], dtype=np.float32)
+    return np.array(
+        [[fake_loss(row[: t + 1], target) for t, target in enumerate(row_targets)] for row, row_targets in zip(inputs, targets)],
+        dtype=np.float32,
+    )
 
 
 def brute_force(examples):
@@ -101,34 +101,37 @@ def test_examples_come_back(small_file):
     assert examples[0].context.dtype == np.uint16
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "this file has 0"),
-    (file_bytes(SMALL_STREAM)[:1023], "this file has 1023"),
-    (b"First Citizen:\n" * 100, "is something else"),
-    (file_bytes(SMALL_STREAM, magic=20240520), "is a token shard"),
-    (file_bytes(SMALL_STREAM, magic=20240326), "is a model checkpoint"),
-    (file_bytes(SMALL_STREAM, version=2), "must have version 1, this one has 2"),
-    (file_bytes([], count=0, longest=0), "at least one example"),
-    (file_bytes(SMALL_STREAM, count=-1), "at least one example"),
-    (file_bytes(SMALL_STREAM)[:-1], "odd number of bytes"),
-    (file_bytes(SMALL_STREAM)[:-2], "example number 1 should have 22 bytes, and 20 are left"),
-    (file_bytes(SMALL_STREAM[:17]), "example number 1 does not begin"),
-    (file_bytes(SMALL_STREAM + [0]), "2 bytes follow"),
-    (file_bytes(SMALL_STREAM, count=1), "22 bytes follow"),
-    (file_bytes(SMALL_STREAM, count=3), "example number 2 does not begin"),
-    (file_bytes(SMALL_STREAM, longest=36), "34 bytes, and its header says 36"),
-    (changed(17, 65534), "example number 1 does not begin"),
-    (changed(19, 2), "example number 1 does not begin"),  # another index
-    (changed(1, 0), "example number 0 has a text"),
-    (changed(1, 33), "example number 0 should have 33"),  # odd
-    (changed(1, 32), "example number 0 has a text"),  # shorter by one token
-    (changed(1, 36), "numbers too many"),
-    (changed(3, 3), "a label (3)"),
-    (changed(4, 2), "numbers too many"),
-    (changed(4, 4), "example number 0 has a text"),
-    (changed(5, 0), "example number 0 has a text"),
-    (changed(13, 60000), "example number 0 has a text"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "this file has 0"),
+        (file_bytes(SMALL_STREAM)[:1023], "this file has 1023"),
+        (b"First Citizen:\n" * 100, "is something else"),
+        (file_bytes(SMALL_STREAM, magic=20240520), "is a token shard"),
+        (file_bytes(SMALL_STREAM, magic=20240326), "is a model checkpoint"),
+        (file_bytes(SMALL_STREAM, version=2), "must have version 1, this one has 2"),
+        (file_bytes([], count=0, longest=0), "at least one example"),
+        (file_bytes(SMALL_STREAM, count=-1), "at least one example"),
+        (file_bytes(SMALL_STREAM)[:-1], "odd number of bytes"),
+        (file_bytes(SMALL_STREAM)[:-2], "example number 1 should have 22 bytes, and 20 are left"),
+        (file_bytes(SMALL_STREAM[:17]), "example number 1 does not begin"),
+        (file_bytes(SMALL_STREAM + [0]), "2 bytes follow"),
+        (file_bytes(SMALL_STREAM, count=1), "22 bytes follow"),
+        (file_bytes(SMALL_STREAM, count=3), "example number 2 does not begin"),
+        (file_bytes(SMALL_STREAM, longest=36), "34 bytes, and its header says 36"),
+        (changed(17, 65534), "example number 1 does not begin"),
+        (changed(19, 2), "example number 1 does not begin"),  # another index
+        (changed(1, 0), "example number 0 has a text"),
+        (changed(1, 33), "example number 0 should have 33"),  # odd
+        (changed(1, 32), "example number 0 has a text"),  # shorter by one token
+        (changed(1, 36), "numbers too many"),
+        (changed(3, 3), "a label (3)"),
+        (changed(4, 2), "numbers too many"),
+        (changed(4, 4), "example number 0 has a text"),
+        (changed(5, 0), "example number 0 has a text"),
+        (changed(13, 60000), "example number 0 has a text"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
@@ -143,17 +146,20 @@ def test_missing_file(tmp_path):
         read_examples(tmp_path / "none.bin")
 
 
-@pytest.mark.parametrize("examples, reason", [
-    ([], "1 to 65535 examples, got 0"),
-    ([SMALL[0]] * 65536, "got 65536"),
-    ([Example(0, [], [[1], [2]])], "empty"),
-    ([SMALL[0], Example(0, [1], [[1], []])], "number 1 has an empty"),
-    ([Example(2, [1], [[1], [2]])], "label 2 and 2 endings"),
-    ([Example(-1, [1], [[1], [2]])], "label -1"),
-    ([Example(0, [1], [[65535], [2]])], "65535"),
-    ([Example(0, [-1], [[1], [2]])], "-1 to -1"),
-    ([Example(0, [1] * 32759, [[1], [2]])], "65538"),  # 2 * (5 + 1 + 32759 + 2 + 2)
-])
+@pytest.mark.parametrize(
+    "examples, reason",
+    [
+        ([], "1 to 65535 examples, got 0"),
+        ([SMALL[0]] * 65536, "got 65536"),
+        ([Example(0, [], [[1], [2]])], "empty"),
+        ([SMALL[0], Example(0, [1], [[1], []])], "number 1 has an empty"),
+        ([Example(2, [1], [[1], [2]])], "label 2 and 2 endings"),
+        ([Example(-1, [1], [[1], [2]])], "label -1"),
+        ([Example(0, [1], [[65535], [2]])], "65535"),
+        ([Example(0, [-1], [[1], [2]])], "-1 to -1"),
+        ([Example(0, [1] * 32759, [[1], [2]])], "65538"),  # 2 * (5 + 1 + 32759 + 2 + 2)
+    ],
+)
 def test_what_does_not_fit_is_not_written(tmp_path, examples, reason):
     with pytest.raises(UserError, match=reason):
         write_examples(tmp_path / "a.bin", examples)
@@ -233,7 +239,10 @@ def test_score_is_brute_forces(questions, B, ranks):
 def test_each_rank_has_its_own_examples(questions):
     path, examples = questions
     assert [evaluate(path, 4, rank=rank, ranks=3).correct for rank in range(3)] == [
-        brute_force(examples[0:7]), brute_force(examples[7:15]), brute_force(examples[15:23])]
+        brute_force(examples[0:7]),
+        brute_force(examples[7:15]),
+        brute_force(examples[15:23]),
+    ]
 
 
 def test_more_ranks_than_examples(small_file):
@@ -283,13 +292,16 @@ def test_a_batch_left_out_or_misshapen_is_no_score(questions):
         evaluation.result()
 
 
-@pytest.mark.parametrize("correct, examples, low, high", [
-    # Wilson's interval solves (p - x)^2 = z^2 x (1 - x) / n for x; by hand with z = 1.959964:
-    (0, 10, 0.0, 0.277533),  # z^2 / (n + z^2)
-    (10, 10, 0.722467, 1.0),
-    (5, 10, 0.236593, 0.763407),
-    (2951, 10042, 0.285036, 0.302853),
-])
+@pytest.mark.parametrize(
+    "correct, examples, low, high",
+    [
+        # Wilson's interval solves (p - x)^2 = z^2 x (1 - x) / n for x; by hand with z = 1.959964:
+        (0, 10, 0.0, 0.277533),  # z^2 / (n + z^2)
+        (10, 10, 0.722467, 1.0),
+        (5, 10, 0.236593, 0.763407),
+        (2951, 10042, 0.285036, 0.302853),
+    ],
+)
 def test_interval(correct, examples, low, high):
     score = Score(correct, examples)
     assert score.accuracy == correct / examples

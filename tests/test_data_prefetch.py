@@ -58,9 +58,9 @@ def test_state_is_that_of_the_batch_to_come(place):
         take(prefetcher, 2)
         plain = make_loader()
         plain.load_state(state)
-        np.testing.assert_array_equal(take(plain, 20), expected[place:place + 20])
+        np.testing.assert_array_equal(take(plain, 20), expected[place : place + 20])
         prefetcher.load_state(state)
-        np.testing.assert_array_equal(take(prefetcher, 20), expected[place:place + 20])
+        np.testing.assert_array_equal(take(prefetcher, 20), expected[place : place + 20])
 
 
 @pytest.mark.parametrize("place", [0, 4, 9, 18])  # 9: the batch that was read ahead has begun the next epoch

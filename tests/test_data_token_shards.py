@@ -30,18 +30,21 @@ def test_tokens_come_back(tmp_path):
     assert not tokens.flags.writeable  # training must not be able to alter its data
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "must have a header of 1024 bytes"),
-    (b"First Citizen:\n", "must have a header of 1024 bytes"),
-    (llmc_bytes(TOKENS)[:1023], "must have a header of 1024 bytes"),
-    (b"First Citizen:\n" * 100, "something else"),
-    (llmc_bytes(TOKENS, magic=20240326), "a model checkpoint"),
-    (llmc_bytes(TOKENS, version=2), "has 2"),
-    (llmc_bytes([], count=0), "at least one token"),
-    (llmc_bytes(TOKENS, count=-5), "at least one token"),
-    (llmc_bytes(TOKENS)[:-1], "must have 1034 bytes, this file has 1033"),
-    (llmc_bytes(TOKENS) + b"\0", "must have 1034 bytes, this file has 1035"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "must have a header of 1024 bytes"),
+        (b"First Citizen:\n", "must have a header of 1024 bytes"),
+        (llmc_bytes(TOKENS)[:1023], "must have a header of 1024 bytes"),
+        (b"First Citizen:\n" * 100, "something else"),
+        (llmc_bytes(TOKENS, magic=20240326), "a model checkpoint"),
+        (llmc_bytes(TOKENS, version=2), "has 2"),
+        (llmc_bytes([], count=0), "at least one token"),
+        (llmc_bytes(TOKENS, count=-5), "at least one token"),
+        (llmc_bytes(TOKENS)[:-1], "must have 1034 bytes, this file has 1033"),
+        (llmc_bytes(TOKENS) + b"\0", "must have 1034 bytes, this file has 1035"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)

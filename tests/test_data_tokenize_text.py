@@ -38,8 +38,7 @@ def test_one_document_per_file(tmp_path, text):
     other.write_text("Four\n")
     tokenize(text, other, "--tokenizer", "bytes", "--out", tmp_path / "new" / "folder", "--val-tokens", 5)
     assert documents_of(tokens_of(tmp_path / "new" / "folder" / "play_val_000000.bin")) == "|One\n"
-    assert documents_of(tokens_of(tmp_path / "new" / "folder" / "play_train_000000.bin")) == (
-        "\nTwo é\nof two\n\n\nThree|Four\n")
+    assert documents_of(tokens_of(tmp_path / "new" / "folder" / "play_train_000000.bin")) == ("\nTwo é\nof two\n\n\nThree|Four\n")
 
 
 def test_documents_split_on_blank_lines(tmp_path, text):
@@ -55,7 +54,11 @@ def test_fraction_and_shard_size(tmp_path):
     sizes = [len(read_shard(path)) for path in find_shards(f"{tmp_path}/d_train_*.bin")]
     assert sizes == [26, 25, 25]  # no stub of 16 at the end
     assert [path.name for path in find_shards(f"{tmp_path}/d_*.bin")] == [
-        "d_train_000000.bin", "d_train_000001.bin", "d_train_000002.bin", "d_val_000000.bin"]
+        "d_train_000000.bin",
+        "d_train_000001.bin",
+        "d_train_000002.bin",
+        "d_val_000000.bin",
+    ]
     both = np.concatenate([tokens_of(f"{tmp_path}/d_{part}_*.bin") for part in ("val", "train")])
     assert documents_of(both) == "|" + "0123456789" * 10
     assert len(tokens_of(f"{tmp_path}/d_val_*.bin")) == 25
@@ -67,19 +70,22 @@ def test_it_says_how_to_train(tmp_path, text, capsys):
     assert f'-i "{tmp_path}/play_train_*.bin" -j "{tmp_path}/play_val_*.bin"' in command
 
 
-@pytest.mark.parametrize("arguments, reason", [
-    (["none.txt"], "No such file"),
-    (["."], "readable file"),
-    (["latin1.txt"], "byte number 3"),
-    (["play.txt", "--val-fraction", "1"], "between 0 and 1"),
-    (["play.txt", "--val-tokens", "0"], "at least one token each"),
-    (["play.txt", "--val-tokens", "27"], "27 of 27 tokens"),
-    (["play.txt", "--shard-size", "0"], "--shard-size"),
-    (["play.txt", "--tokenizer", "words"], "words"),
-    (["play.txt", "--tokeniser", "bytes"], "--tokeniser"),
-    (["play.txt", "--out", "play.txt"], "--out"),
-    ([], "TEXT"),
-])
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["none.txt"], "No such file"),
+        (["."], "readable file"),
+        (["latin1.txt"], "byte number 3"),
+        (["play.txt", "--val-fraction", "1"], "between 0 and 1"),
+        (["play.txt", "--val-tokens", "0"], "at least one token each"),
+        (["play.txt", "--val-tokens", "27"], "27 of 27 tokens"),
+        (["play.txt", "--shard-size", "0"], "--shard-size"),
+        (["play.txt", "--tokenizer", "words"], "words"),
+        (["play.txt", "--tokeniser", "bytes"], "--tokeniser"),
+        (["play.txt", "--out", "play.txt"], "--out"),
+        ([], "TEXT"),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path, text, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     Path("latin1.txt").write_bytes("café".encode("latin-1"))

@@ -23,6 +23,7 @@ CACHE_NAMES = {  # tiktoken names a cached file by the SHA-1 of its address
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
     """No vocabulary in memory or on disk, and no network."""
+
     def no_network(address):
         raise ConnectionError("no network in this test")
 

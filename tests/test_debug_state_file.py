@@ -21,8 +21,11 @@ def llmc_bytes(magic=20240327, version=2, rows=B, length=T, token=36):
     """The format written out a second time, with `struct`: all float32 in the file count up from 1000."""
     tokens = [0, 5, 9, 1, 2, 3, 5, 9, 11, 2, 3, token]
     floats = range(1000, 1000 + B * T * 37 + 1 + COUNT)
-    return (struct.pack("<256i", magic, version, rows, length, *[0] * 252) + struct.pack("<12i", *tokens)
-            + struct.pack(f"<{len(floats)}f", *floats))
+    return (
+        struct.pack("<256i", magic, version, rows, length, *[0] * 252)
+        + struct.pack("<12i", *tokens)
+        + struct.pack(f"<{len(floats)}f", *floats)
+    )
 
 
 def state():
@@ -58,19 +61,22 @@ def test_the_state_comes_back(tmp_path):
         np.testing.assert_array_equal(found.gradients[name], expected.gradients[name])
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "this file has 0 in all"),
-    (llmc_bytes(magic=20240326), "a model checkpoint"),
-    (llmc_bytes(version=1), "version 2, this one has 1"),
-    (llmc_bytes(rows=0), "at least one row of 1 to 5 tokens, this one has B=0"),
-    (llmc_bytes(length=6), "1 to 5 tokens, this one has B=2, T=6"),
-    (llmc_bytes(length=0), "B=2, T=0"),
-    (llmc_bytes(rows=3), "belongs to another model"),
-    (llmc_bytes()[:-1], "belongs to another model"),
-    (llmc_bytes() + b"\0", "belongs to another model"),
-    (llmc_bytes(token=37), "from 0 to V - 1 = 36, this file has 0 to 37"),
-    (llmc_bytes(token=-1), "this file has -1 to 11"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "this file has 0 in all"),
+        (llmc_bytes(magic=20240326), "a model checkpoint"),
+        (llmc_bytes(version=1), "version 2, this one has 1"),
+        (llmc_bytes(rows=0), "at least one row of 1 to 5 tokens, this one has B=0"),
+        (llmc_bytes(length=6), "1 to 5 tokens, this one has B=2, T=6"),
+        (llmc_bytes(length=0), "B=2, T=0"),
+        (llmc_bytes(rows=3), "belongs to another model"),
+        (llmc_bytes()[:-1], "belongs to another model"),
+        (llmc_bytes() + b"\0", "belongs to another model"),
+        (llmc_bytes(token=37), "from 0 to V - 1 = 36, this file has 0 to 37"),
+        (llmc_bytes(token=-1), "this file has -1 to 11"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)

@@ -113,8 +113,9 @@ def compile_and_tell(result, names, meanwhile):
     from numba import types
 
     pretend_there_is_a_gpu()
-    from gpt2_numba.gpu import kernel_cache
     from gpt2_numba.layers.scale import KERNELS
+
+    from gpt2_numba.gpu import kernel_cache
 
     exec(meanwhile)
     told = {}
@@ -297,7 +298,7 @@ def test_several_processes_at_once(package):
     code = {}
     for kernels, problems in map(finish, started):
         assert problems == [] and len(kernels) == 5
-        for name, (was_loaded, digest) in kernels.items():
+        for name, (_, digest) in kernels.items():
             code.setdefault(name, set()).add(digest)
     after, problems = run(package, *names)
     assert problems == [] and loaded(after) == set(code)

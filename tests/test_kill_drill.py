@@ -51,7 +51,9 @@ def test_verdict(trainings, capsys, killed, code, words):
 def test_files_of_one_side_only_are_differences():
     assert kill_drill.differences({"a": b"1"}, {"a": b"1"}) == []
     assert kill_drill.differences({"a": b"1", "b": b"2"}, {"a": b"1", "c": b"2"}) == [
-        "b: only in the undisturbed training", "c: only in the killed training"]
+        "b: only in the undisturbed training",
+        "c: only in the killed training",
+    ]
 
 
 def test_data_fit_the_flags(tmp_path):

@@ -139,7 +139,7 @@ def test_arrays_on_both_sides_are_refused(layer):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_wrong_types_are_refused(layer):
     for call in kernel_calls(layer, SMALL, FLOAT32):
-        for name, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: cuda.device_array(tensor.shape, np.float64)):
+        for _, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: cuda.device_array(tensor.shape, np.float64)):
             with pytest.raises(TypeError, match=r"must have type .+, got \w+"):
                 call.launch(arrays)
 

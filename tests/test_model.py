@@ -279,7 +279,10 @@ def test_weights_one_tensor_at_a_time_are_the_same():
 # ---------------------------------------------------------------------------------------------------------------- memory
 
 
-def needed(B, T=64, recompute=1, precision="bf16", config=parse_descriptor("d12")):
+D12 = parse_descriptor("d12")
+
+
+def needed(B, T=64, recompute=1, precision="bf16", config=D12):
     return plan_memory(config, B, T, precision, recompute).nbytes + WORKSPACE_BYTES
 
 

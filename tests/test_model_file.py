@@ -57,23 +57,26 @@ def test_parameters_are_counted_as_the_model_does(config):
     assert count_parameters(config) == model.count_parameters(config)
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "this file has 0 in all"),
-    (llmc_bytes()[:1023], "this file has 1023 in all"),
-    (llmc_bytes(field0=20240520), "a token shard"),
-    (llmc_bytes(field0=20240527), "an optimizer state"),
-    (b"First Citizen:\n" * 100, "something else"),
-    (llmc_bytes(field1=1), "version 3 or 5, this one has 1"),
-    (llmc_bytes(field4=-2), "cannot read 'L=-2'"),
-    (llmc_bytes(field5=5), "NH must divide C"),
-    (llmc_bytes(field6=0), "cannot read 'C=0'"),
-    (llmc_bytes(field7=37), "padded to 128 rows"),
-    (llmc_bytes(field4=2**31 - 1), "cut off or altered"),
-    (llmc_bytes(field1=5) + llmc_bytes(field1=5), "cut off or altered"),
-    (header_bytes(), "this file has 1024"),
-    (llmc_bytes()[:-1], f"must have {1024 + 4 * COUNT} bytes, this file has {1023 + 4 * COUNT}"),
-    (llmc_bytes() + b"\0", f"must have {1024 + 4 * COUNT} bytes, this file has {1025 + 4 * COUNT}"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "this file has 0 in all"),
+        (llmc_bytes()[:1023], "this file has 1023 in all"),
+        (llmc_bytes(field0=20240520), "a token shard"),
+        (llmc_bytes(field0=20240527), "an optimizer state"),
+        (b"First Citizen:\n" * 100, "something else"),
+        (llmc_bytes(field1=1), "version 3 or 5, this one has 1"),
+        (llmc_bytes(field4=-2), "cannot read 'L=-2'"),
+        (llmc_bytes(field5=5), "NH must divide C"),
+        (llmc_bytes(field6=0), "cannot read 'C=0'"),
+        (llmc_bytes(field7=37), "padded to 128 rows"),
+        (llmc_bytes(field4=2**31 - 1), "cut off or altered"),
+        (llmc_bytes(field1=5) + llmc_bytes(field1=5), "cut off or altered"),
+        (header_bytes(), "this file has 1024"),
+        (llmc_bytes()[:-1], f"must have {1024 + 4 * COUNT} bytes, this file has {1023 + 4 * COUNT}"),
+        (llmc_bytes() + b"\0", f"must have {1024 + 4 * COUNT} bytes, this file has {1025 + 4 * COUNT}"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
@@ -90,9 +93,15 @@ def test_missing_file_and_directory(tmp_path):
         read_model_file(tmp_path)
 
 
-@pytest.mark.parametrize("flat", [
-    np.zeros(COUNT), np.zeros(COUNT, np.int16), np.zeros(COUNT - 1, np.float32), np.zeros((1, COUNT), np.float32),
-])
+@pytest.mark.parametrize(
+    "flat",
+    [
+        np.zeros(COUNT),
+        np.zeros(COUNT, np.int16),
+        np.zeros(COUNT - 1, np.float32),
+        np.zeros((1, COUNT), np.float32),
+    ],
+)
 def test_parameters_that_do_not_fit_are_not_written(tmp_path, flat):
     with pytest.raises(ValueError, match="write_model_file"):
         write_model_file(tmp_path / "m.bin", CONFIG, flat)

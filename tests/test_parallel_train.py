@@ -114,7 +114,22 @@ class Running:
     """A run of two processes that would go on for long; `ranks` are their process numbers, once they have said `until`."""
 
     def __init__(self, data, *flags, device="cpu", until="step    5/"):
-        command = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable, *MODELS[device], *data, "-x", "100000", "-v", "0", *flags]
+        command = [
+            MPIRUN,
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "-np",
+            "2",
+            sys.executable,
+            *MODELS[device],
+            *data,
+            "-x",
+            "100000",
+            "-v",
+            "0",
+            *flags,
+        ]
         self.process = subprocess.Popen(
             list(map(str, command)), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
@@ -209,7 +224,9 @@ def test_without_mpi(method, data, tmp_path):
     flags = ["-x", 3, "-v", 0, "-z", 1]
     command = [sys.executable, *MODELS["gpu"], *data, *flags, "-pi", method, "-pn", 2, *where]
     both = [
-        subprocess.Popen(list(map(str, [*command, "-pr", rank])), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            list(map(str, [*command, "-pr", rank])), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in (0, 1)
     ]
     said = [process.communicate(timeout=120)[0] for process in both]

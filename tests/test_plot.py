@@ -65,12 +65,16 @@ def test_the_picture_is_a_png_of_the_size_promised(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("lines", [
-    "s:0 tel:5.5000\n",
-    "s:0 trl:5.5000 lr:0.000000 norm:1.00\n",
-    "s:0 trl:5.5000 lr:0.000100 norm:1.00\ns:1 trl:nan lr:0.000100 norm:nan\n",
-    "s:0 trl:5.5000 lr:0.000100 norm:inf\n",
-], ids=["validation only", "one step", "diverged", "infinite norm"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "s:0 tel:5.5000\n",
+        "s:0 trl:5.5000 lr:0.000000 norm:1.00\n",
+        "s:0 trl:5.5000 lr:0.000100 norm:1.00\ns:1 trl:nan lr:0.000100 norm:nan\n",
+        "s:0 trl:5.5000 lr:0.000100 norm:inf\n",
+    ],
+    ids=["validation only", "one step", "diverged", "infinite norm"],
+)
 def test_logs_with_little_in_them_are_drawn(tmp_path, lines):
     (tmp_path / "main.log").write_text(lines)
     plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "little")
@@ -92,12 +96,15 @@ def test_command_line_writes_beside_the_log_or_where_told(tmp_path, capsys):
     assert (tmp_path / "loss.png").exists() and (tmp_path / "other.png").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ([], "LOGDIR"),
-    (["absent"], "No such file"),
-    (["log", "--uot", "x.png"], "--uot"),
-    (["log", "--out", "absent/x.png"], "choose another with --out"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "LOGDIR"),
+        (["absent"], "No such file"),
+        (["log", "--uot", "x.png"], "--uot"),
+        (["log", "--out", "absent/x.png"], "choose another with --out"),
+    ],
+)
 def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_log("log", steps=2)

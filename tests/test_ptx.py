@@ -74,7 +74,10 @@ MADE = {
     "classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
     "layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
     "layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
-    "layernorm.layernorm_backward_kernel": ("make_backward_kernel", ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3))),
+    "layernorm.layernorm_backward_kernel": (
+        "make_backward_kernel",
+        ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3)),
+    ),
 }
 
 MADE |= {
@@ -149,7 +152,12 @@ def all_kernels():
             for name, thing in vars(module).items():
                 add(thing)
                 if re.fullmatch(r"make_\w*kernels?", name) and thing.__module__ == info.name:
-                    known = {arguments for kernel, (maker, made_for) in MADE.items() for arguments in made_for if (kernel.partition(".")[0], maker) == (file, name)}
+                    known = {
+                        arguments
+                        for kernel, (maker, made_for) in MADE.items()
+                        for arguments in made_for
+                        if (kernel.partition(".")[0], maker) == (file, name)
+                    }
                     if not known:
                         kernels[f"{file}.{name}"] = None
                     for arguments in known:
@@ -163,7 +171,14 @@ def argument_types(spec, model_type):
     from numba import types
 
     scalars = {"int": types.int64, "float": types.float32, "bool": types.boolean, "uint64": types.uint64}
-    elements = {"m": getattr(types, model_type), "f": types.float32, "n": types.int32, "l": types.int64, "u": types.uint32, "b": types.uint16}
+    elements = {
+        "m": getattr(types, model_type),
+        "f": types.float32,
+        "n": types.int32,
+        "l": types.int64,
+        "u": types.uint32,
+        "b": types.uint16,
+    }
     words = spec.split("|")[0].split()
     return tuple(scalars[w] if w in scalars else types.Array(elements[w[0]], int(w[1:]), "C") for w in words)
 
@@ -270,7 +285,9 @@ def test_no_kernel_spills(ptx, tmp_path):
     arch = "sm_{}{}{}".format(*COMPUTE_CAPABILITY)
 
     def assembled(path):
-        return subprocess.run([ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / f"{path.stem}.cubin"), str(path)], capture_output=True, text=True)
+        return subprocess.run(
+            [ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / f"{path.stem}.cubin"), str(path)], capture_output=True, text=True
+        )
 
     spilling, paths = [], sorted(ptx.glob("*.ptx"))
     for path, done in zip(paths, ThreadPoolExecutor(CORES).map(assembled, paths)):

@@ -93,9 +93,19 @@ def test_a_flag_given_twice_counts_the_last_time():
     assert parse_settings(["-b", "3", "--batch-size", "5"]).batch_size == 5
 
 
-@pytest.mark.parametrize("argument, nearest", [
-    ("--batch_size", "--batch-size"), ("--Batch-Size=3", "--batch-size"), ("--learning-rat", "--learning-rate"),
-    ("-B", "-b"), ("--sl", "--seed"), ("-batch-size", "--batch-size"), ("--hepl", "--help"), ("-slx", "-sl")])
+@pytest.mark.parametrize(
+    "argument, nearest",
+    [
+        ("--batch_size", "--batch-size"),
+        ("--Batch-Size=3", "--batch-size"),
+        ("--learning-rat", "--learning-rate"),
+        ("-B", "-b"),
+        ("--sl", "--seed"),
+        ("-batch-size", "--batch-size"),
+        ("--hepl", "--help"),
+        ("-slx", "-sl"),
+    ],
+)
 def test_an_unknown_flag_is_told_with_the_nearest_known_one(argument, nearest):
     with pytest.raises(UserError, match=rf"got {argument.split('=')[0]}: did you mean {nearest}\?"):
         parse_settings([argument, "3"])
@@ -107,32 +117,35 @@ def test_a_flag_is_never_guessed(arguments):
         parse_settings(arguments)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["-b", "four"], "-b must be a whole number of at least 1, or auto, got 'four'"),
-    (["-b", "-4"], "-b must be a whole number of at least 1, or auto, got '-4'"),
-    (["--batch-size=0"], "--batch-size must be a whole number of at least 1, or auto, got '0'"),
-    (["-t", "1.5"], "-t must be a whole number"),
-    (["-x", "-2"], "-x must be a whole number of at least 1, or -1, got '-2'"),
-    (["-x", "0"], "got '0'"),
-    (["-r", "3"], "-r must be a whole number of at least 0 and at most 2, got '3'"),
-    (["--seed", "4294967296"], "at most 4294967295"),
-    (["-l", "-1e-4"], "-l must be a number of at least 0, got '-1e-4'"),
-    (["-l", "nan"], "got 'nan'"),
-    (["-l", "inf"], "got 'inf'"),
-    (["-q", "1.1"], "-q must be a number from 0 to 1, got '1.1'"),
-    (["-k", "cos"], "-k must be one of cosine, linear, constant, wsd, got 'cos'"),
-    (["--device", "cuda"], "--device must be one of auto, cpu, gpu, got 'cuda'"),
-    (["--attention", "flash"], "--attention must be one of auto, numba, cudnn, got 'flash'"),
-    (["-a", "true"], r"-a must be 0 \(off\) or 1 \(on\), got 'true'"),
-    (["-e", ""], "-e must be a text that is not empty"),
-    (["-b"], "-b needs a value after it, got nothing"),
-    (["-o", "-b", "4"], "-o needs a value after it, got the flag -b"),
-    (["4"], "got '4' where a flag belongs"),
-    (["-b", "4", "5"], "got '5' where a flag belongs"),
-    (["-h"], "-h needs a value"),
-    (["-i", "train.bin"], "got -i only: add -j"),
-    (["-j", "val.bin"], "got -j only: add -i"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-b", "four"], "-b must be a whole number of at least 1, or auto, got 'four'"),
+        (["-b", "-4"], "-b must be a whole number of at least 1, or auto, got '-4'"),
+        (["--batch-size=0"], "--batch-size must be a whole number of at least 1, or auto, got '0'"),
+        (["-t", "1.5"], "-t must be a whole number"),
+        (["-x", "-2"], "-x must be a whole number of at least 1, or -1, got '-2'"),
+        (["-x", "0"], "got '0'"),
+        (["-r", "3"], "-r must be a whole number of at least 0 and at most 2, got '3'"),
+        (["--seed", "4294967296"], "at most 4294967295"),
+        (["-l", "-1e-4"], "-l must be a number of at least 0, got '-1e-4'"),
+        (["-l", "nan"], "got 'nan'"),
+        (["-l", "inf"], "got 'inf'"),
+        (["-q", "1.1"], "-q must be a number from 0 to 1, got '1.1'"),
+        (["-k", "cos"], "-k must be one of cosine, linear, constant, wsd, got 'cos'"),
+        (["--device", "cuda"], "--device must be one of auto, cpu, gpu, got 'cuda'"),
+        (["--attention", "flash"], "--attention must be one of auto, numba, cudnn, got 'flash'"),
+        (["-a", "true"], r"-a must be 0 \(off\) or 1 \(on\), got 'true'"),
+        (["-e", ""], "-e must be a text that is not empty"),
+        (["-b"], "-b needs a value after it, got nothing"),
+        (["-o", "-b", "4"], "-o needs a value after it, got the flag -b"),
+        (["4"], "got '4' where a flag belongs"),
+        (["-b", "4", "5"], "got '5' where a flag belongs"),
+        (["-h"], "-h needs a value"),
+        (["-i", "train.bin"], "got -i only: add -j"),
+        (["-j", "val.bin"], "got -j only: add -i"),
+    ],
+)
 def test_a_mistake_is_told_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_settings(arguments)
@@ -156,8 +169,16 @@ def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
 def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
     unset = {field.name for field in dataclasses.fields(Settings) if getattr(defaults, field.name) is None}
     assert unset - {"log_dir"} == {
-        "train_data", "val_data", "gelu_fusion", "total_batch_tokens", "peak_tflops", "processes", "rank", "gpus_per_node",
-        "server_address", "shared_path"
+        "train_data",
+        "val_data",
+        "gelu_fusion",
+        "total_batch_tokens",
+        "peak_tflops",
+        "processes",
+        "rank",
+        "gpus_per_node",
+        "server_address",
+        "shared_path",
     }
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -24,8 +25,13 @@ WORDS = list(range(1000, 1624))
 class Mt19937State(ctypes.Structure):
     """llm.c's struct, laid out by this machine's C rules."""
 
-    _fields_ = [("seed", ctypes.c_ulonglong), ("left", ctypes.c_int), ("next", ctypes.c_uint),
-                ("words", ctypes.c_uint * 624), ("matrix", ctypes.c_uint * 2)]
+    _fields_ = [
+        ("seed", ctypes.c_ulonglong),
+        ("left", ctypes.c_int),
+        ("next", ctypes.c_uint),
+        ("words", ctypes.c_uint * 624),
+        ("matrix", ctypes.c_uint * 2),
+    ]
 
 
 def numbers(index, count=COUNT):
@@ -33,8 +39,18 @@ def numbers(index, count=COUNT):
     return np.arange(count, dtype=np.float32) + np.float32(0.5 + 100 * index)
 
 
-def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMPLES, left=524, next=101,
-               matrix=0x9908B0DF, count=COUNT, shards_said=None):
+def llmc_bytes(
+    fields=types.MappingProxyType({}),
+    master=True,
+    shuffle=True,
+    shards=SHARDS,
+    samples=SAMPLES,
+    left=524,
+    next=101,
+    matrix=0x9908B0DF,
+    count=COUNT,
+    shards_said=None,
+):
     """A state file written out a second time, with `struct`. fields: header numbers that differ from the usual ones."""
     header = bytearray(1024)
     struct.pack_into("<6i", header, 0, 20240527, 1, 4, 2, master, shuffle)
@@ -46,9 +62,11 @@ def llmc_bytes(fields={}, master=True, shuffle=True, shards=SHARDS, samples=SAMP
     arrays = [numbers(index, count) for index in range(3 if master else 2)]
     parts = [bytes(header), *(struct.pack(f"<{count}f", *array) for array in arrays)]
     if shuffle:
-        parts += [struct.pack(f"<Q{len(shards)}i", len(shards) if shards_said is None else shards_said, *shards),
-                  struct.pack(f"<Q{len(samples)}i", len(samples), *samples),
-                  struct.pack("<QiI624I2I", 44, left, next, *WORDS, 0, matrix)]
+        parts += [
+            struct.pack(f"<Q{len(shards)}i", len(shards) if shards_said is None else shards_said, *shards),
+            struct.pack(f"<Q{len(samples)}i", len(samples), *samples),
+            struct.pack("<QiI624I2I", 44, left, next, *WORDS, 0, matrix),
+        ]
     return b"".join(parts)
 
 
@@ -57,8 +75,7 @@ def state(master=True, shuffle=True):
     m, v, w = map(numbers, range(3))
     loader = LoaderState(False, 1, 2)
     if shuffle:
-        loader = LoaderState(True, 1, 2, np.array(SHARDS, np.int32), np.array(SAMPLES, np.int32), 44,
-                             np.array(WORDS, np.uint32), 101)
+        loader = LoaderState(True, 1, 2, np.array(SHARDS, np.int32), np.array(SAMPLES, np.int32), 44, np.array(WORDS, np.uint32), 101)
     return TrainingState(Shards(CONFIG, 2, 4, exact=True), 1234, 2**64 - 3, 2**33 + 5, loader, m, v, w if master else None)
 
 
@@ -166,42 +183,45 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
         np.testing.assert_array_equal(resumed.next_batch(), loader.next_batch())
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "this file has 0 in all"),
-    (llmc_bytes()[:1000], "this file has 1000 in all"),
-    (llmc_bytes({0: 20240326}), "a model checkpoint"),
-    (llmc_bytes({1: 2}), "version 1, this one has 2"),
-    (llmc_bytes({3: 4}), "rank 4 of 4"),
-    (llmc_bytes({3: -1}), "rank -1 of 4"),
-    (llmc_bytes({4: 7}), "rank 2 of 4, 7, 1"),
-    (llmc_bytes({5: 2}), "rank 2 of 4, 1, 2"),
-    (llmc_bytes({10: -1}), "1, 1 and -1"),
-    (llmc_bytes({6: 4}), "0 or 8, this one has 4"),
-    (llmc_bytes({6: 8}), "belongs to another model"),  # unequal parts would be of another size
-    (llmc_bytes(shuffle=False)[:-1], "belongs to another model"),
-    (llmc_bytes(shuffle=False) + b"\0", "belongs to another model"),
-    (llmc_bytes(shuffle=False, count=COUNT - 1), "belongs to another model"),
-    (llmc_bytes(master=False, shuffle=False, count=2 * COUNT), "2 float32 each must have 4864 bytes, this file has 8704"),
-    (llmc_bytes(count=COUNT - 1), "belongs to another model"),
-    (llmc_bytes(count=COUNT + 1), "belongs to another model"),
-    (llmc_bytes(count=10 * COUNT), "belongs to another model"),
-    (llmc_bytes(count=ALL - 1), "belongs to another model"),
-    (llmc_bytes(count=ALL + 1), "belongs to another model"),
-    (llmc_bytes({2: 5}), "belongs to another model"),  # five processes do not divide the tensors: only whole copies can be meant
-    (llmc_bytes()[:1100], "and those of the loader, this file has 1100"),
-    (llmc_bytes()[:1024 + 12 * COUNT + 5], "cannot lie in its last 0 bytes"),
-    (llmc_bytes(shards_said=2**60), "an order of 1152921504606846976 numbers"),
-    (llmc_bytes(shards=[2, 0, 2]), "each of 0 to 2 once"),
-    (llmc_bytes(samples=[3, 1, 4, 0, 5]), "each of 0 to 4 once"),
-    (llmc_bytes({30: 3}), "in shard 3 of 3"),
-    (llmc_bytes({32: 6}), "at sample 6 of 5"),
-    (llmc_bytes({32: -1, 33: -1}), "at sample 18446744073709551615"),  # llm.c before June 2024, before the first batch
-    (llmc_bytes()[:-1], "2520 bytes of generator"),
-    (llmc_bytes() + b"\0", "2520 bytes of generator"),
-    (llmc_bytes(left=524, next=100), "524 left, 100 next"),
-    (llmc_bytes(left=0, next=625), "0 left, 625 next"),
-    (llmc_bytes(matrix=0), "its generator"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "this file has 0 in all"),
+        (llmc_bytes()[:1000], "this file has 1000 in all"),
+        (llmc_bytes({0: 20240326}), "a model checkpoint"),
+        (llmc_bytes({1: 2}), "version 1, this one has 2"),
+        (llmc_bytes({3: 4}), "rank 4 of 4"),
+        (llmc_bytes({3: -1}), "rank -1 of 4"),
+        (llmc_bytes({4: 7}), "rank 2 of 4, 7, 1"),
+        (llmc_bytes({5: 2}), "rank 2 of 4, 1, 2"),
+        (llmc_bytes({10: -1}), "1, 1 and -1"),
+        (llmc_bytes({6: 4}), "0 or 8, this one has 4"),
+        (llmc_bytes({6: 8}), "belongs to another model"),  # unequal parts would be of another size
+        (llmc_bytes(shuffle=False)[:-1], "belongs to another model"),
+        (llmc_bytes(shuffle=False) + b"\0", "belongs to another model"),
+        (llmc_bytes(shuffle=False, count=COUNT - 1), "belongs to another model"),
+        (llmc_bytes(master=False, shuffle=False, count=2 * COUNT), "2 float32 each must have 4864 bytes, this file has 8704"),
+        (llmc_bytes(count=COUNT - 1), "belongs to another model"),
+        (llmc_bytes(count=COUNT + 1), "belongs to another model"),
+        (llmc_bytes(count=10 * COUNT), "belongs to another model"),
+        (llmc_bytes(count=ALL - 1), "belongs to another model"),
+        (llmc_bytes(count=ALL + 1), "belongs to another model"),
+        (llmc_bytes({2: 5}), "belongs to another model"),  # five processes do not divide the tensors: only whole copies can be meant
+        (llmc_bytes()[:1100], "and those of the loader, this file has 1100"),
+        (llmc_bytes()[: 1024 + 12 * COUNT + 5], "cannot lie in its last 0 bytes"),
+        (llmc_bytes(shards_said=2**60), "an order of 1152921504606846976 numbers"),
+        (llmc_bytes(shards=[2, 0, 2]), "each of 0 to 2 once"),
+        (llmc_bytes(samples=[3, 1, 4, 0, 5]), "each of 0 to 4 once"),
+        (llmc_bytes({30: 3}), "in shard 3 of 3"),
+        (llmc_bytes({32: 6}), "at sample 6 of 5"),
+        (llmc_bytes({32: -1, 33: -1}), "at sample 18446744073709551615"),  # llm.c before June 2024, before the first batch
+        (llmc_bytes()[:-1], "2520 bytes of generator"),
+        (llmc_bytes() + b"\0", "2520 bytes of generator"),
+        (llmc_bytes(left=524, next=100), "524 left, 100 next"),
+        (llmc_bytes(left=0, next=625), "0 left, 625 next"),
+        (llmc_bytes(matrix=0), "its generator"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
@@ -230,13 +250,13 @@ def test_a_files_parts_come_back(tmp_path, ranks):
     for rank in range(ranks):
         shards = Shards(CONFIG, rank, ranks)
         everything = [numbers(index, ALL) for index in range(3)]
-        own = [np.concatenate([a[start:start + length] for _, start, length, _ in shards.parts()]) for a in everything]
+        own = [np.concatenate([a[start : start + length] for _, start, length, _ in shards.parts()]) for a in everything]
         assert len(own[0]) == shards.local_count()
         loader = state().loader
         write_state_file(tmp_path / "own.bin", TrainingState(shards, 9, 1, 2, loader, *own))
         for cut in ((), MATRICES):
             kept = Shards(CONFIG, rank, ranks, cut)
-            more = [np.concatenate([a[start:start + length] for _, start, length, _ in kept.parts()]) for a in everything]
+            more = [np.concatenate([a[start : start + length] for _, start, length, _ in kept.parts()]) for a in everything]
             write_state_file(tmp_path / "more.bin", TrainingState(shards, 9, 1, 2, loader, *more), kept)
             assert (tmp_path / "more.bin").read_bytes() == (tmp_path / "own.bin").read_bytes()
             write_state_file(tmp_path / "more.bin", TrainingState(shards, 9, 1, 2, loader, *more[:2], everything[2]), kept)
@@ -266,11 +286,11 @@ def test_all_parameters_in_each_file(tmp_path, zeros, processes, master, shuffle
     """As llm.c writes with -z 0: only the file's size tells."""
     content = bytearray(llmc_bytes({2: processes}, master, shuffle, count=ALL))
     if zeros:  # which could be taken for an order of no shards
-        content[1024:1024 + 4 * ALL * (2 + master)] = bytes(4 * ALL * (2 + master))
+        content[1024 : 1024 + 4 * ALL * (2 + master)] = bytes(4 * ALL * (2 + master))
     (tmp_path / "s.bin").write_bytes(content)
     found = read_state_file(tmp_path / "s.bin", CONFIG)
     expected = dataclasses.replace(state(master, shuffle), shards=Shards(CONFIG, 2, processes, cut=()))
-    for index, name in enumerate(["m", "v", "master"][:2 + master]):
+    for index, name in enumerate(["m", "v", "master"][: 2 + master]):
         setattr(expected, name, numbers(index, ALL) * np.float32(not zeros))
     assert_same(found, expected)
 
@@ -283,9 +303,14 @@ def test_a_long_order_of_samples_is_no_array(tmp_path):
     assert not found.shards.whole and found.loader.sample_order.tolist() == samples
 
 
-@pytest.mark.parametrize("changes", [
-    {"v": np.zeros(COUNT - 1, np.float32)}, {"m": np.zeros(COUNT)}, {"master": np.zeros(COUNT, np.uint16)},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"v": np.zeros(COUNT - 1, np.float32)},
+        {"m": np.zeros(COUNT)},
+        {"master": np.zeros(COUNT, np.uint16)},
+    ],
+)
 def test_arrays_that_do_not_fit_are_not_written(tmp_path, changes):
     with pytest.raises(ValueError, match="write_state_file"):
         write_state_file(tmp_path / "s.bin", dataclasses.replace(state(), **changes))

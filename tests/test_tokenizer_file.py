@@ -16,14 +16,18 @@ LONGEST = b"x" * 255
 def llmc_bytes(magic=20240328, version=2, count=4, end=3, tokens=TOKENS):
     """The format written out a second time, with `struct`."""
     return struct.pack("<256I", magic, version, count, end, *[0] * 252) + b"".join(
-        struct.pack("<B", len(token)) + token for token in tokens)
+        struct.pack("<B", len(token)) + token for token in tokens
+    )
 
 
 def encoding(tokens):
     """A tokenizer with these tokens; the last one is end-of-text."""
     return tiktoken.Encoding(
-        name="small", pat_str=".", mergeable_ranks={token: rank for rank, token in enumerate(tokens[:-1])},
-        special_tokens={"<|endoftext|>": len(tokens) - 1})
+        name="small",
+        pat_str=".",
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens[:-1])},
+        special_tokens={"<|endoftext|>": len(tokens) - 1},
+    )
 
 
 def test_written_bytes_are_llmcs(tmp_path):
@@ -53,22 +57,25 @@ def test_gpt2s_tokenizer(tmp_path):
     assert b"".join(tokens[token] for token in gpt2.encode("Ångström, 中文\n")) == "Ångström, 中文\n".encode()
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "this file has 0 in all"),
-    (llmc_bytes()[:1000], "this file has 1000 in all"),
-    (llmc_bytes(magic=20240520), "a token shard"),
-    (llmc_bytes(magic=20240326), "a model checkpoint"),
-    (b"First Citizen:\n" * 100, "something else"),
-    (llmc_bytes(version=1), "version 2, this one has 1"),
-    (llmc_bytes(end=4), "one of the 4 tokens, this file says 4"),
-    (llmc_bytes()[:-1], "holds 3 and 13 bytes after them"),
-    (llmc_bytes()[:-14], "holds 3 and 0 bytes after them"),
-    (llmc_bytes() + b"\1", "holds 4 and 1 bytes after them"),
-    (llmc_bytes(count=5), "holds 4 and 0 bytes after them"),
-    (llmc_bytes(count=3, end=2), "holds 3 and 14 bytes after them"),
-    (llmc_bytes(tokens=[b"a", b"", b"ab", b"<|endoftext|>"]), "holds 1 and 18 bytes after them"),
-    (llmc_bytes(count=0, end=0, tokens=[]), "one of the 0 tokens"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "this file has 0 in all"),
+        (llmc_bytes()[:1000], "this file has 1000 in all"),
+        (llmc_bytes(magic=20240520), "a token shard"),
+        (llmc_bytes(magic=20240326), "a model checkpoint"),
+        (b"First Citizen:\n" * 100, "something else"),
+        (llmc_bytes(version=1), "version 2, this one has 1"),
+        (llmc_bytes(end=4), "one of the 4 tokens, this file says 4"),
+        (llmc_bytes()[:-1], "holds 3 and 13 bytes after them"),
+        (llmc_bytes()[:-14], "holds 3 and 0 bytes after them"),
+        (llmc_bytes() + b"\1", "holds 4 and 1 bytes after them"),
+        (llmc_bytes(count=5), "holds 4 and 0 bytes after them"),
+        (llmc_bytes(count=3, end=2), "holds 3 and 14 bytes after them"),
+        (llmc_bytes(tokens=[b"a", b"", b"ab", b"<|endoftext|>"]), "holds 1 and 18 bytes after them"),
+        (llmc_bytes(count=0, end=0, tokens=[]), "one of the 0 tokens"),
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)

@@ -26,9 +26,7 @@ on_both_devices = pytest.mark.parametrize(
     "device",
     [
         "cpu",
-        pytest.param(
-            "gpu", marks=pytest.mark.skipif(not real_gpu(), reason="no GPU; in the simulator it would take an hour")
-        ),
+        pytest.param("gpu", marks=pytest.mark.skipif(not real_gpu(), reason="no GPU; in the simulator it would take an hour")),
     ],
 )
 

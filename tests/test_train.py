@@ -89,7 +89,6 @@ def test_multiple_choice_questions_are_answered_and_logged(shards, tmp_path, cap
     assert "HellaSwag: " in capsys.readouterr().out
 
 
-
 def test_sample_continues_a_learnt_text(tmp_path):
     """Overfit on a text that repeats, the model writes it."""
     write_shard(tmp_path / "abc.bin", np.tile([256, *b"abcdefg"], 40))
@@ -165,7 +164,9 @@ def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     config, flags = parse_descriptor("d12"), ["-b", "auto", "-t", "1024", "-r", "0", "--precision", "bf16", "--device", "gpu"]
     settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
     monkeypatch.setattr(preparation, "real_gpu", lambda: True)
-    monkeypatch.setattr(preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + preparation.MEMORY_RESERVE)
+    monkeypatch.setattr(
+        preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + preparation.MEMORY_RESERVE
+    )
     assert preparation.largest_batch_size(settings, config, ranks=1) == expected
 
 

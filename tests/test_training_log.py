@@ -15,9 +15,8 @@ def test_lines_are_llmc_s(tmp_path):
     log.write_train_step(0, 11.133732, 8.57e-07, 52.9732)
     log.write_train_step(1, math.nan, 6e-4, math.inf)
     assert (tmp_path / "new" / "directory" / "main.log").read_text() == (
-        "s:0 tel:10.9877\n"
-        "s:0 trl:11.1337 lr:0.000001 norm:52.97\n"
-        "s:1 trl:nan lr:0.000600 norm:inf\n")
+        "s:0 tel:10.9877\ns:0 trl:11.1337 lr:0.000001 norm:52.97\ns:1 trl:nan lr:0.000600 norm:inf\n"
+    )
 
 
 def test_lines_are_on_disk_while_the_run_goes_on(tmp_path):
@@ -47,15 +46,22 @@ def test_a_directory_that_cannot_be_made_is_a_users_mistake(tmp_path):
 
 def test_reading_gives_every_series_by_rising_step_and_the_later_of_two_values(tmp_path):
     path = tmp_path / "main.log"
-    path.write_text("s:0 tel:5.5000\n"
-                    "s:0 trl:5.4000 lr:0.000100 norm:2.00\n"
-                    "s:2 trl:5.2000 lr:0.000300 norm:-nan\n"
-                    "s:1 trl:9.9999 lr:0.000900 norm:9.00\n"
-                    "s:2 eval:0.2500\n"
-                    "s:1 trl:5.3000 lr:0.000200 norm:1.50\n")
+    path.write_text(
+        "s:0 tel:5.5000\n"
+        "s:0 trl:5.4000 lr:0.000100 norm:2.00\n"
+        "s:2 trl:5.2000 lr:0.000300 norm:-nan\n"
+        "s:1 trl:9.9999 lr:0.000900 norm:9.00\n"
+        "s:2 eval:0.2500\n"
+        "s:1 trl:5.3000 lr:0.000200 norm:1.50\n"
+    )
     series = read_main_log(path)
-    expected = {"val_loss": ([0], [5.5]), "eval_accuracy": ([2], [0.25]), "train_loss": ([0, 1, 2], [5.4, 5.3, 5.2]),
-                "learning_rate": ([0, 1, 2], [1e-4, 2e-4, 3e-4]), "norm": ([0, 1, 2], [2.0, 1.5, math.nan])}
+    expected = {
+        "val_loss": ([0], [5.5]),
+        "eval_accuracy": ([2], [0.25]),
+        "train_loss": ([0, 1, 2], [5.4, 5.3, 5.2]),
+        "learning_rate": ([0, 1, 2], [1e-4, 2e-4, 3e-4]),
+        "norm": ([0, 1, 2], [2.0, 1.5, math.nan]),
+    }
     assert series.keys() == expected.keys()
     for name, (steps, values) in expected.items():
         np.testing.assert_array_equal(series[name][0], steps)
@@ -76,25 +82,41 @@ def test_a_missing_log_is_a_users_mistake(tmp_path):
 
 
 def line_with(**changes):
-    values = dict(step=0, max_steps=32000, loss=11.133732, loss_z=math.nan, norm=52.9732, norm_z=math.nan,
-                  learning_rate=8.57e-07, step_seconds=3.05636, mfu=0.426, tokens_per_second=343080.4, seconds_left=754)
+    values = dict(
+        step=0,
+        max_steps=32000,
+        loss=11.133732,
+        loss_z=math.nan,
+        norm=52.9732,
+        norm_z=math.nan,
+        learning_rate=8.57e-07,
+        step_seconds=3.05636,
+        mfu=0.426,
+        tokens_per_second=343080.4,
+        seconds_left=754,
+    )
     return step_line(**{**values, **changes})
 
 
 def test_step_line_is_llmc_s_and_the_time_left():
-    assert line_with() == ("step    1/32000 | loss 11.133732 (+nanz)| norm 52.9732 (+nanz)| lr 8.57e-07 | 3056.36 ms | "
-                           "42.6% bf16 MFU | 343080 tok/s | 12:34 left")
+    assert line_with() == (
+        "step    1/32000 | loss 11.133732 (+nanz)| norm 52.9732 (+nanz)| lr 8.57e-07 | 3056.36 ms | "
+        "42.6% bf16 MFU | 343080 tok/s | 12:34 left"
+    )
 
 
-@pytest.mark.parametrize("changes, part", [
-    (dict(step=31999), "step 32000/32000 |"),
-    (dict(loss=3.25, loss_z=-0.126), "| loss 3.250000 (-0.13z)|"),
-    (dict(norm=0.5, norm_z=2.0), "| norm 0.5000 (+2.00z)|"),
-    (dict(mfu=None), "|   n/a MFU |"),
-    (dict(seconds_left=0), "| 00:00 left"),
-    (dict(seconds_left=59.6), "| 01:00 left"),
-    (dict(seconds_left=3725), "| 1:02:05 left"),
-])
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        (dict(step=31999), "step 32000/32000 |"),
+        (dict(loss=3.25, loss_z=-0.126), "| loss 3.250000 (-0.13z)|"),
+        (dict(norm=0.5, norm_z=2.0), "| norm 0.5000 (+2.00z)|"),
+        (dict(mfu=None), "|   n/a MFU |"),
+        (dict(seconds_left=0), "| 00:00 left"),
+        (dict(seconds_left=59.6), "| 01:00 left"),
+        (dict(seconds_left=3725), "| 1:02:05 left"),
+    ],
+)
 def test_parts_of_the_step_line(changes, part):
     assert part in line_with(**changes)
 

@@ -20,7 +20,7 @@ def test_score_is_taken_against_the_window_that_holds_the_new_value():
     values = np.random.RandomState(7).normal(3.0, 0.5, size=17)
     scores = [detector.update(value) for value in values]
     for end in range(6, 18):
-        window = values[end - 5:end]
+        window = values[end - 5 : end]
         # Two float64 sums of 5 values each, in different orders.
         assert scores[end - 1] == pytest.approx((window[-1] - window.mean()) / window.std(), abs=1e-12)
 

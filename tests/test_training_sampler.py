@@ -9,10 +9,13 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 
 
-@pytest.mark.parametrize("seed, expected", [  # printed by a C program with uint64_t arithmetic
-    (1337, [989205090, 818269915, 1335155955, 3876892996, 2941700015, 1322121497]),
-    (2**64 - 1, [4180462053, 2415166680, 879531507]),
-])
+@pytest.mark.parametrize(
+    "seed, expected",
+    [  # printed by a C program with uint64_t arithmetic
+        (1337, [989205090, 818269915, 1335155955, 3876892996, 2941700015, 1322121497]),
+        (2**64 - 1, [4180462053, 2415166680, 879531507]),
+    ],
+)
 def test_bits_are_those_of_the_c_generator(seed, expected):
     generator = Xorshift64Star(seed)
     assert [generator.next_u32() for _ in expected] == expected
@@ -33,8 +36,7 @@ def test_a_seed_that_is_no_state_is_refused(seed):
 LOGITS = np.array([math.log(1), math.log(4), -200.0, math.log(2), math.log(1)], dtype=np.float32)
 
 
-@pytest.mark.parametrize("coin, token", [
-    (0.0, 0), (0.124, 0), (0.126, 1), (0.624, 1), (0.626, 3), (0.874, 3), (0.876, 4), (1 - 2**-24, 4)])
+@pytest.mark.parametrize("coin, token", [(0.0, 0), (0.124, 0), (0.126, 1), (0.624, 1), (0.626, 3), (0.874, 3), (0.876, 4), (1 - 2**-24, 4)])
 def test_coin_falls_on_the_piece_of_its_token(coin, token):
     assert sample_from_logits(LOGITS, coin) == token
 

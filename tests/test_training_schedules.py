@@ -20,17 +20,20 @@ def test_warmup_rises_in_equal_steps_to_the_peak(schedule):
     assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01, 0.01], rel=ROUNDING, abs=0)
 
 
-@pytest.mark.parametrize("schedule, step, expected", [
-    ("cosine", 30, 0.0055),                                  # half of the decay: half-way between 0.01 and 0.001
-    ("cosine", 15, 0.001 + 0.009 * (5 + math.sqrt(5)) / 8),  # a fifth of it: (1 + cos 36 deg) / 2
-    ("linear", 30, 0.0055),
-    ("linear", 15, 0.0082),
-    ("wsd", 30, 0.01),
-    ("wsd", 44, 0.01),                                       # 4/5 of 55 steps: the decay begins here ...
-    ("wsd", 45, 0.001 + 0.009 * (1 - math.sqrt(1 / 11))),    # ... over 11 steps
-    ("constant", 0, 0.01),                                   # no warm-up either
-    ("constant", 54, 0.01),
-])
+@pytest.mark.parametrize(
+    "schedule, step, expected",
+    [
+        ("cosine", 30, 0.0055),  # half of the decay: half-way between 0.01 and 0.001
+        ("cosine", 15, 0.001 + 0.009 * (5 + math.sqrt(5)) / 8),  # a fifth of it: (1 + cos 36 deg) / 2
+        ("linear", 30, 0.0055),
+        ("linear", 15, 0.0082),
+        ("wsd", 30, 0.01),
+        ("wsd", 44, 0.01),  # 4/5 of 55 steps: the decay begins here ...
+        ("wsd", 45, 0.001 + 0.009 * (1 - math.sqrt(1 / 11))),  # ... over 11 steps
+        ("constant", 0, 0.01),  # no warm-up either
+        ("constant", 54, 0.01),
+    ],
+)
 def test_values_worked_out_by_hand(schedule, step, expected):
     assert learning_rate(schedule, step, **RUN) == pytest.approx(expected, rel=ROUNDING, abs=0)
 

@@ -185,7 +185,9 @@ def table_of(rows):
     ]
     for row in rows:
         tokens = row["gpus"] * row["micro_steps"] * row["B"] * row["T"]
-        alone = [one["tokens_per_second"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))]
+        alone = [
+            one["tokens_per_second"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))
+        ]
         shares, messages = f"{'':>17}  {'':>14}", f"{'':>20}  {'':>12}  {'':>11}"
         if row["gpus"] > 1 and len(alone) >= row["gpus"]:
             alone = alone[: row["gpus"]]

@@ -20,14 +20,16 @@ from gpt2_numba.errors import UserError
 
 
 def parse_arguments(argv):
-    parser = Parser(prog="python -m dev.data.hellaswag", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m dev.data.hellaswag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path, metavar="JSONL", help="JSON lines, UTF-8; NAME.gz is unpacked")
-    parser.add_argument("--out", type=Path, default=Path("hellaswag_val.bin"),
-                        help="file to write (default: hellaswag_val.bin)")
+    parser.add_argument("--out", type=Path, default=Path("hellaswag_val.bin"), help="file to write (default: hellaswag_val.bin)")
     parser.add_argument("--limit", type=int, help="take the first so many examples (default: all)")
-    parser.add_argument("--tokenizer", choices=sorted(ENCODINGS), default="gpt2",
-                        help="the model's: bytes (257 tokens) or gpt2 (50,257 tokens) (default: gpt2)")
+    parser.add_argument(
+        "--tokenizer",
+        choices=sorted(ENCODINGS),
+        default="gpt2",
+        help="the model's: bytes (257 tokens) or gpt2 (50,257 tokens) (default: gpt2)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit must be at least 1 example, got {arguments.limit}; leave it out for all")
@@ -43,8 +45,9 @@ def read_questions(path, limit):
                     return
                 yield _parse_line(path, number, line)
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the questions must be a readable file of UTF-8 text: "
-                        f"{getattr(error, 'strerror', None) or error}. Check the path") from error
+        raise UserError(
+            f"{path}: the questions must be a readable file of UTF-8 text: {getattr(error, 'strerror', None) or error}. Check the path"
+        ) from error
 
 
 def _parse_line(path, number, line):
@@ -54,9 +57,11 @@ def _parse_line(path, number, line):
         if not all(isinstance(text, str) for text in [context, *endings]):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {number}: each line must be a JSON object with ctx (text), label (number) and "
-                        f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, the validation file for "
-                        f"example") from error
+        raise UserError(
+            f"{path}, line {number}: each line must be a JSON object with ctx (text), label (number) and "
+            f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, the validation file for "
+            f"example"
+        ) from error
     return context, label, endings
 
 
@@ -64,13 +69,14 @@ def run(argv):
     arguments = parse_arguments(argv)
     encode = ENCODINGS[arguments.tokenizer]().encode_ordinary
     # GPT-2's tokens carry the space in front of a word: with it, the ending is cut as in running text.
-    examples = [Example(label, encode(context), [encode(" " + ending) for ending in endings])
-                for context, label, endings in read_questions(arguments.questions, arguments.limit)]
+    examples = [
+        Example(label, encode(context), [encode(" " + ending) for ending in endings])
+        for context, label, endings in read_questions(arguments.questions, arguments.limit)
+    ]
     try:
         write_examples(arguments.out, examples)
     except OSError as error:
-        raise UserError(f"--out {arguments.out}: must be a file that can be written: {error.strerror}. "
-                        f"Choose another") from error
+        raise UserError(f"--out {arguments.out}: must be a file that can be written: {error.strerror}. Choose another") from error
     longest = max(len(example.context) + max(map(len, example.endings)) for example in examples)
     print(f"{arguments.out}: {len(examples):,} examples, the longest of {longest} tokens")
 

@@ -26,9 +26,11 @@ from gpt2_numba.training.model_file import write_model_file
 
 
 def parse_arguments(argv):
-    parser = Parser(prog="python -m dev.data.make_debug_state",
-                    description="Make a model file, its debug state and its first ten losses with PyTorch.",
-                    allow_abbrev=False)
+    parser = Parser(
+        prog="python -m dev.data.make_debug_state",
+        description="Make a model file, its debug state and its first ten losses with PyTorch.",
+        allow_abbrev=False,
+    )
     parser.add_argument("-e", "--model", default="d12", help="descriptor of the model (default: d12)")
     parser.add_argument("-b", "--batch-size", type=int, default=4, metavar="B", help="rows of the batch (default: 4)")
     parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
@@ -40,8 +42,10 @@ def parse_arguments(argv):
     if arguments.batch_size < 1:
         raise UserError(f"the batch size (-b) must be at least 1, got {arguments.batch_size}")
     if not 2 <= arguments.sequence_length <= arguments.config.max_T:  # of one token, attention has no gradients, only roundings
-        raise UserError(f"the sequence length (-t) must be from 2 to the model's longest context, {arguments.config.max_T}, "
-                        f"got {arguments.sequence_length}")
+        raise UserError(
+            f"the sequence length (-t) must be from 2 to the model's longest context, {arguments.config.max_T}, "
+            f"got {arguments.sequence_length}"
+        )
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed must be from 0 to 2**32 - 1, got {arguments.seed}")
     return arguments
@@ -67,7 +71,8 @@ def ten_losses(model, inputs, targets):
     import torch
 
     optimizer = torch.optim.AdamW(
-        model.parameters(), ADAMW["learning_rate"], (ADAMW["beta1"], ADAMW["beta2"]), ADAMW["eps"], ADAMW["weight_decay"])
+        model.parameters(), ADAMW["learning_rate"], (ADAMW["beta1"], ADAMW["beta2"]), ADAMW["eps"], ADAMW["weight_decay"]
+    )
     inputs, targets = torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
     losses = []
     for _ in range(STEPS):

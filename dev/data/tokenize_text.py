@@ -25,19 +25,22 @@ ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
 
 
 def parse_arguments(argv):
-    parser = Parser(prog="python -m dev.data.tokenize_text",
-                    description="Make token shards for training from UTF-8 text files.")
+    parser = Parser(prog="python -m dev.data.tokenize_text", description="Make token shards for training from UTF-8 text files.")
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text file, UTF-8")
-    parser.add_argument("--tokenizer", choices=sorted(ENCODINGS), default="gpt2",
-                        help="bytes: 257 tokens, gpt2: 50,257 tokens (default: gpt2)")
-    parser.add_argument("--split-on-blank-lines", action="store_true",
-                        help="a new document begins after each blank line (default: a file is one document)")
-    parser.add_argument("--val-fraction", type=float, default=0.1,
-                        help="share of the tokens for validation, the first ones (default: 0.1)")
-    parser.add_argument("--val-tokens", type=int,
-                        help="number of tokens for validation instead of a share")
-    parser.add_argument("--shard-size", type=int, default=100_000_000,
-                        help="largest number of tokens in a shard; shards get nearly equal sizes (default: 100000000)")
+    parser.add_argument(
+        "--tokenizer", choices=sorted(ENCODINGS), default="gpt2", help="bytes: 257 tokens, gpt2: 50,257 tokens (default: gpt2)"
+    )
+    parser.add_argument(
+        "--split-on-blank-lines", action="store_true", help="a new document begins after each blank line (default: a file is one document)"
+    )
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="share of the tokens for validation, the first ones (default: 0.1)")
+    parser.add_argument("--val-tokens", type=int, help="number of tokens for validation instead of a share")
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=100_000_000,
+        help="largest number of tokens in a shard; shards get nearly equal sizes (default: 100000000)",
+    )
     parser.add_argument("--out", type=Path, default=Path("."), help="directory for the shards (default: this one)")
     parser.add_argument("--name", help="beginning of the shards' names (default: the first text's name)")
     arguments = parser.parse_args(argv)
@@ -55,8 +58,9 @@ def read_text(path):
     except OSError as error:
         raise UserError(f"{path}: a text must be a readable file: {error.strerror}. Check the path") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: a text must be UTF-8, byte number {error.start} is not. Convert the file, "
-                        f"for example with iconv -t UTF-8") from error
+        raise UserError(
+            f"{path}: a text must be UTF-8, byte number {error.start} is not. Convert the file, for example with iconv -t UTF-8"
+        ) from error
 
 
 def split_on_blank_lines(text):
@@ -78,8 +82,10 @@ def split_tokens(tokens, val_fraction, val_tokens=None):
     """Return (validation, train): validation is the first `val_tokens` if given, else the first `val_fraction`."""
     split = round(val_fraction * len(tokens)) if val_tokens is None else val_tokens
     if not 0 < split < len(tokens):
-        raise UserError(f"validation and training need at least one token each: {split} of {len(tokens)} tokens for "
-                        f"validation leaves none for one of them. Choose --val-tokens or --val-fraction by the text")
+        raise UserError(
+            f"validation and training need at least one token each: {split} of {len(tokens)} tokens for "
+            f"validation leaves none for one of them. Choose --val-tokens or --val-fraction by the text"
+        )
     return tokens[:split], tokens[split:]
 
 
@@ -104,8 +110,7 @@ def prepare_output(directory, name):
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {directory}: must be a directory that can be written: {error.strerror}. "
-                        f"Choose another") from error
+        raise UserError(f"--out {directory}: must be a directory that can be written: {error.strerror}. Choose another") from error
     stems = directory / f"{name}_val", directory / f"{name}_train"
     for stem in stems:
         for old in stem.parent.glob(f"{stem.name}_*.bin"):

@@ -55,6 +55,6 @@ def arguments_of(layer, launcher, package_call, arrays):
 
 
 @functools.cache
-def buffer(*shape, dtype=np.dtype(np.float32)):
+def buffer(*shape, dtype=np.float32):
     """A device array for what an ancestor keeps and the package's kernel does not."""
     return cuda.device_array(shape, dtype)

@@ -36,8 +36,10 @@ def builtin_corpus():
     """
     tokens = _join(_documents())
     if tokens.size < VALIDATION_SHARE:
-        raise UserError("the built-in corpus needs Python's own texts (pydoc_data and the standard library's sources), "
-                        "this Python has neither. Give token shards with -i and -j, or use another Python")
+        raise UserError(
+            "the built-in corpus needs Python's own texts (pydoc_data and the standard library's sources), "
+            "this Python has neither. Give token shards with -i and -j, or use another Python"
+        )
     split = tokens.size - tokens.size // VALIDATION_SHARE
     return tokens[:split], tokens[split:]
 

@@ -32,14 +32,14 @@ def read_header(path, kind, magic, versions, remedy):
     except OSError as error:
         raise UserError(f"{path}: {kind} must be a readable file: {error.strerror}. Check the path. {remedy}") from error
     if len(start) < HEADER_BYTES:
-        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in "
-                        f"all. {remedy}")
+        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in all. {remedy}")
     header = np.frombuffer(start, dtype="<i4")
     found, version = int(header[0]), int(header[1])
     if found != magic:
-        raise UserError(f"{path}: {kind} begins with the number {magic}; this file begins with {found}, so it is "
-                        f"{FILE_KINDS.get(found, 'something else')}. {remedy}")
+        raise UserError(
+            f"{path}: {kind} begins with the number {magic}; this file begins with {found}, so it is "
+            f"{FILE_KINDS.get(found, 'something else')}. {remedy}"
+        )
     if version not in versions:
-        raise UserError(f"{path}: {kind} must have version {' or '.join(map(str, versions))}, this one has {version}. "
-                        f"{remedy}")
+        raise UserError(f"{path}: {kind} must have version {' or '.join(map(str, versions))}, this one has {version}. {remedy}")
     return header

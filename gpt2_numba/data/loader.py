@@ -106,10 +106,15 @@ class DataLoader:
             return LoaderState(False, self.current_shard, self.current_sample)
         _, words, position, *_ = self.generator.get_state()
         return LoaderState(
-            True, self.current_shard, self.current_sample,
+            True,
+            self.current_shard,
+            self.current_sample,
             shard_order=self.shard_order.copy(),  # permuted in place by the next epoch
             sample_order=self.sample_order,  # each shard makes a new one, so it need not be copied for every batch
-            seed=self.seed, generator_words=words, generator_position=position)
+            seed=self.seed,
+            generator_words=words,
+            generator_position=position,
+        )
 
     def skip(self, count=1):
         """Pass over the next `count` batches without reading them."""
@@ -153,8 +158,13 @@ class DataLoader:
             state = states[self.rank]
         elif self.shuffle:
             own = self.state()
-            state = replace(state, shard_order=own.shard_order, seed=own.seed,
-                            generator_words=own.generator_words, generator_position=own.generator_position)
+            state = replace(
+                state,
+                shard_order=own.shard_order,
+                seed=own.seed,
+                generator_words=own.generator_words,
+                generator_position=own.generator_position,
+            )
         self._check_place(state)
         same_batch = not self.shuffle or len(state.sample_order) == self._samples_of_place(state)
         if len(states) == self.ranks and same_batch:
@@ -183,17 +193,19 @@ class DataLoader:
             raise UserError(
                 f"{self._name_of(0)}: the saved place in the data must be of the same order, it is of a "
                 f"{'shuffling' if state.shuffle else 'not shuffling'} loader and this one does "
-                f"{'' if self.shuffle else 'not '}shuffle. Resume with the settings of the run that was saved")
+                f"{'' if self.shuffle else 'not '}shuffle. Resume with the settings of the run that was saved"
+            )
         if not 0 <= state.current_shard < len(self.shards):
             raise self._foreign_state(f"it is in shard number {state.current_shard}, and there are {len(self.shards)}")
         if not self.shuffle:
             return
         if not _is_permutation(state.shard_order, len(self.shards)):
-            raise self._foreign_state(f"its order of {len(state.shard_order)} shards is not one of the "
-                                      f"{len(self.shards)} there are")
+            raise self._foreign_state(f"its order of {len(state.shard_order)} shards is not one of the {len(self.shards)} there are")
         if len(state.generator_words) != 624 or not 0 <= state.generator_position <= 624:
-            raise self._foreign_state(f"its generator has {len(state.generator_words)} words and position "
-                                      f"{state.generator_position}, not 624 words and at most 624")
+            raise self._foreign_state(
+                f"its generator has {len(state.generator_words)} words and position "
+                f"{state.generator_position}, not 624 words and at most 624"
+            )
         if not 0 <= state.current_sample <= len(state.sample_order) or len(state.sample_order) == 0:
             raise self._foreign_state(f"it is at sample {state.current_sample} of {len(state.sample_order)}")
 
@@ -201,8 +213,7 @@ class DataLoader:
         """Raise UserError if the samples of the state's shard are not the same here; _check_place comes before."""
         samples, name = self._samples_of_place(state), self._name_of(self._shard_of(state))
         if self.shuffle and not _is_permutation(state.sample_order, samples):
-            raise self._foreign_state(f"its order of {len(state.sample_order)} samples is not one of the {samples} "
-                                      f"in shard {name}")
+            raise self._foreign_state(f"its order of {len(state.sample_order)} samples is not one of the {samples} in shard {name}")
         if not 0 <= state.current_sample <= samples:
             raise self._foreign_state(f"it is at sample {state.current_sample}, and shard {name} has {samples}")
 
@@ -217,11 +228,12 @@ class DataLoader:
     def _foreign_state(self, reason):
         return UserError(
             f"{self._name_of(0)}: the saved place in the data must fit the shards and the batch: {reason}. Resume with the "
-            f"settings of the run that was saved, above all its shards (-i)")
+            f"settings of the run that was saved, above all its shards (-i)"
+        )
 
     def _rows(self, start):
         """B*T tokens of the open shard from `start` on, copied out of the file: int32 (B, T)."""
-        return np.array(self.tokens[start:start + self.B * self.T], dtype=np.int32).reshape(self.B, self.T)
+        return np.array(self.tokens[start : start + self.B * self.T], dtype=np.int32).reshape(self.B, self.T)
 
     def _advance_shard(self):
         if self.current_shard == len(self.shards) - 1:
@@ -259,7 +271,8 @@ class DataLoader:
             raise UserError(
                 f"{self._name_of(shard)}: a shard must hold ranks*B*T + 1 = {self.ranks}*{self.B}*{self.T} + 1 = "
                 f"{self.sample_tokens + 1} tokens, it has {length}. Use a smaller batch (-b) or sequence length (-t), "
-                f"or larger shards")
+                f"or larger shards"
+            )
         return length
 
     def _check_vocabulary(self, shard):
@@ -271,7 +284,8 @@ class DataLoader:
             raise UserError(
                 f"{self._name_of(shard)}: a token must be below the model's vocabulary of {self.vocab_size}, token "
                 f"number {position} is {self.tokens[position]}. Use a model with the tokenizer's vocabulary, or "
-                f"tokenize the text again")
+                f"tokenize the text again"
+            )
         self.checked_shards.add(shard)
 
     def _name_of(self, shard):

@@ -93,7 +93,7 @@ class MultipleChoice:
         self.B, self.T = B, T
         # All examples are looked at, not only this rank's: all ranks should stop, or none.
         _check_fit(path, examples, T, vocab_size)
-        self.examples = examples[len(examples) * rank // ranks:len(examples) * (rank + 1) // ranks]
+        self.examples = examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
         self.rows = [(example.context, ending) for example in self.examples for ending in example.endings]
         self.batches = -(-len(self.rows) // B)
         self._row_losses = []  # mean loss of each ending, in the rows' order, as far as it is known
@@ -107,13 +107,13 @@ class MultipleChoice:
         for start in range(0, len(self.rows), self.B):
             inputs, targets = np.zeros((2, self.B, self.T), dtype=np.int32)
             mask = np.zeros((self.B, self.T), dtype=bool)
-            rows = self.rows[start:start + self.B]
+            rows = self.rows[start : start + self.B]
             for b, (context, ending) in enumerate(rows):
                 tokens = np.concatenate([context, ending])
-                inputs[b, :len(tokens) - 1] = tokens[:-1]
-                targets[b, :len(tokens) - 1] = tokens[1:]
-                mask[b, len(context) - 1:len(tokens) - 1] = True  # the context's last token predicts the ending's first
-            self._mask = mask[:len(rows)].copy()  # the one above is the caller's
+                inputs[b, : len(tokens) - 1] = tokens[:-1]
+                targets[b, : len(tokens) - 1] = tokens[1:]
+                mask[b, len(context) - 1 : len(tokens) - 1] = True  # the context's last token predicts the ending's first
+            self._mask = mask[: len(rows)].copy()  # the one above is the caller's
             yield inputs, targets, mask
 
     def score(self, losses):
@@ -129,8 +129,7 @@ class MultipleChoice:
     def result(self):
         """Return this rank's Score after all batches. Of endings with equal losses the first one is the choice."""
         if len(self._row_losses) != len(self.rows):
-            raise RuntimeError(f"result: each batch must be scored once; {len(self._row_losses)} rows of "
-                               f"{len(self.rows)} were")
+            raise RuntimeError(f"result: each batch must be scored once; {len(self._row_losses)} rows of {len(self.rows)} were")
         losses, correct = iter(self._row_losses), 0
         for example in self.examples:
             choice = np.argmin([next(losses) for _ in example.endings])
@@ -145,8 +144,7 @@ def write_examples(path, examples):
     that is no ending's, a token outside [0, 65534], or an example of more than 65,534 bytes.
     """
     if not 1 <= len(examples) <= MOST_EXAMPLES:
-        raise UserError(f"{path}: an evaluation file holds 1 to {MOST_EXAMPLES} examples, got {len(examples)}. "
-                        f"Write fewer")
+        raise UserError(f"{path}: an evaluation file holds 1 to {MOST_EXAMPLES} examples, got {len(examples)}. Write fewer")
     streams = [_stream_of(path, index, example) for index, example in enumerate(examples)]
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:4] = MAGIC, VERSION, len(examples), max(stream.nbytes for stream in streams)
@@ -165,8 +163,7 @@ def read_examples(path):
     count, longest = (int(number) for number in read_header(path, "an evaluation", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2:4])
     content = path.read_bytes()
     if count < 1:
-        raise UserError(f"{path}: an evaluation must hold at least one example, its header says {count}. "
-                        f"{HOW_TO_MAKE_ONE}")
+        raise UserError(f"{path}: an evaluation must hold at least one example, its header says {count}. {HOW_TO_MAKE_ONE}")
     if len(content) % 2:
         raise _damaged(path, f"it has an odd number of bytes, {len(content)}")
 
@@ -191,17 +188,20 @@ def _parse(path, index, stream):
     nbytes, label, num_endings = int(stream[1]), int(stream[3]), int(stream[4])
     if nbytes % 2 or nbytes > stream.nbytes:
         raise _damaged(path, f"example number {index} should have {nbytes} bytes, and {stream.nbytes} are left")
-    stream = stream[:nbytes // 2]
+    stream = stream[: nbytes // 2]
     parts, start = [], 5
     for _ in range(1 + num_endings):  # the context, then the endings
         length = int(stream[start]) if start < len(stream) else 0
-        parts.append(stream[start + 1:start + 1 + length])
+        parts.append(stream[start + 1 : start + 1 + length])
         if not 0 < length == len(parts[-1]):
             raise _damaged(path, f"example number {index} has a text of no tokens or of more than fit into it")
         start += 1 + length
     if start != len(stream) or label >= num_endings:
-        raise _damaged(path, f"example number {index} has {len(stream) - start} numbers too many, or a label ({label}) "
-                             f"that is none of its {num_endings} endings")
+        raise _damaged(
+            path,
+            f"example number {index} has {len(stream) - start} numbers too many, or a label ({label}) "
+            f"that is none of its {num_endings} endings",
+        )
     return Example(label, parts[0], parts[1:]), len(stream)
 
 
@@ -210,19 +210,23 @@ def _stream_of(path, index, example):
     stream = [START_OF_EXAMPLE, 0, index, example.label, len(example.endings)]
     for tokens in [example.context, *example.endings]:
         if len(tokens) == 0:
-            raise UserError(f"{path}: a context and an ending must have at least one token, example number {index} has "
-                            f"an empty one. Leave it out")
+            raise UserError(
+                f"{path}: a context and an ending must have at least one token, example number {index} has an empty one. Leave it out"
+            )
         if min(tokens) < 0 or max(tokens) >= START_OF_EXAMPLE:
-            raise UserError(f"{path}: a token must be in [0, {START_OF_EXAMPLE - 1}], example number {index} has "
-                            f"{min(tokens)} to {max(tokens)}. Use another tokenizer")
+            raise UserError(
+                f"{path}: a token must be in [0, {START_OF_EXAMPLE - 1}], example number {index} has "
+                f"{min(tokens)} to {max(tokens)}. Use another tokenizer"
+            )
         stream += [len(tokens), *tokens]
     if not 0 <= example.label < len(example.endings):
-        raise UserError(f"{path}: a label must be the index of an ending, example number {index} has label "
-                        f"{example.label} and {len(example.endings)} endings. Correct it")
+        raise UserError(
+            f"{path}: a label must be the index of an ending, example number {index} has label "
+            f"{example.label} and {len(example.endings)} endings. Correct it"
+        )
     stream[1] = 2 * len(stream)
     if stream[1] > LONGEST_EXAMPLE:
-        raise UserError(f"{path}: an example has at most {LONGEST_EXAMPLE} bytes, number {index} has {stream[1]}. "
-                        f"Leave it out")
+        raise UserError(f"{path}: an example has at most {LONGEST_EXAMPLE} bytes, number {index} has {stream[1]}. Leave it out")
     return np.array(stream, dtype="<u2")
 
 
@@ -231,16 +235,22 @@ def _check_fit(path, examples, T, vocab_size):
     for index, example in enumerate(examples):
         needed = len(example.context) + max(map(len, example.endings)) - 1  # the last token is a target only
         if needed > T:
-            raise UserError(f"{path}: a context and an ending must fit into the sequence length (-t), example number "
-                            f"{index} needs {needed} and there are {T}. Use a longer sequence, or leave out this "
-                            f"evaluation")
+            raise UserError(
+                f"{path}: a context and an ending must fit into the sequence length (-t), example number "
+                f"{index} needs {needed} and there are {T}. Use a longer sequence, or leave out this "
+                f"evaluation"
+            )
         if vocab_size is not None:
             highest = max(int(tokens.max()) for tokens in [example.context, *example.endings])
             if highest >= vocab_size:
-                raise UserError(f"{path}: a token must be below the model's vocabulary of {vocab_size}, example number "
-                                f"{index} has {highest}. Make the file with the model's tokenizer")
+                raise UserError(
+                    f"{path}: a token must be below the model's vocabulary of {vocab_size}, example number "
+                    f"{index} has {highest}. Make the file with the model's tokenizer"
+                )
 
 
 def _damaged(path, reason):
-    return UserError(f"{path}: the examples of an evaluation must follow each other without a gap: {reason}. The file "
-                     f"was cut off or altered: copy or make it again")
+    return UserError(
+        f"{path}: the examples of an evaluation must follow each other without a gap: {reason}. The file "
+        f"was cut off or altered: copy or make it again"
+    )

@@ -33,8 +33,7 @@ def write_shard(path, tokens):
     if not 1 <= tokens.size <= LARGEST_COUNT:
         raise ValueError(f"write_shard: a shard holds 1 to {LARGEST_COUNT} tokens, got {tokens.size}")
     if tokens.min() < 0 or tokens.max() > LARGEST_TOKEN:
-        raise ValueError(
-            f"write_shard: a token must be in [0, {LARGEST_TOKEN}], got {tokens.min()} to {tokens.max()}")
+        raise ValueError(f"write_shard: a token must be in [0, {LARGEST_TOKEN}], got {tokens.min()} to {tokens.max()}")
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:3] = MAGIC, VERSION, tokens.size
     with open(path, "wb") as file:
@@ -51,12 +50,13 @@ def read_shard(path):
     path = Path(path)
     count = int(read_header(path, "a token shard", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2])
     if count < 1:
-        raise UserError(f"{path}: a token shard must hold at least one token, its header says {count}. "
-                        f"{HOW_TO_MAKE_ONE}")
+        raise UserError(f"{path}: a token shard must hold at least one token, its header says {count}. {HOW_TO_MAKE_ONE}")
     size, expected = path.stat().st_size, HEADER_BYTES + 2 * count
     if size != expected:
-        raise UserError(f"{path}: a shard of {count} tokens must have {expected} bytes, this file has {size}: "
-                        f"it was cut off or altered. Copy or make it again")
+        raise UserError(
+            f"{path}: a shard of {count} tokens must have {expected} bytes, this file has {size}: "
+            f"it was cut off or altered. Copy or make it again"
+        )
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
@@ -69,6 +69,8 @@ def find_shards(pattern):
         return [Path(pattern)]
     paths = sorted(Path(match) for match in glob.glob(str(pattern)))
     if not paths:
-        raise UserError(f"token shards: a pattern must match at least one file, '{pattern}' matches none (looked from "
-                        f"{Path.cwd()}). Check the path, or make shards: python -m dev.data.tokenize_text --help")
+        raise UserError(
+            f"token shards: a pattern must match at least one file, '{pattern}' matches none (looked from "
+            f"{Path.cwd()}). Check the path, or make shards: python -m dev.data.tokenize_text --help"
+        )
     return paths

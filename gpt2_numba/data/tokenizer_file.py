@@ -46,16 +46,17 @@ def read_tokenizer_file(path):
     tokens, position, content = [], 0, path.read_bytes()[HEADER_BYTES:]
     while position < len(content) and len(tokens) < count:
         length = content[position]
-        token = content[position + 1:position + 1 + length]
+        token = content[position + 1 : position + 1 + length]
         if length == 0 or len(token) < length:
             break
         tokens.append(token)
         position += 1 + length
     if len(tokens) < count or position < len(content):
-        raise UserError(f"{path}: a tokenizer file of {count} tokens must hold a length from 1 to 255 and so many "
-                        f"bytes for each and nothing more, this file holds {len(tokens)} and {len(content) - position} "
-                        f"bytes after them: it was cut off or altered. Copy or make it again")
+        raise UserError(
+            f"{path}: a tokenizer file of {count} tokens must hold a length from 1 to 255 and so many "
+            f"bytes for each and nothing more, this file holds {len(tokens)} and {len(content) - position} "
+            f"bytes after them: it was cut off or altered. Copy or make it again"
+        )
     if end_of_text >= count:
-        raise UserError(f"{path}: end-of-text must be one of the {count} tokens, this file says {end_of_text}. "
-                        f"{_REMEDY}")
+        raise UserError(f"{path}: end-of-text must be one of the {count} tokens, this file says {end_of_text}. {_REMEDY}")
     return tokens, end_of_text

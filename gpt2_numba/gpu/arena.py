@@ -48,9 +48,7 @@ class Arena:
     def allocate(self, on_gpu):
         """Get the memory. Returns a dictionary from names to arrays, contents undefined."""
         memory = cuda.device_array(self.nbytes, np.uint8) if on_gpu else np.empty(self.nbytes, np.uint8)
-        return {
-            e.name: memory[e.offset : e.offset + e.nbytes].view(e.dtype).reshape(e.shape) for e in self.entries.values()
-        }
+        return {e.name: memory[e.offset : e.offset + e.nbytes].view(e.dtype).reshape(e.shape) for e in self.entries.values()}
 
     def groups(self):
         """Bytes by group, in the order of planning."""

@@ -9,8 +9,8 @@
 Then come the bounds of errors, as a function of what the reference gives; without them the bits must agree. `running` makes the call.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 

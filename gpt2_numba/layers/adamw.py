@@ -54,7 +54,9 @@ def adamw_update_ref(
         begin, end = max(row[START], first), min(following[START], stop)
         if begin < end:
             kept = real(1 - learning_rate * weight_decay) if row[DECAYS] else real(1)
-            local, param, grad = (slice(begin + shift, end + shift) for shift in (0, row[IN_PARAMS] - row[START], row[IN_GRADS] - row[START]))
+            local, param, grad = (
+                slice(begin + shift, end + shift) for shift in (0, row[IN_PARAMS] - row[START], row[IN_GRADS] - row[START])
+            )
             _step(params[param], grads[grad], m[local], v[local], learning_rate / correction1, correction2, kept, *constants)
 
 

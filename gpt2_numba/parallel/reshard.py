@@ -1,7 +1,7 @@
 """Arrays that were shared out over N processes, read by any other number of processes.
 
-    by 2 ranks  | rank 0      | rank 1      | rank 0 | rank 1 | ...     positions of all parameters, which the files hold in parts
-    by 3 ranks  | rank 0 | rank 1  | rank 2 | ...                       what the processes want now: slices that cross the files' parts
+by 2 ranks  | rank 0      | rank 1      | rank 0 | rank 1 | ...     positions of all parameters, which the files hold in parts
+by 3 ranks  | rank 0 | rank 1  | rank 2 | ...                       what the processes want now: slices that cross the files' parts
 """
 
 from bisect import bisect_left, bisect_right

@@ -83,12 +83,15 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0):
             with suppress(OSError):  # most often there is none left; what cannot be removed now, the next checkpoint removes
                 _aside(directory, name).unlink()
     if reason:
-        raise CheckpointFailed(f"the checkpoint of step {step} could not be written to {directory} ({reason}); the older ones "
-                               f"are as they were. Free some space, or name another directory with -o")
+        raise CheckpointFailed(
+            f"the checkpoint of step {step} could not be written to {directory} ({reason}); the older ones "
+            f"are as they were. Free some space, or name another directory with -o"
+        )
     reason = _by_rank_0(group, lambda: _delete_old(directory, step, keep, major_every))
     if reason:
-        raise CheckpointFailed(f"the checkpoint of step {step} is written to {directory}, but older ones could not be "
-                               f"deleted ({reason}). Delete them by hand")
+        raise CheckpointFailed(
+            f"the checkpoint of step {step} is written to {directory}, but older ones could not be deleted ({reason}). Delete them by hand"
+        )
 
 
 def complete_checkpoints(directory):
@@ -119,18 +122,22 @@ def load_newest(directory, load, warn=True):
         try:
             missing = _missing_file(Path(directory), step)
             if missing:
-                raise UserError(f"{Path(directory) / missing}: a checkpoint must have all its files, this one is missing. "
-                                f"Use an older checkpoint")
+                raise UserError(
+                    f"{Path(directory) / missing}: a checkpoint must have all its files, this one is missing. Use an older checkpoint"
+                )
             return load(step)
         except UserError as error:
             if warn:
                 print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
             reasons.append(str(error))
     if not steps:
-        raise UserError(f"{directory}: to resume, there must be a complete checkpoint, with DONE, model and state "
-                        f"files; there is none. Check the directory (-o), or start without -y 1")
-    raise UserError(f"{directory}: to resume, one complete checkpoint must fit this run, none of {len(steps)} does. "
-                    f"The newest: {reasons[0]}")
+        raise UserError(
+            f"{directory}: to resume, there must be a complete checkpoint, with DONE, model and state "
+            f"files; there is none. Check the directory (-o), or start without -y 1"
+        )
+    raise UserError(
+        f"{directory}: to resume, one complete checkpoint must fit this run, none of {len(steps)} does. The newest: {reasons[0]}"
+    )
 
 
 def write_outliers(path, loss_values, norm_values):
@@ -151,8 +158,10 @@ def read_outliers(path):
     except FileNotFoundError:
         return [], []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: the windows of the outlier detectors must be two lists of numbers, this file was cut "
-                        f"off or altered ({type(error).__name__}). Use an older checkpoint") from error
+        raise UserError(
+            f"{path}: the windows of the outlier detectors must be two lists of numbers, this file was cut "
+            f"off or altered ({type(error).__name__}). Use an older checkpoint"
+        ) from error
 
 
 def _together(group, work):

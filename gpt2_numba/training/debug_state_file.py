@@ -74,19 +74,22 @@ def read_debug_state(path, config, shapes):
     header = read_header(path, "a debug state", MAGIC, (VERSION,), _REMEDY)
     B, T = int(header[2]), int(header[3])
     if B < 1 or not 1 <= T <= config.max_T:
-        raise UserError(f"{path}: a debug state of {config} must hold at least one row of 1 to {config.max_T} tokens, "
-                        f"this one has B={B}, T={T}. {_REMEDY}")
+        raise UserError(
+            f"{path}: a debug state of {config} must hold at least one row of 1 to {config.max_T} tokens, "
+            f"this one has B={B}, T={T}. {_REMEDY}"
+        )
     float_shapes = [(B, T, config.V), (1,), *shapes.values()]
     count = sum(math.prod(shape) for shape in float_shapes)
     expected, size = HEADER_BYTES + 2 * 4 * B * T + 4 * count, path.stat().st_size
     if size != expected:
-        raise UserError(f"{path}: a debug state of {config} with B={B}, T={T} must have {expected} bytes, this file "
-                        f"has {size}: it was cut off, or belongs to another model. {_REMEDY}")
+        raise UserError(
+            f"{path}: a debug state of {config} with B={B}, T={T} must have {expected} bytes, this file "
+            f"has {size}: it was cut off, or belongs to another model. {_REMEDY}"
+        )
     inputs, targets = np.memmap(path, dtype="<i4", mode="r", offset=HEADER_BYTES, shape=(2, B, T))
     low, high = min(inputs.min(), targets.min()), max(inputs.max(), targets.max())
     if low < 0 or high >= config.V:
-        raise UserError(f"{path}: tokens must be from 0 to V - 1 = {config.V - 1}, this file has {low} to {high}. "
-                        f"{_REMEDY}")
+        raise UserError(f"{path}: tokens must be from 0 to V - 1 = {config.V - 1}, this file has {low} to {high}. {_REMEDY}")
     flat = np.memmap(path, dtype="<f4", mode="r", offset=HEADER_BYTES + 2 * 4 * B * T, shape=(count,))
     ends = np.cumsum([math.prod(shape) for shape in float_shapes])[:-1]
     pieces = [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends), float_shapes)]

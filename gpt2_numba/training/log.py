@@ -32,8 +32,9 @@ class MainLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             open(self.path, "a" if go_on else "w").close()
         except OSError as error:
-            raise UserError(f"the log directory must be one that can be written, got {str(directory)!r} "
-                            f"({error.strerror}): choose another with -o") from error
+            raise UserError(
+                f"the log directory must be one that can be written, got {str(directory)!r} ({error.strerror}): choose another with -o"
+            ) from error
 
     def write_validation(self, step, loss):
         """One validation: its step and mean loss (nats per token)."""
@@ -64,16 +65,19 @@ def read_main_log(path):
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"a main.log must be a file that can be read, got {str(path)!r} ({error.strerror}): "
-                        f"give the log directory that a run named") from error
+        raise UserError(
+            f"a main.log must be a file that can be read, got {str(path)!r} ({error.strerror}): give the log directory that a run named"
+        ) from error
 
     by_step = {name: {} for name in _SERIES_NAMES.values()}
     for number, line in enumerate(lines, start=1):
         try:
             step, values = _parse_line(line)
         except (KeyError, ValueError) as error:
-            raise UserError(f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line "
-                            f"{number} of {str(path)!r}: take that line out, or give another file") from error
+            raise UserError(
+                f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line "
+                f"{number} of {str(path)!r}: take that line out, or give another file"
+            ) from error
         for name, value in values.items():
             by_step[name][step] = value
     return {name: _as_series(points) for name, points in by_step.items()}
@@ -92,8 +96,7 @@ def _as_series(points):
     return np.array(steps, dtype=np.int64), np.array([points[step] for step in steps], dtype=np.float64)
 
 
-def step_line(step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_seconds, mfu, tokens_per_second,
-              seconds_left):
+def step_line(step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_seconds, mfu, tokens_per_second, seconds_left):
     """The line that the console shows for one training step: llm.c's, and the time left.
 
     step, max_steps    counted from 0; shown from 1, so that the last line reads S/S
@@ -105,9 +108,11 @@ def step_line(step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_s
     seconds_left       as Throughput.seconds_left gives it
     """
     mfu_text = "  n/a MFU" if mfu is None else f"{100 * mfu:.1f}% bf16 MFU"
-    return (f"step {step + 1:4d}/{max_steps} | loss {loss:7.6f} ({loss_z:+.2f}z)| norm {norm:6.4f} ({norm_z:+.2f}z)| "
-            f"lr {learning_rate:.2e} | {1000 * step_seconds:.2f} ms | {mfu_text} | {tokens_per_second:.0f} tok/s | "
-            f"{_clock(seconds_left)} left")
+    return (
+        f"step {step + 1:4d}/{max_steps} | loss {loss:7.6f} ({loss_z:+.2f}z)| norm {norm:6.4f} ({norm_z:+.2f}z)| "
+        f"lr {learning_rate:.2e} | {1000 * step_seconds:.2f} ms | {mfu_text} | {tokens_per_second:.0f} tok/s | "
+        f"{_clock(seconds_left)} left"
+    )
 
 
 def _clock(seconds):

@@ -31,8 +31,10 @@ def write_model_file(path, config, flat):
     """
     versions = [version for version, dtype in DTYPES.items() if dtype == flat.dtype]
     if not versions or tuple(flat.shape) != (count_parameters(config),):
-        raise ValueError(f"write_model_file: {config} has ({count_parameters(config)},) float32 or uint16 parameters, "
-                         f"got {flat.dtype} {tuple(flat.shape)}")
+        raise ValueError(
+            f"write_model_file: {config} has ({count_parameters(config)},) float32 or uint16 parameters, "
+            f"got {flat.dtype} {tuple(flat.shape)}"
+        )
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:8] = MAGIC, versions[0], config.max_T, config.V, config.L, config.NH, config.C, config.Vp
     with open(path, "wb") as file:
@@ -55,13 +57,17 @@ def read_model_file(path):
     except UserError as error:
         raise UserError(f"{path}: a model file must hold sizes of a GPT-2: {error}") from error
     if Vp != config.Vp:
-        raise UserError(f"{path}: a vocabulary of {V} must be padded to {config.Vp} rows, the next multiple of 128; "
-                        f"this file has {Vp}. Write it again with so many rows, zeros in the padding")
+        raise UserError(
+            f"{path}: a vocabulary of {V} must be padded to {config.Vp} rows, the next multiple of 128; "
+            f"this file has {Vp}. Write it again with so many rows, zeros in the padding"
+        )
     dtype, count = DTYPES[int(header[1])], count_parameters(config)
     expected, size = HEADER_BYTES + count * dtype.itemsize, path.stat().st_size
     if size != expected:
-        raise UserError(f"{path}: a model file of {config} must have {expected} bytes, this file has {size}: it was "
-                        f"cut off or altered. Copy or make it again")
+        raise UserError(
+            f"{path}: a model file of {config} must have {expected} bytes, this file has {size}: it was "
+            f"cut off or altered. Copy or make it again"
+        )
     return config, np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
@@ -72,4 +78,4 @@ def write_array(file, array, dtype):
            The device must be done with it: the copies do not wait for the model's stream.
     """
     for start in range(0, array.shape[0], PIECE):
-        file.write(memoryview(np.ascontiguousarray(array[start:start + PIECE], dtype=dtype)))
+        file.write(memoryview(np.ascontiguousarray(array[start : start + PIECE], dtype=dtype)))

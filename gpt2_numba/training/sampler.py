@@ -46,8 +46,10 @@ def sample_from_logits(logits, coin):
     """
     finite = np.isfinite(logits)
     if not finite.all():
-        raise UserError(f"sampling needs finite logits, got {np.count_nonzero(~finite)} of {logits.size} that are not: "
-                        f"the training has diverged; try a lower learning rate (-l)")
+        raise UserError(
+            f"sampling needs finite logits, got {np.count_nonzero(~finite)} of {logits.size} that are not: "
+            f"the training has diverged; try a lower learning rate (-l)"
+        )
     # Only differences of logits matter to the softmax; the largest as 0 keeps exp from overflowing.
     weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
     cumulative = np.cumsum(weights)

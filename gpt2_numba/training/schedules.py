@@ -31,8 +31,7 @@ def learning_rate(schedule, step, max_steps, peak, warmup_steps, final_fraction)
     Returns a Python float. Raises UserError for an unknown schedule.
     """
     if schedule not in SCHEDULES:
-        raise UserError(f"the learning-rate schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}: "
-                        f"take cosine if in doubt")
+        raise UserError(f"the learning-rate schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}: take cosine if in doubt")
     if schedule == "constant":
         return peak
     if step < warmup_steps:

@@ -123,8 +123,9 @@ def _setting(short, group, metavar, convert, help_text, unset=None):
     convert  from the text of a value to the value; ValueError holds the rule
     unset    how the help says a default of None
     """
-    return dataclasses.field(default=None, metadata={"short": short, "group": group, "metavar": metavar,
-                                                     "convert": convert, "help": help_text, "unset": unset})
+    return dataclasses.field(
+        default=None, metadata={"short": short, "group": group, "metavar": metavar, "convert": convert, "help": help_text, "unset": unset}
+    )
 
 
 @dataclass(frozen=True)
@@ -132,136 +133,228 @@ class Settings:
     """All settings of a run; None means "not given". Sizes are in tokens, losses in nats per token."""
 
     train_data: str | None = _setting(
-        "-i", "data", "PATTERN", _text, "token shards to train on, as a path or a quoted pattern; -j must come with it",
-        unset="the built-in corpus")
+        "-i",
+        "data",
+        "PATTERN",
+        _text,
+        "token shards to train on, as a path or a quoted pattern; -j must come with it",
+        unset="the built-in corpus",
+    )
     val_data: str | None = _setting(
-        "-j", "data", "PATTERN", _text, "token shards for validation; -i must come with it",
-        unset="the built-in corpus")
+        "-j", "data", "PATTERN", _text, "token shards for validation; -i must come with it", unset="the built-in corpus"
+    )
 
-    model: str | None = _setting(
-        "-e", "model", "MODEL", _text, "model descriptor, see below, or a model file to start from: FILE.bin")
+    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor, see below, or a model file to start from: FILE.bin")
     recompute: int | None = _setting(
-        "-r", "model", "LEVEL", _whole_number(0, 2),
-        "what backward computes again instead of keeping it: 0 nothing (fastest, most memory), 1 GELU, "
-        "2 GELU and LayerNorm")
+        "-r",
+        "model",
+        "LEVEL",
+        _whole_number(0, 2),
+        "what backward computes again instead of keeping it: 0 nothing (fastest, most memory), 1 GELU, 2 GELU and LayerNorm",
+    )
     gelu_fusion: int | None = _setting(
-        "-ge", "model", "LEVEL", _whole_number(0, 2),
+        "-ge",
+        "model",
+        "LEVEL",
+        _whole_number(0, 2),
         "GELU in cuBLASLt's epilogue: 0 no, 1 forward, 2 forward and backward; changes nothing on a CPU",
-        unset="2 in bf16, 0 in fp32, where cuBLASLt's GELU is exact to 11 bits only")
+        unset="2 in bf16, 0 in fp32, where cuBLASLt's GELU is exact to 11 bits only",
+    )
     seed: int | None = _setting(None, "model", "N", _whole_number(0, 2**32 - 1), "seed of the initial weights")
 
     batch_size: int | str | None = _setting(
-        "-b", "batch", "B", _or_word("auto", _whole_number(1)),
-        "sequences per forward pass; auto = the most that fit into the GPU's memory and divide -d")
+        "-b",
+        "batch",
+        "B",
+        _or_word("auto", _whole_number(1)),
+        "sequences per forward pass; auto = the most that fit into the GPU's memory and divide -d",
+    )
     sequence_length: int | None = _setting("-t", "batch", "T", _whole_number(1), "tokens per sequence")
     total_batch_tokens: int | None = _setting(
-        "-d", "batch", "TOKENS", _whole_number(1),
+        "-d",
+        "batch",
+        "TOKENS",
+        _whole_number(1),
         "tokens per update, a multiple of B * T; beyond B * T, gradients are accumulated over several forward passes",
-        unset="B * T")
+        unset="B * T",
+    )
 
     max_steps: int | None = _setting(
-        "-x", "optimisation", "STEPS", _whole_number(1, or_value=-1), "updates to make; -1 = one pass over the data")
-    schedule: str | None = _setting(
-        "-k", "optimisation", "NAME", _one_of(*SCHEDULES), "learning-rate schedule: " + ", ".join(SCHEDULES))
+        "-x", "optimisation", "STEPS", _whole_number(1, or_value=-1), "updates to make; -1 = one pass over the data"
+    )
+    schedule: str | None = _setting("-k", "optimisation", "NAME", _one_of(*SCHEDULES), "learning-rate schedule: " + ", ".join(SCHEDULES))
     learning_rate: float | None = _setting("-l", "optimisation", "RATE", _number(0), "largest learning rate")
     warmup_steps: int | None = _setting(
-        "-u", "optimisation", "STEPS", _whole_number(0), "steps in which the learning rate rises to its largest")
+        "-u", "optimisation", "STEPS", _whole_number(0), "steps in which the learning rate rises to its largest"
+    )
     final_lr_fraction: float | None = _setting(
-        "-q", "optimisation", "FRACTION", _number(0, 1), "last learning rate as a fraction of the largest")
-    weight_decay: float | None = _setting(
-        "-c", "optimisation", "RATE", _number(0), "AdamW's weight decay, on matrices and embeddings only")
+        "-q", "optimisation", "FRACTION", _number(0, 1), "last learning rate as a fraction of the largest"
+    )
+    weight_decay: float | None = _setting("-c", "optimisation", "RATE", _number(0), "AdamW's weight decay, on matrices and embeddings only")
     skip_loss_z: float | None = _setting(
-        "-sl", "optimisation", "Z", _number(0), "skip updates whose loss has a z-score above this; 0 = off")
+        "-sl", "optimisation", "Z", _number(0), "skip updates whose loss has a z-score above this; 0 = off"
+    )
     skip_norm_z: float | None = _setting(
-        "-sg", "optimisation", "Z", _number(0), "skip updates whose gradient norm has a z-score above this; 0 = off")
+        "-sg", "optimisation", "Z", _number(0), "skip updates whose gradient norm has a z-score above this; 0 = off"
+    )
     overfit_one_batch: bool | None = _setting(
-        "-a", "optimisation", "0|1", _switch, "1 = train on one batch of the validation data again and again, to see "
-        "that the loss falls to nearly 0")
+        "-a",
+        "optimisation",
+        "0|1",
+        _switch,
+        "1 = train on one batch of the validation data again and again, to see that the loss falls to nearly 0",
+    )
 
-    val_every: int | None = _setting(
-        "-v", "progress", "STEPS", _whole_number(0), "steps between validations, with one at the end; 0 = off")
+    val_every: int | None = _setting("-v", "progress", "STEPS", _whole_number(0), "steps between validations, with one at the end; 0 = off")
     val_batches: int | None = _setting("-m", "progress", "N", _whole_number(1), "batches of B * T per validation")
     hellaswag: bool | None = _setting(
-        "-h", "progress", "0|1", _switch, "1 = accuracy on multiple-choice questions at every validation but the first")
+        "-h", "progress", "0|1", _switch, "1 = accuracy on multiple-choice questions at every validation but the first"
+    )
     eval_file: str | None = _setting(
-        None, "progress", "FILE", _text, "the questions of -h, made by python -m dev.data.hellaswag or by llm.c")
-    sample_every: int | None = _setting(
-        "-s", "progress", "STEPS", _whole_number(0), "steps between samples, with one at the end; 0 = off")
+        None, "progress", "FILE", _text, "the questions of -h, made by python -m dev.data.hellaswag or by llm.c"
+    )
+    sample_every: int | None = _setting("-s", "progress", "STEPS", _whole_number(0), "steps between samples, with one at the end; 0 = off")
     sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _whole_number(1), "tokens in a sample")
     log_dir: str | None = _setting(
-        "-o", "progress", "DIR", _text, "directory for main.log, the picture of the loss, and checkpoints", unset="no log")
+        "-o", "progress", "DIR", _text, "directory for main.log, the picture of the loss, and checkpoints", unset="no log"
+    )
     gpu_info_every: int | None = _setting(
-        "-lg", "progress", "STEPS", _whole_number(1, or_value=-1),
-        "steps between lines about the GPU: clock, power, temperature, load; -1 = off")
+        "-lg",
+        "progress",
+        "STEPS",
+        _whole_number(1, or_value=-1),
+        "steps between lines about the GPU: clock, power, temperature, load; -1 = off",
+    )
 
     checkpoint_every: int | None = _setting(
-        "-n", "checkpoints", "STEPS", _whole_number(0), "steps between checkpoints, with one at the end; 0 = off")
+        "-n", "checkpoints", "STEPS", _whole_number(0), "steps between checkpoints, with one at the end; 0 = off"
+    )
     keep_checkpoints: int | None = _setting(
-        "-nk", "checkpoints", "N", _whole_number(0), "how many checkpoints are kept, the newest; 0 = all")
+        "-nk", "checkpoints", "N", _whole_number(0), "how many checkpoints are kept, the newest; 0 = all"
+    )
     major_checkpoint_every: int | None = _setting(
-        "-nm", "checkpoints", "STEPS", _whole_number(0), "checkpoints at multiples of this are never deleted; 0 = none")
+        "-nm", "checkpoints", "STEPS", _whole_number(0), "checkpoints at multiples of this are never deleted; 0 = none"
+    )
     resume: bool | None = _setting(
-        "-y", "checkpoints", "0|1", _switch, "1 = go on from the newest checkpoint in the log directory, if there is one")
+        "-y", "checkpoints", "0|1", _switch, "1 = go on from the newest checkpoint in the log directory, if there is one"
+    )
 
-    device: str | None = _setting(
-        None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
+    device: str | None = _setting(None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
     precision: str | None = _setting(
-        None, "machine", "NAME", _one_of("auto", "fp32", "bf16"),
-        "type of weights, activations and gradients: auto (bf16 on a GPU that has it, else fp32), fp32 or bf16")
+        None,
+        "machine",
+        "NAME",
+        _one_of("auto", "fp32", "bf16"),
+        "type of weights, activations and gradients: auto (bf16 on a GPU that has it, else fp32), fp32 or bf16",
+    )
     tf32: bool | None = _setting(
-        "-f", "machine", "0|1", _switch,
-        "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)")
+        "-f", "machine", "0|1", _switch, "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)"
+    )
     matmul_search: bool | None = _setting(
-        None, "machine", "on|off", _on_off,
+        None,
+        "machine",
+        "on|off",
+        _on_off,
         "on = try cuBLASLt's algorithms for each matrix product, a few seconds in all, and keep the fastest (in the log directory and "
-        "in the cache: the same run gets the same bits again); off = the library's first guess")
-    master_weights: bool | None = _setting(
-        "-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
+        "in the cache: the same run gets the same bits again); off = the library's first guess",
+    )
+    master_weights: bool | None = _setting("-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
     attention: str | None = _setting(
-        None, "machine", "NAME", _one_of("auto", "numba", "cudnn"),
+        None,
+        "machine",
+        "NAME",
+        _one_of("auto", "numba", "cudnn"),
         "whose attention kernels in bf16 on a GPU: numba (this package's), cudnn (NVIDIA's library, which has to be installed and needs more "
-        "memory) or auto (the faster). fp32 always has this package's. The bits of a run depend on it")
+        "memory) or auto (the faster). fp32 always has this package's. The bits of a run depend on it",
+    )
     graph: bool | None = _setting(
-        None, "machine", "on|off", _on_off,
-        "on = record the launches of a step as CUDA graphs and replay them; off = launch one by one; the bits are the same")
+        None,
+        "machine",
+        "on|off",
+        _on_off,
+        "on = record the launches of a step as CUDA graphs and replay them; off = launch one by one; the bits are the same",
+    )
     peak_tflops: float | None = _setting(
-        None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU",
-        unset="by the chip's name or its properties")
+        None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU", unset="by the chip's name or its properties"
+    )
 
     zero_stage: int | None = _setting(
-        "-z", "processes", "STAGE", _whole_number(0, 2),
+        "-z",
+        "processes",
+        "STAGE",
+        _whole_number(0, 2),
         "ZeRO: what the processes share out instead of keeping a copy each: 0 nothing, 1 AdamW's averages and the master weights, 2 the "
-        "gradients as well (more messages). With one process all are the same")
+        "gradients as well (more messages). With one process all are the same",
+    )
     processes: int | None = _setting(
-        "-pn", "processes", "N", _whole_number(1), "number of processes; with -pi mpi mpirun knows it",
-        unset="as many as mpirun has started")
+        "-pn",
+        "processes",
+        "N",
+        _whole_number(1),
+        "number of processes; with -pi mpi mpirun knows it",
+        unset="as many as mpirun has started",
+    )
     rank: int | None = _setting(
-        "-pr", "processes", "RANK", _whole_number(0), "with -pi tcp or fs: this process's number, from 0", unset="with -pi mpi, MPI's")
+        "-pr", "processes", "RANK", _whole_number(0), "with -pi tcp or fs: this process's number, from 0", unset="with -pi mpi, MPI's"
+    )
     gpus_per_node: int | None = _setting(
-        "-pg", "processes", "N", _whole_number(1), "GPUs to use on each host, one a process", unset="all that there are")
+        "-pg", "processes", "N", _whole_number(1), "GPUs to use on each host, one a process", unset="all that there are"
+    )
     init_method: str | None = _setting(
-        "-pi", "processes", "NAME", _one_of("mpi", "tcp", "fs"),
-        "how the processes find each other: mpi (started by mpirun, or by srun --mpi=pmix), tcp or fs (started by hand or by srun)")
-    server_address: str | None = _setting(
-        "-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: where rank 0 listens", unset="none")
-    shared_path: str | None = _setting(
-        "-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes see", unset="none")
+        "-pi",
+        "processes",
+        "NAME",
+        _one_of("mpi", "tcp", "fs"),
+        "how the processes find each other: mpi (started by mpirun, or by srun --mpi=pmix), tcp or fs (started by hand or by srun)",
+    )
+    server_address: str | None = _setting("-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: where rank 0 listens", unset="none")
+    shared_path: str | None = _setting("-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes see", unset="none")
     hang_timeout: int | None = _setting(
-        None, "processes", "SECONDS", _whole_number(0),
-        "when no process has got on for so long, all end, and say who was in the way; 0 = wait for ever")
+        None,
+        "processes",
+        "SECONDS",
+        _whole_number(0),
+        "when no process has got on for so long, all end, and say who was in the way; 0 = wait for ever",
+    )
 
 
 # llm.c's defaults, for runs on token shards.
 SHARD_DEFAULTS = Settings(
-    model="d12", recompute=1, seed=42,
-    batch_size=4, sequence_length=1024,
-    max_steps=-1, schedule="cosine", learning_rate=3e-4, warmup_steps=0, final_lr_fraction=1.0, weight_decay=0.0,
-    skip_loss_z=0.0, skip_norm_z=0.0, overfit_one_batch=False,
-    val_every=20, val_batches=20, sample_every=20, sample_tokens=64,
-    hellaswag=False, eval_file="dev/data/hellaswag/hellaswag_val.bin", gpu_info_every=-1,
-    checkpoint_every=0, keep_checkpoints=0, major_checkpoint_every=0, resume=False,
-    zero_stage=0, init_method="mpi", hang_timeout=600,
-    device="auto", precision="auto", tf32=True, matmul_search=True, master_weights=True, attention="auto", graph=True,
+    model="d12",
+    recompute=1,
+    seed=42,
+    batch_size=4,
+    sequence_length=1024,
+    max_steps=-1,
+    schedule="cosine",
+    learning_rate=3e-4,
+    warmup_steps=0,
+    final_lr_fraction=1.0,
+    weight_decay=0.0,
+    skip_loss_z=0.0,
+    skip_norm_z=0.0,
+    overfit_one_batch=False,
+    val_every=20,
+    val_batches=20,
+    sample_every=20,
+    sample_tokens=64,
+    hellaswag=False,
+    eval_file="dev/data/hellaswag/hellaswag_val.bin",
+    gpu_info_every=-1,
+    checkpoint_every=0,
+    keep_checkpoints=0,
+    major_checkpoint_every=0,
+    resume=False,
+    zero_stage=0,
+    init_method="mpi",
+    hang_timeout=600,
+    device="auto",
+    precision="auto",
+    tf32=True,
+    matmul_search=True,
+    master_weights=True,
+    attention="auto",
+    graph=True,
 )
 
 # The run without any flags is for a laptop and two minutes: 614,400 tokens, a model of under a million parameters, and
@@ -269,16 +362,29 @@ SHARD_DEFAULTS = Settings(
 # over threads, which then wait for each other on a busy machine. It shows a sample and leaves a log without being asked.
 BUILT_IN_CPU_DEFAULTS = dataclasses.replace(
     SHARD_DEFAULTS,
-    model="L=4,NH=4,C=128", batch_size=16, sequence_length=64,
-    max_steps=600, learning_rate=2e-3, warmup_steps=50, final_lr_fraction=0.1, weight_decay=0.1,
-    val_every=100, sample_every=200, sample_tokens=256, log_dir="log_built_in",
+    model="L=4,NH=4,C=128",
+    batch_size=16,
+    sequence_length=64,
+    max_steps=600,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    final_lr_fraction=0.1,
+    weight_decay=0.1,
+    val_every=100,
+    sample_every=200,
+    sample_tokens=256,
+    log_dir="log_built_in",
 )
 
 # The same corpus on a GPU: about two passes over its 7.5 million training tokens.
 BUILT_IN_GPU_DEFAULTS = dataclasses.replace(
     BUILT_IN_CPU_DEFAULTS,
-    model="L=6,NH=6,C=384", batch_size=64, sequence_length=256,
-    max_steps=1000, learning_rate=1e-3, warmup_steps=100,
+    model="L=6,NH=6,C=384",
+    batch_size=64,
+    sequence_length=256,
+    max_steps=1000,
+    learning_rate=1e-3,
+    warmup_steps=100,
 )
 
 
@@ -316,8 +422,10 @@ def parse_settings(argv):
     settings = Settings(**{field.name: _convert(field, flag, text) for field, flag, text in _split(argv)})
     if (settings.train_data is None) != (settings.val_data is None):
         given, missing = ("-i", "-j") if settings.val_data is None else ("-j", "-i")
-        raise UserError(f"-i (training data) and -j (validation data) come together, got {given} only: add {missing}, "
-                        f"or leave out both for the built-in corpus")
+        raise UserError(
+            f"-i (training data) and -j (validation data) come together, got {given} only: add {missing}, "
+            f"or leave out both for the built-in corpus"
+        )
     return settings
 
 
@@ -343,8 +451,7 @@ def _split(argv):
 
 def _unknown_flag_message(argument, known_flags):
     if not argument.startswith("-"):
-        return (f"the command line is made of flags with one value each, got {argument!r} where a flag belongs: "
-                f"see --help")
+        return f"the command line is made of flags with one value each, got {argument!r} where a flag belongs: see --help"
     # Upper case and underscores are the likeliest slips. A long flag is meant long, though a short one may share more
     # of its few letters. Cutoff 0, so that there always is a nearest flag.
     tidied = argument.lower().replace("_", "-")
@@ -363,16 +470,18 @@ def _convert(field, flag, text):
 def _help():
     """The help text. argparse sets it; it is not asked to parse (see _split)."""
     parser = argparse.ArgumentParser(
-        usage="python -m gpt2_numba.train [FLAG VALUE]...", add_help=False,
+        usage="python -m gpt2_numba.train [FLAG VALUE]...",
+        add_help=False,
         description="Train GPT-2. Without flags: a small model on the built-in corpus. Short flags are llm.c's.",
-        epilog=MODEL_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=MODEL_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     groups = {}
     for field in dataclasses.fields(Settings):
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(*_flags(field), metavar=field.metadata["metavar"],
-                                   help=f"{field.metadata['help']} [{_default(field)}]")
+        groups[title].add_argument(*_flags(field), metavar=field.metadata["metavar"], help=f"{field.metadata['help']} [{_default(field)}]")
     return parser.format_help()
 
 
@@ -385,8 +494,9 @@ def _flags(field):
 
 def _default(field):
     """'default 4; built-in corpus: 8 on a CPU, 64 on a GPU', as short as the values allow."""
-    shards, on_cpu, on_gpu = (_shown(getattr(defaults, field.name), field)
-                              for defaults in (SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS))
+    shards, on_cpu, on_gpu = (
+        _shown(getattr(defaults, field.name), field) for defaults in (SHARD_DEFAULTS, BUILT_IN_CPU_DEFAULTS, BUILT_IN_GPU_DEFAULTS)
+    )
     if shards == on_cpu == on_gpu:
         return f"default {shards}"
     if on_cpu == on_gpu:

@@ -84,8 +84,10 @@ def write_state_file(path, state, kept=None):
     arrays = [state.m, state.v] + ([] if state.master is None else [state.master])
     sizes = [(kept.local_count(),), (kept.global_count,)]
     if any(array.dtype != np.float32 or array.shape not in sizes for array in arrays):
-        raise ValueError(f"write_state_file: m, v and master must be float32 of {sizes[0]} or {sizes[1]} numbers, got "
-                         f"{', '.join(f'{array.dtype} {tuple(array.shape)}' for array in arrays)}")
+        raise ValueError(
+            f"write_state_file: m, v and master must be float32 of {sizes[0]} or {sizes[1]} numbers, got "
+            f"{', '.join(f'{array.dtype} {tuple(array.shape)}' for array in arrays)}"
+        )
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:7] = MAGIC, VERSION, shards.ranks, shards.rank, len(arrays) == 3, loader.shuffle, 0 if shards.even else WIDTH
     header[10] = state.step
@@ -97,7 +99,7 @@ def write_state_file(path, state, kept=None):
             for _, start, length, segment in shards.parts():
                 if length:
                     place = start if array.shape == sizes[1] else kept.place(segment, start)
-                    write_array(file, array[place:place + length], np.dtype("<f4"))
+                    write_array(file, array[place : place + length], np.dtype("<f4"))
         if loader.shuffle:
             for order in (loader.shard_order, loader.sample_order):
                 file.write(_uint64(len(order)).tobytes())
@@ -115,12 +117,16 @@ def read_state_file(path, config):
     header = read_header(path, "a state file", MAGIC, (VERSION,), _REMEDY)
     processes, rank, has_master, shuffle, width = (int(number) for number in header[2:7])
     if not 0 <= rank < processes or has_master not in (0, 1) or shuffle not in (0, 1) or header[10] < 0:
-        raise UserError(f"{path}: a state file must hold 0 <= rank < processes, two switches of 0 or 1 and a step, "
-                        f"this one has rank {rank} of {processes}, {has_master}, {shuffle} and {header[10]}: it was "
-                        f"altered. Use an older checkpoint")
+        raise UserError(
+            f"{path}: a state file must hold 0 <= rank < processes, two switches of 0 or 1 and a step, "
+            f"this one has rank {rank} of {processes}, {has_master}, {shuffle} and {header[10]}: it was "
+            f"altered. Use an older checkpoint"
+        )
     if width not in (0, WIDTH):
-        raise UserError(f"{path}: a state file's parts must be cut in a known way, 0 or {WIDTH}, this one has {width}: it "
-                        f"was altered, or is of a newer version. Use an older checkpoint")
+        raise UserError(
+            f"{path}: a state file's parts must be cut in a known way, 0 or {WIDTH}, this one has {width}: it "
+            f"was altered, or is of a newer version. Use an older checkpoint"
+        )
     rounding = [int(number) for number in header[20:24].view("<u8")]
     place = [int(number) for number in header[30:34].view("<u8")]
     shards, loader = _shards_and_loader(path, _possible_shards(config, rank, processes, width), 2 + has_master, shuffle, place)
@@ -155,8 +161,10 @@ def _loader_behind(path, count, arrays, shuffle, place):
     """The LoaderState in a file with so many arrays of `count` numbers. Raises UserError if it is not such a file."""
     size, position = path.stat().st_size, HEADER_BYTES + 4 * count * arrays
     if size < position or (size != position and not shuffle):
-        raise UserError(f"{path}: a state file of {count} parameters with {arrays} float32 each must have {position} "
-                        f"bytes{' and those of the loader' if shuffle else ''}, this file has {size}. {_CUT_OFF}")
+        raise UserError(
+            f"{path}: a state file of {count} parameters with {arrays} float32 each must have {position} "
+            f"bytes{' and those of the loader' if shuffle else ''}, this file has {size}. {_CUT_OFF}"
+        )
     return _read_loader(path, position, *place) if shuffle else LoaderState(False, *place)
 
 
@@ -179,11 +187,19 @@ def _read_loader(path, position, current_shard, current_sample):
         raise _damaged_loader(path, f"{GENERATOR.itemsize} bytes of generator must end it")
     generator = np.frombuffer(rest, dtype=GENERATOR)[0]
     if not current_shard < len(shard_order) or not current_sample <= len(sample_order):
-        raise _damaged_loader(path, f"it is in shard {current_shard} of {len(shard_order)}, at sample {current_sample} "
-                                    f"of {len(sample_order)}")
+        raise _damaged_loader(
+            path, f"it is in shard {current_shard} of {len(shard_order)}, at sample {current_sample} of {len(sample_order)}"
+        )
     return LoaderState(
-        True, current_shard, current_sample, shard_order, sample_order, seed=int(generator["seed"]),
-        generator_words=generator["words"].astype(np.uint32), generator_position=_position(path, generator))
+        True,
+        current_shard,
+        current_sample,
+        shard_order,
+        sample_order,
+        seed=int(generator["seed"]),
+        generator_words=generator["words"].astype(np.uint32),
+        generator_position=_position(path, generator),
+    )
 
 
 def _read_order(path, file):
