@@ -1,7 +1,7 @@
 """What this machine has, what is missing, and the command that mends it:  python -m gpt2_numba.doctor
 
-With --check it also checks every layer, and prints a table of the largest errors: the NumPy references against finite differences,
-and the kernels against the references, on the GPU or, where there is none, in Numba's simulator at tiny sizes.
+With --check it also checks every layer, and prints tables of the largest errors: the NumPy references against finite differences, and both
+sets of kernels, the plain and the fast ones, against the references, on the GPU or, where there is none, in Numba's simulator at tiny sizes.
 
 With --warm it compiles the trainer's kernels for the GPU at hand, in several processes at a time, and keeps them on disk
 (gpu/kernel_cache.py): a training then begins at once. Numba compiles one kernel at a time in a process, so processes it must be.
@@ -133,7 +133,7 @@ def warm_tasks(models, precisions):
 
 
 def warm_layer(precision, model, layer):
-    """Call a layer's functions once, on a few tokens with the channels and heads of a model."""
+    """Call a layer's fast functions once, on a few tokens with the channels and heads of a model."""
     from gpt2_numba.config import parse_descriptor
     from gpt2_numba.gpu.backend import synchronize
     from gpt2_numba.layer_checks import kernel_calls
@@ -220,7 +220,7 @@ def format_uses(uses):
 def main(argv):
     """The command line. Returns the exit code: 0 if all is well, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m gpt2_numba.doctor", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="check every layer's gradients and kernels, print a table")
+    parser.add_argument("--check", action="store_true", help="check every layer's gradients and kernels, print tables")
     parser.add_argument("--warm", action="store_true", help="compile the trainer's kernels for this GPU, keep them on disk")
     arguments = parser.parse_args(argv)
     if arguments.check:

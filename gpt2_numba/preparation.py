@@ -17,8 +17,11 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
 from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
-from gpt2_numba.layers.attention import choose_engine, engine_name
-from gpt2_numba.model import GPT2, largest_batch
+from gpt2_numba.kernel_sets import choose_kernels
+from gpt2_numba.layers.fast.attention import choose_engine, engine_name
+from gpt2_numba.memory_plan import largest_batch
+from gpt2_numba.model import GPT2
+from gpt2_numba.own_kernels import check_own_kernels
 from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.resume import Checkpoint, open_newest, restore
 from gpt2_numba.training.checkpoint import done_checkpoints
@@ -78,9 +81,11 @@ def choose_model(settings, start_from):
 def choose_precision(settings, start_from):
     """Settings with the precision decided, and what follows from it.
 
-    "auto" is the precision of the files to start from; without any, bf16 on a GPU that has it.
+    "auto" is the precision of the files to start from; without any, bf16 on a GPU that has it. Plain kernels are float32.
     """
     precision = settings.precision
+    if precision == "auto" and settings.kernels not in ("auto", "fast"):
+        precision = "fp32"
     if precision == "auto":
         params = None if start_from is None else start_from.params
         wants_bf16 = params is None or params.dtype == BFLOAT16_BITS
@@ -91,18 +96,26 @@ def choose_precision(settings, start_from):
     return replace(settings, precision=precision, gelu_fusion=fusion)
 
 
+def choose_kernel_set(settings, config):
+    """The KernelSet of the run. A user's own functions are checked first; the table of a wrong one says which tensor, and where."""
+    kernels = choose_kernels(settings.kernels, settings.device, settings.precision)
+    if kernels.own:
+        check_own_kernels(kernels, config)
+    return kernels
+
+
 def choose_attention(settings):
     """Say whose attention is to be used. In fp32 there is no choice, so nothing has to be installed for one."""
     choose_engine(settings.attention if settings.precision == "bf16" else "auto")
 
 
-def largest_batch_size(settings, config, ranks):
+def largest_batch_size(settings, config, ranks, kernels):
     """The micro-batch of -b auto: the largest that fits into the GPU's memory and divides the tokens of a step."""
     if settings.device != "gpu" or not real_gpu():
         raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
     free, sharing = free_gpu_bytes() - MEMORY_RESERVE, Sharing(config, 0, ranks, settings.zero_stage)
     fitting = largest_batch(
-        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, sharing
+        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, sharing, kernels.fused
     )  # fmt: skip
     total = settings.total_batch_tokens
     row = ranks * settings.sequence_length  # tokens of a row in every process
@@ -159,11 +172,11 @@ def make_questions(settings, config, group):
     return MultipleChoice(settings.eval_file, settings.batch_size, settings.sequence_length, group.rank, group.ranks, config.V)
 
 
-def make_model(settings, config, group):
+def make_model(settings, config, group, kernels):
     """The model, its parameters not yet loaded."""
     return GPT2(
         config, settings.batch_size, settings.sequence_length, settings.device, settings.precision, settings.recompute,
-        settings.master_weights, settings.tf32, settings.gelu_fusion, settings.graph, group, settings.zero_stage,
+        settings.master_weights, settings.tf32, settings.gelu_fusion, settings.graph, group, settings.zero_stage, kernels,
     )  # fmt: skip
 
 
@@ -214,17 +227,21 @@ def peak_tokens_per_second(settings, config, group):
 def print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps):
     """The settings, the sizes and the memory of the run, before it starts."""
     machine = device_name() if settings.device == "gpu" else "CPU, by NumPy"
-    rows = [(field.name.replace("_", " "), getattr(settings, field.name)) for field in fields(settings)]
+    rows = [(field.name.replace("_", " "), getattr(settings, field.name)) for field in fields(settings) if field.name != "kernels"]
     rows += [
         ("machine", machine),
         ("model sizes", config),
-        ("attention engine", engine_name(model.raw("params"), config.HS)),
+        ("kernels", f"{model.kernels.name} ({model.kernels.reason})"),
         ("parameters", f"{count_parameters(config):,}"),
         ("training tokens", f"{train_loader.num_tokens:,}"),
         ("validation tokens", f"{val_loader.num_tokens:,}"),
         ("steps", max_steps),
         ("micro-steps a step", grad_accum_steps),
     ]
+    if model.kernels.own:
+        rows.append(("your own functions", ", ".join(model.kernels.own)))
+    if model.kernels.fused:
+        rows.append(("attention engine", engine_name(model.raw("params"), config.HS)))
     if model.group.ranks > 1:
         rows += [("process", name) for name in model.group.names]
     for name, value in rows:

@@ -28,6 +28,7 @@ from gpt2_numba.plot import plot_losses
 from gpt2_numba.preparation import (
     accumulation_steps,
     choose_attention,
+    choose_kernel_set,
     choose_machine,
     choose_matmuls,
     choose_model,
@@ -75,9 +76,10 @@ def train(settings, group=None):
     config, encoding = each(choose_model, settings, start_from)
     weights = draw_initial_weights(config, parameter_shapes(config), settings.seed) if start_from is None else None  # beside what follows
     settings = each(choose_precision, settings, start_from)
+    kernels = each(choose_kernel_set, settings, config)
     each(choose_attention, settings)
     if settings.batch_size == "auto":
-        settings = replace(settings, batch_size=min(group.gather(each(largest_batch_size, settings, config, group.ranks))))
+        settings = replace(settings, batch_size=min(group.gather(each(largest_batch_size, settings, config, group.ranks, kernels))))
     grad_accum_steps = each(accumulation_steps, settings, group.ranks)
     train_loader, val_loader = each(make_loaders, settings, config, group)
     questions = each(make_questions, settings, config, group)
@@ -88,7 +90,7 @@ def train(settings, group=None):
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
 
     group.doing("preparing the model")
-    model = each(make_model, settings, config, group)
+    model = each(make_model, settings, config, group, kernels)
     print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps)
     choose_matmuls(settings, model)
     course = Course()

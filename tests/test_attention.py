@@ -1,4 +1,4 @@
-"""Attention's engines: the reference against the definition, and every engine against the reference, at lengths where tiles begin and end."""
+"""Attention: what runs on the CPU against the definition, and every fast engine against that, at lengths where tiles begin and end."""
 
 import random
 from collections import deque
@@ -17,9 +17,10 @@ from gpt2_numba.gpu.backend import (
     to_device,
 )
 from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
-from gpt2_numba.layers import attention
-from gpt2_numba.layers.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
-from gpt2_numba.layers.attention.reference import TILE
+from gpt2_numba.layers import attention as textbook
+from gpt2_numba.layers.attention.on_cpu import TILE
+from gpt2_numba.layers.fast import attention
+from gpt2_numba.layers.fast.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
 
 needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
 needs_bfloat16 = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with bfloat16, and the simulator is turned off")
@@ -50,14 +51,22 @@ def inputs(B, T, NH, HS, dtype=np.float64, seed=1):
 # ----------------------------------------------------------------------------------------------------------- reference
 
 
+REFERENCES = {
+    "on the CPU": (textbook.attention_forward, textbook.attention_backward),
+    "to be read": (textbook.attention_forward_ref, textbook.attention_backward_ref),
+}
+
+
+@pytest.mark.parametrize("which", REFERENCES)
 @pytest.mark.parametrize("T", [1, 7, TILE, TILE + 1, 2 * TILE + 5])
-def test_reference_is_the_definition(T):
+def test_reference_is_the_definition(T, which):
     """With whole (T, T) matrices, and the softmax's gradient as a matrix, written down as in a textbook."""
+    forward, backward = REFERENCES[which]
     B, NH, HS = 2, 3, 4
     qkv, dout = inputs(B, T, NH, HS)
     out, lse, dqkv = np.full((B * T, NH * HS), np.nan), np.full((B, NH, T), np.nan), np.full(qkv.shape, np.nan)
-    attention_forward(out, lse, qkv, None)
-    attention_backward(dqkv, dout, out, lse, qkv, None)
+    forward(out, lse, qkv)
+    backward(dqkv, dout, out, lse, qkv)
     rows, gradients = qkv.reshape(B, T, 3, NH, HS), dqkv.reshape(B, T, 3, NH, HS)
     for b in range(B):
         for h in range(NH):
@@ -175,7 +184,7 @@ def test_scores_of_any_size():
     out, lse = to_device(np.zeros((T, HS), np.float32), BFLOAT16_BITS), to_device(np.zeros((B, NH, T), np.float32))
     mma.attention_forward(out, lse, packed, None)
     expected_out, expected_lse = np.empty((T, HS)), np.empty((B, NH, T))
-    attention_forward(expected_out, expected_lse, copy_to_host(packed).astype(np.float64), None)
+    textbook.attention_forward(expected_out, expected_lse, copy_to_host(packed).astype(np.float64))
     assert expected_lse.max() > 200
     np.testing.assert_allclose(copy_to_host(lse), expected_lse, rtol=2e-6, atol=2e-6)
     np.testing.assert_allclose(copy_to_host(out), expected_out, atol=2e-2)
@@ -197,7 +206,8 @@ def test_engine_by_gpu(monkeypatch, hopper, expected):
     assert engine(BFLOAT16_BITS, 64) is expected
 
 
+@needs_kernels
 def test_channels_that_are_no_multiple_of_heads_are_refused():
-    out, lse, qkv = np.zeros((4, 10)), np.zeros((1, 3, 4)), np.zeros((4, 30))
+    out, lse, qkv = (to_device(np.zeros(shape, np.float32)) for shape in ((4, 10), (1, 3, 4), (4, 30)))
     with pytest.raises(ValueError, match=r"attention_forward: C must be a multiple of NH, got C=10 \(of out\) and NH=3 \(of lse\)"):
         attention_forward(out, lse, qkv, None)

@@ -26,11 +26,12 @@ from dev.bench.report import ceilings_table, kernels_table, summary, table, time
 from dev.bench.roofline import LABEL_GAP, _apart, plot_roofline, plot_step
 from dev.bench.step import gaps_between_steps, summarise
 from dev.bench.trainer import Trainer
-from gpt2_numba import model
+from gpt2_numba import fused_layer_order
 from gpt2_numba.config import GPT2Config, parse_descriptor
 from gpt2_numba.gpu.backend import FLOAT32, SIMULATING, copy_to_device, copy_to_host, gpu_available
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.layer_checks import LAYERS, Sizes
+from gpt2_numba.layers.fast import gelu
 
 TINY = GPT2Config(L=2, NH=2, C=16, max_T=8, V=37)
 CEILINGS = {"copy": 4e12, "matmul": 800e12}
@@ -160,7 +161,7 @@ def test_every_launch_of_the_model_is_counted_and_every_array_of_it(recompute):
 
 def test_the_formulas_name_arguments_that_there_are():
     for name, count in COUNTS.items():
-        function = getattr(model, name, gemm if name == "gemm" else None)
+        function = getattr(fused_layer_order, name, gemm if name == "gemm" else None)
         if function is not None:
             known = set(f"{count.read} {count.written} {count.changed} {count.scratch}".split())
             strangers = known - set(inspect.signature(function).parameters)
@@ -213,11 +214,11 @@ def test_the_start_of_a_training_is_cut_into_parts():
 
 
 def test_watching_leaves_nothing_behind():
-    before = dict(vars(model))
+    before = dict(vars(fused_layer_order))
     with pytest.raises(RuntimeError, match="on purpose"), watch_launches():
-        assert model.gelu_forward is not before["gelu_forward"]
+        assert fused_layer_order.gelu_forward is not before["gelu_forward"]
         raise RuntimeError("on purpose")
-    assert dict(vars(model)) == before
+    assert dict(vars(fused_layer_order)) == before
 
 
 def test_a_launch_can_be_called_again_with_the_same_arrays():
@@ -375,10 +376,8 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch):
     verdicts, wrong = check_layers(TINY, "fp32", lambda layer, config: sizes)
     assert verdicts["residual"] == "ok 0.00" and verdicts["gelu"].startswith("ok 0.") and not wrong  # residual: bits must agree
 
-    from gpt2_numba.layer_checks import gelu as gelu_checks
-
-    forward = gelu_checks.gelu_forward
-    monkeypatch.setattr(gelu_checks, "gelu_forward", lambda out, inp: forward(out, inp if isinstance(inp, np.ndarray) else out))
+    forward = gelu.gelu_forward
+    monkeypatch.setattr(gelu, "gelu_forward", lambda out, inp: forward(out, out))
     verdicts, wrong = check_layers(TINY, "fp32", lambda layer, config: sizes)
     assert verdicts["gelu"] == "WRONG" and verdicts["residual"] == "ok 0.00"
     assert any(row.layer == "gelu forward" and row.tensor == "out" for row in wrong)

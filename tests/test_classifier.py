@@ -1,10 +1,10 @@
-"""Which kernel trains on which rows of logits, and that each is right: bounds, NaN and guard cells as in layer_checks."""
+"""Which of the fast kernels trains on which rows of logits, and that each is right: bounds, NaN and guard cells as in layer_checks."""
 
 import pytest
 
 from gpt2_numba.gpu.backend import SIMULATING
 from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
-from gpt2_numba.layers import classifier
+from gpt2_numba.layers.fast import classifier
 
 pytestmark = pytest.mark.skipif(not SIMULATING, reason="these sizes are for a block of 32 threads and 2 KB of shared memory")
 

@@ -411,7 +411,7 @@ def check_gemm(dtype, M, N, K, transpose_a, transpose_b, accumulate, alpha, bias
 @pytest.mark.parametrize("batch, padding", [(None, 0), (None, 5), (3, 0), (2, 3)])
 @pytest.mark.parametrize("transpose_a, transpose_b", list(itertools.product([False, True], repeat=2)))
 def test_gemm_with_everything(precision, transpose_a, transpose_b, batch, padding, exact_float32):
-    """Sizes that are no multiples of the tile in any direction, with a leftover of 1, 2 and 3."""
+    """Sizes that are no multiples of eight in any direction, with a leftover of 1, 2 and 3."""
     M, N, K = (9, 10, 11) if batch is None else (9, 5, 10)
     for accumulate, alpha, bias in ((False, 1.0, False), (False, 1.0, True), (True, 1.0, False), (True, 0.37, False)):
         check_gemm(STORAGE[precision], M, N, K, transpose_a, transpose_b, accumulate, alpha, bias, batch, padding)

@@ -1,4 +1,4 @@
-"""Arrows point down only: train -> model -> layers -> gpu. Whoever reads a layer need not know the model; the package needs no tests.
+"""Arrows point down only: train -> model -> layers -> gpu. A layer can be read without the model; the package needs no tests.
 
 Read from the source (all import statements, those inside of functions too), so that nothing has to be installed or run.
 """
@@ -22,7 +22,11 @@ ALLOWED = {
     "layers": {"gpu", "errors"},
     "initial_weights": SIZES,
     "parallel": {"layers", "gpu"} | SIZES,
-    "model": {"parallel", "layers", "gpu", "initial_weights"} | SIZES,
+    "kernel_sets": {"layers", "gpu", "errors"},
+    "layer_order": {"gpu"},
+    "fused_layer_order": {"layers", "gpu", "config"},
+    "memory_plan": {"parallel", "layers", "gpu"} | SIZES,
+    "model": {"kernel_sets", "layer_order", "fused_layer_order", "memory_plan", "parallel", "layers", "gpu", "initial_weights"} | SIZES,
     "data": SIZES,
     "training": {"data", "parallel"} | SIZES,
 }
@@ -62,8 +66,10 @@ def room_of(name):
 
 
 def layer_of(name):
-    """gpt2_numba.layers.attention.mma -> attention. A layer may be a file or a package of several, which import each other."""
-    return name.split(".")[2:3]
+    """gpt2_numba.layers.fast.attention.mma -> (attention, fast). A layer may be a file or a package of several, which import each other."""
+    _, _, *rest = [*name.split("."), "", ""]
+    is_fast = rest[0] == "fast"
+    return rest[is_fast], is_fast
 
 
 def faults(path, source=None):
@@ -79,8 +85,12 @@ def faults(path, source=None):
             continue
         elif other != room and other not in ALLOWED[room]:
             found.append(f"{name} imports {imported}: {room} may import {', '.join(sorted(ALLOWED[room])) or 'nothing'} only")
-        elif room == other == "layers" and layer_of(imported) != layer_of(name):
-            found.append(f"{name} imports {imported}: layers do not import each other")
+        elif room == other == "layers":
+            (layer, is_fast), (other_layer, other_is_fast) = layer_of(name), layer_of(imported)
+            if layer != other_layer:
+                found.append(f"{name} imports {imported}: layers do not import each other")
+            elif other_is_fast and not is_fast:
+                found.append(f"{name} imports {imported}: a layer's own file does without its fast kernels")
     return found
 
 
@@ -100,9 +110,15 @@ def test_all_rooms_are_there():
         ("layers/gelu.py", "from gpt2_numba.layers.matmul import matmul_forward"),
         ("layers/gelu.py", "from .matmul import matmul_forward"),
         ("layers/gelu.py", "from . import matmul"),
-        ("layers/gelu.py", "from gpt2_numba.layers.attention import matmuls"),
-        ("layers/attention/mma.py", "from gpt2_numba.layers.gelu import gelu_forward"),
-        ("layers/attention/mma.py", "from .. import gelu"),
+        ("layers/gelu.py", "from gpt2_numba.layers.attention import on_cpu"),
+        ("layers/gelu.py", "from gpt2_numba.layers.fast.gelu import THREADS"),
+        ("layers/gelu.py", "from .fast import gelu"),
+        ("layers/gelu.py", "from gpt2_numba.layers.fast import residual"),
+        ("layers/attention/on_cpu.py", "from gpt2_numba.layers.gelu import gelu_forward"),
+        ("layers/fast/gelu.py", "from gpt2_numba.layers.residual import residual_forward"),
+        ("layers/fast/gelu.py", "from . import residual"),
+        ("layers/fast/attention/mma.py", "from gpt2_numba.layers.fast.gelu import gelu_forward"),
+        ("layers/fast/attention/mma.py", "from .. import gelu"),
         ("layers/gelu.py", "import gpt2_numba.model"),
         ("layers/gelu.py", "def f():\n    from gpt2_numba import config"),
         ("layers/gelu.py", "from gpt2_numba.data import loader"),
@@ -128,7 +144,10 @@ def test_the_rule_sees_what_is_wrong(file, source):
     "file, source",
     [
         ("layers/gelu.py", "import numpy\nfrom gpt2_numba.gpu.gemm import gemm\nfrom gpt2_numba.errors import UserError"),
-        ("layers/attention/mma.py", "from gpt2_numba.layers.attention.delta import compute_delta\nfrom . import delta"),
+        ("layers/attention/__init__.py", "from gpt2_numba.layers.attention.on_cpu import attention_forward_on_cpu"),
+        ("layers/fast/layernorm.py", "from gpt2_numba.layers.layernorm import EPS\nfrom ..layernorm import EPS"),
+        ("layers/fast/attention/mma.py", "from gpt2_numba.layers.fast.attention.delta import compute_delta\nfrom . import delta"),
+        ("layers/fast/attention/mma.py", "from gpt2_numba.layers.attention import HINT"),
         ("gpu/gemm.py", "from gpt2_numba.gpu.backend import SIMULATING\nfrom .backend import SIMULATING"),
         ("model.py", "from gpt2_numba.layers.gelu import gelu_forward"),
         ("data/loader.py", "from gpt2_numba.data.token_shards import read_shard\nfrom ..errors import UserError"),

@@ -1,7 +1,7 @@
 """Kernels kept on disk: found again when nothing has changed, and not found when anything has.
 
 Numba compiles for a GPU only where its simulator is off, so this file runs itself again as a program, in processes of their own, on a
-little package that has the real gpu/ and one layer of two kernels:  python tests/test_kernel_cache.py RESULT  compiles them, or
+little package that has the real gpu/ and one layer, plain and fast:  python tests/test_kernel_cache.py RESULT  compiles them, or
 loads them, without a GPU, and writes what happened.
 """
 
@@ -94,6 +94,20 @@ KERNELS = {
 }
 '''
 
+FAST_LAYER = """
+from numba import cuda
+
+from gpt2_numba.layers.scale import FACTOR
+
+
+@cuda.jit(cache=True)
+def scale_kernel(out, inp):
+    out[0] = inp[0] * FACTOR
+
+
+KERNELS = {"fast scale": scale_kernel}
+"""
+
 
 def pretend_there_is_a_gpu():
     """What the compiler asks a GPU for; nothing is run."""
@@ -113,16 +127,17 @@ def compile_and_tell(result, names, meanwhile):
     from numba import types
 
     pretend_there_is_a_gpu()
-    from gpt2_numba.layers.scale import KERNELS
-
     from gpt2_numba.gpu import kernel_cache
+    from gpt2_numba.layers import scale
+    from gpt2_numba.layers.fast import scale as fast_scale
 
+    kernels = scale.KERNELS | fast_scale.KERNELS
     exec(meanwhile)
     told = {}
     for name in names:
         for kind in (types.float32, types.uint16) if name == "scale" else (types.float32,):
             signature = (types.Array(kind, 1, "C"), types.Array(kind, 1, "C"))
-            kernel = KERNELS[name].compile(signature)
+            kernel = kernels[name].compile(signature)
             cubin = kernel._codelibrary.get_cubin()
             cubin = cubin.code if hasattr(cubin, "code") else cubin
             assert kernel.argument_types == signature and kernel.entry_name
@@ -143,11 +158,13 @@ def package(tmp_path, compiler):
     sources = tmp_path / "source" / "gpt2_numba"
     shutil.copytree(ROOT / "gpt2_numba" / "gpu", sources / "gpu", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "gpt2_numba" / "errors.py", sources)
-    (sources / "layers").mkdir()
-    for directory in (sources, sources / "layers"):  # without it Python would prefer the installed package, which has one
+    (sources / "layers" / "fast").mkdir(parents=True)
+    for directory in (sources, sources / "layers", sources / "layers" / "fast"):  # without it Python would prefer the installed package
         (directory / "__init__.py").touch()
     (sources / "layers" / "scale.py").write_text(LAYER)
-    (sources / "layers" / "other.py").write_text("")
+    (sources / "layers" / "fast" / "scale.py").write_text(FAST_LAYER)
+    for directory in (sources / "layers", sources / "layers" / "fast"):
+        (directory / "other.py").write_text("")
     return SimpleNamespace(sources=sources, cache=tmp_path / "cache", directory=tmp_path)
 
 
@@ -240,6 +257,22 @@ def test_a_layer_of_several_files_depends_on_all_of_them(package):
     assert loaded(run(package, "sum")[0]) == set()
 
 
+def test_a_fast_kernel_depends_on_its_layers_plain_file(package):
+    """A constant that it imports from there must not be a stale one. The other way round there is nothing to depend on."""
+    before, _ = run(package, "fast scale", "sum")
+    assert sorted(path.name.partition("-")[0] for path in stored(package)) == ["fast.scale.scale_kernel", "scale.sum_kernel"]
+    edit(package.sources / "layers" / "fast" / "other.py", "", "CHANGED = True\n")
+    assert loaded(run(package, "fast scale", "sum")[0]) == set(before)
+
+    edit(package.sources / "layers" / "fast" / "scale.py", "inp[0] * FACTOR", "inp[0] * FACTOR * FACTOR")
+    changed, _ = run(package, "fast scale", "sum")
+    assert loaded(changed) == {"sum float32"} and changed["fast scale float32"][1] != before["fast scale float32"][1]
+
+    edit(package.sources / "layers" / "scale.py", "FACTOR = np.float32(2.0)", "FACTOR = np.float32(3.0)")
+    again, _ = run(package, "fast scale", "sum")
+    assert loaded(again) == set() and again["fast scale float32"][1] != changed["fast scale float32"][1]
+
+
 def test_another_compiler_or_gpu_has_its_own(package):
     compiler = "kernel_cache.versions = lambda: 'another compiler'"
     gpu = "from numba.cuda import dispatcher; dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(8, 0))"
@@ -292,7 +325,7 @@ def test_without_a_home_kernels_are_compiled(package):
 
 
 def test_several_processes_at_once(package):
-    """They compile the same kernels for different types in different orders; whoever comes later finds every one, and it is right."""
+    """They compile the same kernels for different types in different orders; a later one finds all of them, and they are right."""
     names = ("sum", "made 1 1", "made 2 1", "scale")
     started = [start(package, *names[i:], *names[:i]) for i in range(4)]
     code = {}
@@ -336,6 +369,7 @@ def test_every_kernel_of_the_package_can_be_kept(package):
     shutil.rmtree(package.sources)
     shutil.copytree(ROOT / "gpt2_numba", package.sources, ignore=shutil.ignore_patterns("__pycache__"))
     (package.sources / "layers" / "scale.py").write_text(LAYER)
+    (package.sources / "layers" / "fast" / "scale.py").write_text(FAST_LAYER)
     meanwhile = (
         "sys.path.insert(0, str(Path(__file__).parent)); from test_ptx import all_kernels\n"
         "kernels = all_kernels()\n"

@@ -1,4 +1,4 @@
-"""Every layer's kernels against its NumPy reference, fp32 and bf16: in the simulator at small sizes, on a GPU at production sizes, too."""
+"""Both sets of kernels against the NumPy references: in the simulator at small sizes, on a GPU at production sizes, too."""
 
 import random
 import re
@@ -7,14 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from numba import cuda
+from numba import cuda, float32
 
 from gpt2_numba.gpu import gemm, simulator
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, copy_to_device, copy_to_host, gpu_available, to_device
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, compute_stream, copy_to_device, gpu_available, to_device
+from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.layer_checks import (
     AWKWARD,
     GUARD,
     LAYERS,
+    ODD,
     WIDEST,
     Call,
     GuardedArray,
@@ -23,58 +25,46 @@ from gpt2_numba.layer_checks import (
     check_call,
     check_kernel,
     format_table,
+    functions_of,
     kernel_calls,
     production_sizes,
     run_on_device,
     small_sizes,
 )
-from gpt2_numba.layers.attention import matmuls
-from gpt2_numba.layers.layernorm import layernorm_forward
+from gpt2_numba.layers import layernorm, matmul
+from gpt2_numba.layers.fast.layernorm import layernorm_forward
 
 pytestmark = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
 on_a_gpu = pytest.mark.skipif(SIMULATING, reason="production sizes need a GPU; the simulator would take days")
 
-PRECISIONS = ("fp32", "bf16")
+SETS = (("plain", "fp32"), ("fast", "fp32"), ("fast", "bf16"))
 
 
-def check(layer, precision, sizes):
-    rows = check_kernel(layer, precision, sizes)
+def check(layer, kernels, precision, sizes):
+    rows = check_kernel(layer, precision, sizes, kernels)
     print("\n" + format_table(rows))
     assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
 
-@pytest.mark.parametrize("layer, precision, sizes", [
-    pytest.param(layer, precision, sizes, id=f"{layer}-{precision}-{sizes}")
-    for layer in LAYERS for precision in PRECISIONS for sizes in small_sizes(layer, precision)
+@pytest.mark.parametrize("layer, kernels, precision, sizes", [
+    pytest.param(layer, kernels, precision, sizes, id=f"{layer}-{kernels}-{precision}-{sizes}")
+    for layer in LAYERS for kernels, precision in SETS for sizes in small_sizes(layer, precision, kernels)
 ])  # fmt: skip
-def test_kernels_at_small_sizes(layer, precision, sizes):
-    check(layer, precision, sizes)
+def test_kernels_at_small_sizes(layer, kernels, precision, sizes):
+    check(layer, kernels, precision, sizes)
 
 
 @on_a_gpu
-@pytest.mark.parametrize("layer, precision, sizes", [
-    pytest.param(layer, precision, sizes, id=f"{layer}-{precision}-{sizes}")
-    for layer in LAYERS for precision in PRECISIONS for sizes in production_sizes(layer)
+@pytest.mark.parametrize("layer, kernels, precision, sizes", [
+    pytest.param(layer, kernels, precision, sizes, id=f"{layer}-{kernels}-{precision}-{sizes}")
+    for layer in LAYERS for kernels, precision in SETS for sizes in production_sizes(layer)
 ])  # fmt: skip
-def test_kernels_at_production_sizes(layer, precision, sizes):
-    check(layer, precision, sizes)
+def test_kernels_at_production_sizes(layer, kernels, precision, sizes):
+    check(layer, kernels, precision, sizes)
 
 
-def numpy_gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None):
-    """What gpu.gemm.gemm does, for three axes, in a moment."""
-    left = copy_to_host(a)[:, : K if transpose_a else M, : M if transpose_a else K]
-    right = copy_to_host(b)[:, : N if transpose_b else K, : K if transpose_b else N]
-    product = (left.swapaxes(1, 2) if transpose_a else left) @ (right.swapaxes(1, 2) if transpose_b else right)
-    result = copy_to_host(out)
-    result[:, :M, :N] = alpha * product
-    copy_to_device(out, result)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_attention_over_more_keys_than_a_warp_takes_at_a_time(precision, monkeypatch):
-    if SIMULATING:  # the softmax is under test here; its matrix products would take minutes
-        monkeypatch.setattr(matmuls, "gemm", numpy_gemm)
-    check("attention", precision, Sizes(B=1, T=283, C=8, NH=1, V=37, Vp=64, OC=8))  # a warp takes 256
+def test_attention_over_more_keys_than_a_warp_takes_at_a_time():
+    check("attention", "fast", "bf16", Sizes(B=1, T=283, C=8, NH=1, V=37, Vp=64, OC=8))  # a warp takes 256; in fp32 LONG has 261
 
 
 class Shuffled(deque):
@@ -89,13 +79,107 @@ class Shuffled(deque):
 
 @pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
 @pytest.mark.parametrize("layer", ["encoder", "layernorm", "gelu", "matmul", "classifier", "mean loss", "global norm"])
-def test_threads_may_run_in_any_order(layer, monkeypatch):
+@pytest.mark.parametrize("kernels", ["plain", "fast"])
+def test_threads_may_run_in_any_order(layer, kernels, monkeypatch):
     """Between two barriers. A barrier that is missing goes unnoticed as long as thread 0 is always the first."""
     monkeypatch.setattr(simulator, "deque", Shuffled)
-    check(layer, "fp32", WIDEST if layer == "layernorm" else AWKWARD)  # a row of layernorm is one warp's in AWKWARD: no barrier to miss
+    fast_sizes = WIDEST if layer == "layernorm" else AWKWARD  # in AWKWARD a row of layernorm is one warp's: no barrier to miss
+    check(layer, kernels, "fp32", ODD if kernels == "plain" else fast_sizes)
+
+
+# ------------------------------------------------------------------------------------------- functions in place of plain ones
+
+
+@cuda.jit
+def one_thread_per_row_kernel(out, mean, rstd, inp, weight, bias):
+    """Sums as naive as can be: from left to right."""
+    row = cuda.grid(1)
+    N, C = inp.shape
+    if row >= N:
+        return
+    total, squares = float32(0), float32(0)
+    for c in range(C):
+        total += inp[row, c]
+    m = total / float32(C)
+    for c in range(C):
+        squares += (inp[row, c] - m) * (inp[row, c] - m)
+    s = float32(1) / sqrt(squares / float32(C) + layernorm.EPS)
+    for c in range(C):
+        out[row, c] = (inp[row, c] - m) * s * weight[c] + bias[c]
+    mean[row], rstd[row] = m, s
+
+
+def one_thread_per_row(out, mean, rstd, inp, weight, bias):
+    one_thread_per_row_kernel[-(-len(inp) // 32), 32, compute_stream()](out, mean, rstd, inp, weight, bias)
+
+
+def test_of_a_namespace_what_it_has_is_checked():
+    rows = check_kernel("layernorm", "fp32", ODD, SimpleNamespace(layernorm_forward=one_thread_per_row))
+    assert {row.layer for row in rows} == {"layernorm forward"} and all(row.ok for row in rows)
+    backward = [row for row in check_kernel("layernorm", "fp32", ODD, layernorm) if row.layer == "layernorm backward"]
+    assert [row.tensor for row in backward] == ["dinp", "dweight", "dbias"] and all(row.ok for row in backward)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("sizes", production_sizes("layernorm"), ids=str)
+def test_bounds_allow_for_a_sum_from_left_to_right(sizes):
+    rows = check_kernel("layernorm", "fp32", sizes, SimpleNamespace(layernorm_forward=one_thread_per_row))
+    assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
+
+
+@pytest.mark.parametrize("layer", ["matmul", "matmul without bias"])
+def test_products_by_the_library(layer):
+    by_library = SimpleNamespace(
+        matmul_forward=matmul.matmul_forward_by_library, matmul_backward=matmul.matmul_backward_by_library
+    )  # fmt: skip
+    rows = check_kernel(layer, "fp32", ODD, by_library)
+    assert {row.layer for row in rows} == {f"{layer} forward", f"{layer} backward"} and all(row.ok for row in rows)
+
+
+def test_functions_that_are_wrong_are_found():
+    """A gradient that overwrites instead of accumulating; one that forgets that dinp may be dout; one that ignores dloss."""
+    from gpt2_numba.layers import classifier, residual
+
+    def overwrites(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
+        copy_to_device(dbias, np.zeros(dbias.shape, np.float32))
+        layernorm.layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd)
+
+    def clears_first(dinp, dbranch, dout):
+        copy_to_device(dinp, np.zeros(dinp.shape, np.float32))
+        residual.residual_forward(dinp, dinp, dout)
+        residual.residual_forward(dbranch, dinp, dinp)
+        residual.residual_backward(dinp, dbranch, dout)
+
+    def ignores_dloss(losses, logits, targets, dloss, V):
+        classifier.classifier_forward_backward(losses, logits, targets, 1.0, V)
+
+    def wrong(layer, **functions):
+        return {(row.layer, row.tensor) for row in check_kernel(layer, "fp32", ODD, SimpleNamespace(**functions)) if not row.ok}
+
+    assert wrong("layernorm", layernorm_backward=overwrites) == {("layernorm backward", "dbias")}
+    in_place = "residual backward in place"
+    assert wrong("residual", residual_backward=clears_first) == {(in_place, "dinp"), (in_place, "dbranch")}
+    assert wrong("classifier", classifier_forward_backward=ignores_dloss) == {("classifier forward_backward, dloss 0.37", "logits")}
+
+
+def test_functions_of_a_layer():
+    assert functions_of("layernorm") == ("layernorm_forward", "layernorm_backward")
+    assert functions_of("classifier") == ("classifier_forward", "classifier_forward_backward")
+    assert functions_of("mean loss") == ("accumulate_mean",)
+    assert functions_of("global norm") == ("sum_of_squares", "norm_and_scale")
+    assert len({name for layer in LAYERS for name in functions_of(layer)}) == 18
+
+
+def test_what_cannot_be_checked_is_refused():
+    with pytest.raises(ValueError, match="the plain kernels are float32 only, got precision 'bf16'"):
+        check_kernel("gelu", "bf16", ODD, "plain")
+    with pytest.raises(ValueError, match="none of gelu_forward, gelu_backward is among the functions to be checked"):
+        check_kernel("gelu", "fp32", ODD, layernorm)
 
 
 # --------------------------------------------------------------------------------- what the launchers refuse, and how they say it
+
+both_sets = pytest.mark.parametrize("kernels", ["plain", "fast"])
 
 
 def device_arrays(call, storage):
@@ -114,34 +198,60 @@ def other_arrays(call, storage, make):
 SMALL = Sizes(B=2, T=5, C=40, NH=5, V=37, Vp=64, OC=24)
 
 
+OF_ANY_LENGTH = {  # any number of losses and, where they do not come in eights, of gradients and of padded logits
+    ("accumulate_mean", "values"), ("sum_of_squares", "grads"), ("classifier_forward", "logits"), ("classifier_forward_backward", "logits"),
+}  # fmt: skip
+
+
+@both_sets
 @pytest.mark.parametrize("layer", LAYERS)
-def test_wrong_shapes_are_refused(layer):
+def test_wrong_shapes_are_refused(layer, kernels):
     def one_more(tensor, dtype):
         return to_device(np.zeros((*tensor.shape[:-1], tensor.shape[-1] + 1), dtype))
 
-    for call in kernel_calls(layer, SMALL, FLOAT32):
+    for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
         for name, arrays in other_arrays(call, FLOAT32, one_more):
-            if name == "values":  # says itself how many losses there are
+            if (call.function, name) in OF_ANY_LENGTH and (name == "values" or kernels == "plain"):
                 continue
             with pytest.raises(ValueError, match=r"^\w+: .*(must be|must divide|longer than)"):
                 call.launch(arrays)
 
 
+@both_sets
 @pytest.mark.parametrize("layer", LAYERS)
-def test_arrays_on_both_sides_are_refused(layer):
-    for call in kernel_calls(layer, SMALL, FLOAT32):
+def test_arrays_on_both_sides_are_refused(layer, kernels):
+    for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
         for name, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: np.zeros(tensor.shape, dtype)):
             with pytest.raises(TypeError, match=rf"{name} (is )?on the host") as raised:
                 call.launch(arrays)
             assert "All arrays must be on one side: gpu.backend.to_device moves one to the GPU" in str(raised.value)
 
 
+@both_sets
 @pytest.mark.parametrize("layer", LAYERS)
-def test_wrong_types_are_refused(layer):
-    for call in kernel_calls(layer, SMALL, FLOAT32):
+def test_wrong_types_are_refused(layer, kernels):
+    for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
         for _, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: cuda.device_array(tensor.shape, np.float64)):
             with pytest.raises(TypeError, match=r"must have type .+, got \w+"):
                 call.launch(arrays)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_arrays_of_the_host_are_refused_by_the_fast_kernels(layer):
+    for call in kernel_calls(layer, SMALL, FLOAT32):
+        arrays = SimpleNamespace(**{name: np.zeros(tensor.shape, tensor.dtype(FLOAT32)) for name, tensor in call.tensors.items()})
+        with pytest.raises(TypeError) as raised:
+            call.launch(arrays)
+        expected = r"\w+: the fast kernels take device arrays, got NumPy's: layers/\w+(\.py)? serves both"
+        assert re.fullmatch(expected, str(raised.value))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_bfloat16_is_refused_by_the_plain_kernels(layer):
+    for call in kernel_calls(layer, SMALL, FLOAT32, "plain"):
+        if call.function not in ("accumulate_mean", "norm_and_scale"):  # float32 whatever the model's type
+            with pytest.raises(TypeError, match=r"the plain kernels take float32, got uint16|must have type \w+, got uint16"):
+                call.launch(device_arrays(call, BFLOAT16_BITS))
 
 
 @pytest.mark.parametrize("layer", ["encoder", "layernorm", "matmul"])
@@ -175,11 +285,12 @@ def test_widths_that_are_no_multiple_of_eight_are_refused(layer):
                 call.launch(device_arrays(call, BFLOAT16_BITS))
 
 
-def test_the_message_says_rule_value_and_likely_mistake():
+@pytest.mark.parametrize("function", [layernorm.layernorm_forward, layernorm_forward], ids=["plain", "fast"])
+def test_the_message_says_rule_value_and_likely_mistake(function):
     out, inp, weight, bias = (to_device(np.zeros(shape, np.float32)) for shape in ((10, 40), (10, 40), (160,), (40,)))
     mean = rstd = to_device(np.zeros(10, np.float32))
     with pytest.raises(ValueError) as raised:
-        layernorm_forward(out, mean, rstd, inp, weight, bias)
+        function(out, mean, rstd, inp, weight, bias)
     expected = "layernorm_forward: weight must be (C,) = (40,), got (160,). Did you pass the parameters of another layer?"
     assert str(raised.value) == expected
 
@@ -205,7 +316,7 @@ def test_an_input_that_changes_is_reported():
 
 def test_bits_that_do_not_repeat_are_reported():
     values = iter((1.0, 1.0 + 2**-23))
-    call = Call("unsteady", {"out": Tensor((2, 3))}, lambda a: copy_to_device(a.out, np.full((2, 3), next(values), np.float32)))
+    call = Call("unsteady", "unsteady", {"out": Tensor((2, 3))}, lambda a: copy_to_device(a.out, np.full((2, 3), next(values), np.float32)))
     _, rows = run_on_device(call, FLOAT32)
     (row,) = rows
     assert not row.ok
@@ -219,7 +330,7 @@ def test_an_output_that_is_left_as_it_was_fails():
         if isinstance(a.out, np.ndarray):
             a.out[:] = 1
 
-    rows = check_call(Call("lazy", {"out": Tensor((2, 3))}, launch), FLOAT32)
+    rows = check_call(Call("lazy", "lazy", {"out": Tensor((2, 3))}, launch), FLOAT32)
     assert [row.ok for row in rows] == [False] and np.isnan(rows[0].got)
 
 

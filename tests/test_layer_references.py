@@ -1,4 +1,4 @@
-"""The NumPy references are the oracle for the kernels, so they are checked themselves: backward against differences of forward."""
+"""The NumPy references are the oracle for both sets of kernels, so they are checked themselves: backward against differences of forward."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_bits, bfloat16_values
 from gpt2_numba.layer_checks import LAYERS, Row, central_differences, check_reference, compare, format_table, half_ulp
 from gpt2_numba.layers import layernorm
-from gpt2_numba.layers.encoder import PLACES_OF_A_PIECE, most_pieces, places_by_token
+from gpt2_numba.layers.fast.encoder import PLACES_OF_A_PIECE, most_pieces, places_by_token
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -18,10 +18,14 @@ def test_reference(layer):
     assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
 
-def test_every_layer_has_a_check():
+def test_every_layer_has_a_check_and_both_sets_of_kernels():
+    def layers_in(room):
+        found = (*room.glob("[a-z]*.py"), *(file.parent for file in room.glob("*/__init__.py")))
+        return {path.stem.replace("_", " ") for path in found} - {"fast"}
+
     room = Path(layernorm.__file__).parent
-    layers = {path.stem.replace("_", " ") for path in (*room.glob("[a-z]*.py"), *(file.parent for file in room.glob("*/__init__.py")))}
-    assert {"layernorm", "attention"} <= layers <= set(LAYERS)
+    assert {"layernorm", "attention"} <= layers_in(room) <= set(LAYERS)
+    assert layers_in(room) == layers_in(room / "fast")
 
 
 def test_central_differences_of_a_function_whose_gradient_is_known():

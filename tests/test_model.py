@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2_numba import initial_weights as initial_weights_module
+from gpt2_numba import memory_plan
 from gpt2_numba import model as model_module
 from gpt2_numba.config import MATRICES, GPT2Config, parse_descriptor
 from gpt2_numba.errors import UserError
@@ -342,7 +343,8 @@ def test_too_little_memory_for_anything():
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_every_gradient_against_central_differences_in_float64(monkeypatch, recompute):
     """The model on the host with all arrays in float64, which the references allow: then differences are sharp."""
-    monkeypatch.setattr(model_module, "FLOAT32", np.dtype(np.float64))
+    for module in (memory_plan, model_module):
+        monkeypatch.setattr(module, "FLOAT32", np.dtype(np.float64))
     model = make_model(recompute=recompute)
     assert model.grads.wte.dtype == np.float64
     inputs, targets = batch()
@@ -567,7 +569,7 @@ def test_a_gpu_is_asked_for_and_there_is_none(monkeypatch):
 def test_too_little_gpu_memory_is_said_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: True)
     monkeypatch.setattr(model_module, "free_gpu_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(model_module.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
+    monkeypatch.setattr(memory_plan.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(UserError, match="too little GPU memory"):
         GPT2(SMALL, 1, 4, device="gpu")
 

@@ -1,10 +1,13 @@
-"""What the compiler makes of every kernel, seen without a GPU: no float64, everything in registers, memory moved 16 bytes at a time.
+"""What the compiler makes of every kernel, seen without a GPU: no float64, everything in registers; of the fast ones, memory moved 16 bytes
+at a time.
 
 Numba compiles for a GPU only where its simulator is off, so this file runs itself a second time, as a program in processes of their
-own, one for each core: `python tests/test_ptx.py DIRECTORY 0 1` writes one .ptx file for each kernel and model type, for compute
-capability 9.0; `0 2` and `1 2` write half of them each.
+own, one for each core: `python tests/test_ptx.py DIRECTORY 0 1` writes one .ptx file for each kernel and each of its builds: a fast kernel has
+one for each model type, for compute capability 9.0; a plain one, of layers/NAME.py, one for each of the compute capabilities 7.5 and 9.0.
+`0 2` and `1 2` write half of them each.
 
-Every kernel must be named in KERNELS with the types of its arguments; one that is missing there fails the test.
+Every kernel must be named in FAST_KERNELS or PLAIN_KERNELS with the types of its arguments; one that is missing there fails the test. Names
+are those of gpu/kernel_cache.py.
 """
 
 import importlib
@@ -24,89 +27,112 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTE_CAPABILITY = (9, 0, "a")  # a: with the instructions that Hopper alone has
 CORES = os.cpu_count() or 1
-MODEL_TYPES = ("float32", "uint16")  # uint16: bfloat16 bits
+# Name of a build -> the model's type, compute capability. uint16: bfloat16 bits.
+FAST_BUILDS = {"float32": ("float32", COMPUTE_CAPABILITY), "uint16": ("uint16", COMPUTE_CAPABILITY)}
+PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 
 # Arguments: a letter for arrays, with the number of axes: m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32; scalars by name.
-# After the bar: what must be 16 bytes wide. Kernels without that are bound by arithmetic (tiled_gemm, which only stands in for
-# cuBLASLt) or read a few numbers only.
-KERNELS = {
+# After the bar: what must be 16 bytes wide. Kernels without that read a few numbers only.
+FAST_KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
-    "tiled_gemm.tiled_gemm_kernel": "m3 m3 m3 int int int bool bool float bool m1 bool |",
-    "adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
-    "delta.delta_kernel": "f3 m2 m2 | load",
-    "matmuls.split_heads_kernel": "f5 m2 | load store",
-    "matmuls.join_heads_kernel": "m2 f5 | load store",
-    "matmuls.causal_softmax_forward_kernel": "f4 f3 | load store",
-    "matmuls.causal_softmax_backward_kernel": "f4 f4 f3 f3 | load store",
-    "mma.attention_forward_kernel": "b2 f3 b2 | store",
-    "mma.attention_backward_queries_kernel": "b2 b2 f3 f3 b2 | store",
-    "mma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 | store",
-    "tf32.attention_forward_kernel": "f2 f3 f2 | store",
-    "tf32.attention_backward_queries_kernel": "f2 f2 f3 f3 f2 | store",
-    "tf32.attention_backward_keys_kernel": "f2 f2 f3 f3 f2 | store",
-    "wgmma.attention_forward_kernel": "b2 f3 b2 int | store",
-    "wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
-    "wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
-    "classifier.classifier_forward_kernel": "f1 m2 n1 int | load",
-    "classifier.classifier_forward_backward_kernel": "f1 m2 n1 float | store",
-    "classifier.classifier_forward_backward_shared_kernel": "f1 m2 n1 float int | store",
-    "classifier.classifier_forward_backward_long_kernel": "f1 m2 n1 float int | load store",
-    "classifier.accumulate_mean_kernel": "f1 f1 | load",
-    "encoder.encoder_forward_kernel": "m2 n2 m2 m2 | load store",
-    "encoder.encoder_backward_wpe_kernel": "m2 m2 int | load store",
-    "encoder.encoder_backward_wte_kernel": "m2 f1 m2 n1 n2 | load store",
-    "encoder.encoder_backward_pieces_kernel": "m2 f1 n2 | load store",
-    "gelu.gelu_forward_kernel": "m2 m2 | load store",
-    "gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
-    "gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
-    "global_norm.sum_of_squares_kernel": "f1 m1 l2 | load",
-    "global_norm.norm_and_scale_kernel": "f1 f1 float |",
-    "layernorm.layernorm_forward_kernel": "m2 f1 f1 m2 m1 m1 | load store",
-    "layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 m2 m2 m1 m1 | load store",
-    "layernorm.layernorm_backward_kernel": "m2 f1 m2 m2 m1 f1 f1 | load store",
-    "matmul.bias_backward_kernel": "f1 m2 int | load store",
-    "residual.residual_forward_kernel": "m2 m2 m2 | load store",
-    "residual.residual_backward_kernel": "m2 m2 m2 | load store",
+    "fast.adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
+    "fast.delta.delta_kernel": "f3 m2 m2 | load",
+    "fast.matmuls.split_heads_kernel": "f5 m2 | load store",
+    "fast.matmuls.join_heads_kernel": "m2 f5 | load store",
+    "fast.matmuls.causal_softmax_forward_kernel": "f4 f3 | load store",
+    "fast.matmuls.causal_softmax_backward_kernel": "f4 f4 f3 f3 | load store",
+    "fast.mma.attention_forward_kernel": "b2 f3 b2 | store",
+    "fast.mma.attention_backward_queries_kernel": "b2 b2 f3 f3 b2 | store",
+    "fast.mma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 | store",
+    "fast.tf32.attention_forward_kernel": "f2 f3 f2 | store",
+    "fast.tf32.attention_backward_queries_kernel": "f2 f2 f3 f3 f2 | store",
+    "fast.tf32.attention_backward_keys_kernel": "f2 f2 f3 f3 f2 | store",
+    "fast.wgmma.attention_forward_kernel": "b2 f3 b2 int | store",
+    "fast.wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
+    "fast.wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
+    "fast.classifier.classifier_forward_kernel": "f1 m2 n1 int | load",
+    "fast.classifier.classifier_forward_backward_kernel": "f1 m2 n1 float | store",
+    "fast.classifier.classifier_forward_backward_shared_kernel": "f1 m2 n1 float int | store",
+    "fast.classifier.classifier_forward_backward_long_kernel": "f1 m2 n1 float int | load store",
+    "fast.classifier.accumulate_mean_kernel": "f1 f1 | load",
+    "fast.encoder.encoder_forward_kernel": "m2 n2 m2 m2 | load store",
+    "fast.encoder.encoder_backward_wpe_kernel": "m2 m2 int | load store",
+    "fast.encoder.encoder_backward_wte_kernel": "m2 f1 m2 n1 n2 | load store",
+    "fast.encoder.encoder_backward_pieces_kernel": "m2 f1 n2 | load store",
+    "fast.gelu.gelu_forward_kernel": "m2 m2 | load store",
+    "fast.gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
+    "fast.gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
+    "fast.global_norm.sum_of_squares_kernel": "f1 m1 l2 | load",
+    "fast.global_norm.norm_and_scale_kernel": "f1 f1 float |",
+    "fast.layernorm.layernorm_forward_kernel": "m2 f1 f1 m2 m1 m1 | load store",
+    "fast.layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 m2 m2 m1 m1 | load store",
+    "fast.layernorm.layernorm_backward_kernel": "m2 f1 m2 m2 m1 f1 f1 | load store",
+    "fast.matmul.bias_backward_kernel": "f1 m2 int | load store",
+    "fast.residual.residual_forward_kernel": "m2 m2 m2 | load store",
+}
+
+PLAIN_KERNELS = {
+    "adamw.adamw_kernel": "f1 f1 f1 f1 f1 float float float float float float float",
+    "attention.attention_forward_kernel": "f4 f3 f5 float",
+    "attention.attention_backward_queries_kernel": "f5 f4 f4 f3 f5 float",
+    "attention.attention_backward_keys_kernel": "f5 f4 f4 f3 f5 float",
+    "classifier.classifier_forward_kernel": "f1 f2 n1 int",
+    "classifier.classifier_forward_backward_kernel": "f1 f2 n1 float int",
+    "classifier.accumulate_mean_kernel": "f1 f1",
+    "encoder.encoder_forward_kernel": "f3 n2 f2 f2",
+    "encoder.encoder_backward_wpe_kernel": "f2 f3",
+    "encoder.encoder_backward_wte_kernel": "f2 f3 n2",
+    "gelu.gelu_forward_kernel": "f2 f2",
+    "gelu.gelu_backward_kernel": "f2 f2 f2",
+    "global_norm.sum_of_squares_kernel": "f1 f1",
+    "global_norm.norm_and_scale_kernel": "f1 f1 float",
+    "layernorm.layernorm_forward_kernel": "f2 f1 f1 f2 f1 f1",
+    "layernorm.layernorm_backward_inp_kernel": "f2 f2 f2 f1 f1 f1",
+    "layernorm.layernorm_backward_params_kernel": "f1 f1 f2 f2 f1 f1",
+    "matmul.product_kernel": "f2 f2 f2 f1 int bool bool bool bool",
+    "matmul.bias_backward_kernel": "f1 f2",
+    "residual.residual_forward_kernel": "f2 f2 f2",
+    "residual.residual_backward_kernel": "f2 f2 f2",
 }
 
 # Kernels that a function of their module makes for some size: its name, and the arguments for which they are looked at here.
 MADE = {
-    "classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
-    "layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
-    "layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
-    "layernorm.layernorm_backward_kernel": (
+    "fast.classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
+    "fast.layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
+    "fast.layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
+    "fast.layernorm.layernorm_backward_kernel": (
         "make_backward_kernel",
         ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3)),
     ),
 }
 
 MADE |= {
-    f"{file}.attention_{name}_kernel": (f"make_{name}_kernel", ((64,), (80,), (96,), (128,)))
+    f"fast.{file}.attention_{name}_kernel": (f"make_{name}_kernel", ((64,), (80,), (96,), (128,)))
     for file in ("mma", "tf32")
     for name in ("forward", "backward_queries", "backward_keys")
 }
 
 # These move single numbers besides, few for each row or token. In all other kernels with something after the bar every access is wide.
 ALSO_NARROW = {
-    "adamw.adamw_kernel": "what changes from step to step; ranges that decay",
-    "classifier.accumulate_mean_kernel": "the mean; the last few losses",
-    "classifier.classifier_forward_kernel": "a row's target, its logit, its loss",
-    "classifier.classifier_forward_backward_kernel": "a row's target, its logit, its loss, its gradient",
-    "classifier.classifier_forward_backward_shared_kernel": "a row's target, its logit, its loss",
-    "classifier.classifier_forward_backward_long_kernel": "a row's target, its logit, its loss",
-    "encoder.encoder_forward_kernel": "tokens",
-    "encoder.encoder_backward_wte_kernel": "places and pieces",
-    "encoder.encoder_backward_pieces_kernel": "pieces",
-    "global_norm.sum_of_squares_kernel": "a block's partial sum",
-    "matmuls.causal_softmax_forward_kernel": "a row's lse",
-    "matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
-    "mma.attention_forward_kernel": "a row's lse",
-    "tf32.attention_forward_kernel": "a row's lse",
-    "wgmma.attention_forward_kernel": "a row's lse",
-    "wgmma.attention_backward_queries_kernel": "a row's lse and delta",
-    "layernorm.layernorm_forward_kernel": "a row's mean and rstd",
-    "layernorm.residual_layernorm_forward_kernel": "a row's mean and rstd",
-    "layernorm.layernorm_backward_kernel": "a row's mean and rstd",
+    "fast.adamw.adamw_kernel": "what changes from step to step; ranges that decay",
+    "fast.classifier.accumulate_mean_kernel": "the mean; the last few losses",
+    "fast.classifier.classifier_forward_kernel": "a row's target, its logit, its loss",
+    "fast.classifier.classifier_forward_backward_kernel": "a row's target, its logit, its loss, its gradient",
+    "fast.classifier.classifier_forward_backward_shared_kernel": "a row's target, its logit, its loss",
+    "fast.classifier.classifier_forward_backward_long_kernel": "a row's target, its logit, its loss",
+    "fast.encoder.encoder_forward_kernel": "tokens",
+    "fast.encoder.encoder_backward_wte_kernel": "places and pieces",
+    "fast.encoder.encoder_backward_pieces_kernel": "pieces",
+    "fast.global_norm.sum_of_squares_kernel": "a block's partial sum",
+    "fast.matmuls.causal_softmax_forward_kernel": "a row's lse",
+    "fast.matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
+    "fast.mma.attention_forward_kernel": "a row's lse",
+    "fast.tf32.attention_forward_kernel": "a row's lse",
+    "fast.wgmma.attention_forward_kernel": "a row's lse",
+    "fast.wgmma.attention_backward_queries_kernel": "a row's lse and delta",
+    "fast.layernorm.layernorm_forward_kernel": "a row's mean and rstd",
+    "fast.layernorm.residual_layernorm_forward_kernel": "a row's mean and rstd",
+    "fast.layernorm.layernorm_backward_kernel": "a row's mean and rstd",
     "reductions.accumulate_partials_kernel": "the results",
 }
 
@@ -123,9 +149,16 @@ def instance_name(kernel, arguments):
     return "-".join([kernel, *map(str, arguments)])
 
 
-INSTANCES = {  # name -> name in KERNELS
-    instance_name(kernel, arguments): kernel for kernel in KERNELS for arguments in MADE.get(kernel, (None, ((),)))[1]
+INSTANCES = {  # name -> name in FAST_KERNELS or PLAIN_KERNELS
+    instance_name(kernel, arguments): kernel
+    for kernel in (*FAST_KERNELS, *PLAIN_KERNELS)
+    for arguments in MADE.get(kernel, (None, ((),)))[1]
 }
+
+
+def builds_of(instance):
+    """Name of a build -> the model's type, compute capability."""
+    return FAST_BUILDS if INSTANCES[instance] in FAST_KERNELS else PLAIN_BUILDS
 
 
 def all_kernels():
@@ -137,29 +170,29 @@ def all_kernels():
 
     import gpt2_numba.gpu
     import gpt2_numba.layers
+    from gpt2_numba.gpu.kernel_cache import name_of
 
     kernels = {}
 
     def add(thing, arguments=()):
         if isinstance(thing, CUDADispatcher) and not thing.targetoptions.get("device"):
-            name = f"{thing.py_func.__module__.rpartition('.')[2]}.{thing.py_func.__name__}"
-            kernels[instance_name(name, arguments)] = thing
+            kernels[instance_name(name_of(thing.py_func), arguments)] = thing
 
     for package in (gpt2_numba.gpu, gpt2_numba.layers):
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             module = importlib.import_module(info.name)
-            file = info.name.rpartition(".")[2]
-            for name, thing in vars(module).items():
+            for thing in list(vars(module).values()):
                 add(thing)
-                if re.fullmatch(r"make_\w*kernels?", name) and thing.__module__ == info.name:
+                if re.fullmatch(r"make_\w*kernels?", getattr(thing, "__name__", "")) and thing.__module__ == info.name:
+                    maker = name_of(thing)
                     known = {
                         arguments
-                        for kernel, (maker, made_for) in MADE.items()
+                        for kernel, (makers_name, made_for) in MADE.items()
                         for arguments in made_for
-                        if (kernel.partition(".")[0], maker) == (file, name)
+                        if f"{kernel.rpartition('.')[0]}.{makers_name}" == maker
                     }
                     if not known:
-                        kernels[f"{file}.{name}"] = None
+                        kernels[maker] = None
                     for arguments in known:
                         made = thing(*arguments)
                         for part in made if isinstance(made, tuple) else (made,):
@@ -184,23 +217,23 @@ def argument_types(spec, model_type):
 
 
 def compile_all(directory, share, shares):
-    """Write directory/KERNEL-TYPE.ptx for a share of all kernels, the first of which is 0, and directory/kernels.txt with all names."""
+    """Write directory/KERNEL-BUILD.ptx for a share of all kernels, the first of which is 0, and directory/kernels.txt with all names."""
     from numba import cuda
     from numba.cuda import dispatcher
 
-    # The compiler asks for the GPU in use only to learn its compute capability.
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)
-    kernels = all_kernels()
+    kernels, specs = all_kernels(), FAST_KERNELS | PLAIN_KERNELS
     if share == 0:
         (directory / "kernels.txt").write_text("\n".join(sorted(kernels)))
     for name, kernel in sorted(kernels.items())[share::shares]:
-        compiled = {}  # types -> PTX: not every kernel has arguments of the model's type
-        for model_type in MODEL_TYPES if name in INSTANCES else ():
-            types = argument_types(KERNELS[INSTANCES[name]], model_type)
-            bounds = kernel.targetoptions.get("launch_bounds")
-            if types not in compiled:
-                compiled[types], _ = cuda.compile_ptx(kernel.py_func, types, cc=COMPUTE_CAPABILITY, launch_bounds=bounds)
-            (directory / f"{name}-{model_type}.ptx").write_text(compiled[types])
+        compiled = {}  # types, compute capability -> PTX: not every kernel has arguments of the model's type
+        for build, (model_type, capability) in (builds_of(name) if name in INSTANCES else {}).items():
+            types = argument_types(specs[INSTANCES[name]], model_type)
+            if (types, capability) not in compiled:
+                # The compiler asks for the GPU in use only to learn its compute capability.
+                dispatcher.get_current_device = lambda capability=capability: SimpleNamespace(compute_capability=capability)
+                bounds = kernel.targetoptions.get("launch_bounds")
+                compiled[types, capability], _ = cuda.compile_ptx(kernel.py_func, types, cc=capability, launch_bounds=bounds)
+            (directory / f"{name}-{build}.ptx").write_text(compiled[types, capability])
 
 
 # ------------------------------------------------------------------------------------------------------------- the tests
@@ -240,36 +273,48 @@ def find_ptxas():
     return next((str(path) for path in sorted(wheels, reverse=True)), None) or shutil.which("ptxas")
 
 
-every_kernel = pytest.mark.parametrize("kernel", INSTANCES)
-both_types = pytest.mark.parametrize("model_type", MODEL_TYPES)
+every_build = pytest.mark.parametrize(
+    "kernel, build", [pytest.param(kernel, build, id=f"{kernel}-{build}") for kernel in INSTANCES for build in builds_of(kernel)]
+)
+every_fast_build = pytest.mark.parametrize(
+    "kernel, build",
+    [
+        pytest.param(kernel, build, id=f"{kernel}-{build}")
+        for kernel, name in INSTANCES.items() if name in FAST_KERNELS for build in FAST_BUILDS
+    ],
+)  # fmt: skip
 
 
 def test_every_kernel_is_in_the_table(ptx):
     found = set((ptx / "kernels.txt").read_text().split())
-    assert found - set(INSTANCES) == set(), "new kernels: write their argument types into KERNELS, and those that are made into MADE"
-    assert set(INSTANCES) - found == set(), "these kernels are gone: take them out of KERNELS"
+    assert found - set(INSTANCES) == set(), (
+        "new kernels: write their argument types into FAST_KERNELS or PLAIN_KERNELS, and those that are made into MADE"
+    )
+    assert set(INSTANCES) - found == set(), "these kernels are gone: take them out of the table"
     assert all(name.endswith("_kernel") for name in INSTANCES.values())
 
 
-@both_types
-@every_kernel
-def test_no_float64(ptx, kernel, model_type):
-    lines = (ptx / f"{kernel}-{model_type}.ptx").read_text().splitlines()
+def test_plain_and_fast_kernels_do_not_mix():
+    assert not [name for name in PLAIN_KERNELS if name.startswith("fast.")]
+    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions"}
+
+
+@every_build
+def test_no_float64(ptx, kernel, build):
+    lines = (ptx / f"{kernel}-{build}.ptx").read_text().splitlines()
     assert [line for line in lines if ".f64" in line] == [], "a bare Python literal or an int division makes float64"
 
 
-@both_types
-@every_kernel
-def test_arrays_of_eight_stay_in_registers(ptx, kernel, model_type):
-    lines = (ptx / f"{kernel}-{model_type}.ptx").read_text().splitlines()
+@every_build
+def test_local_arrays_stay_in_registers(ptx, kernel, build):
+    lines = (ptx / f"{kernel}-{build}.ptx").read_text().splitlines()
     assert [line for line in lines if ".local" in line] == [], "an index into a cuda.local.array is not a constant after unrolling"
 
 
-@both_types
-@every_kernel
-def test_memory_is_moved_16_bytes_at_a_time(ptx, kernel, model_type):
-    directions = KERNELS[INSTANCES[kernel]].split("|")[1].split()
-    text = (ptx / f"{kernel}-{model_type}.ptx").read_text()
+@every_fast_build
+def test_memory_is_moved_16_bytes_at_a_time(ptx, kernel, build):
+    directions = FAST_KERNELS[INSTANCES[kernel]].split("|")[1].split()
+    text = (ptx / f"{kernel}-{build}.ptx").read_text()
     for direction in directions:
         accesses = re.findall(rf"\b{OPCODES[direction]}\.global[\w.]*", text)
         narrow = [access for access in accesses if not WIDE.search(access)]
@@ -282,9 +327,9 @@ def test_no_kernel_spills(ptx, tmp_path):
     ptxas = find_ptxas()
     if ptxas is None:
         pytest.skip("no ptxas: pip install nvidia-cuda-nvcc to see whether kernels spill registers")
-    arch = "sm_{}{}{}".format(*COMPUTE_CAPABILITY)
 
     def assembled(path):
+        arch = re.search(r"^\.target (\w+)", path.read_text(), re.MULTILINE).group(1)
         return subprocess.run(
             [ptxas, "-v", f"-arch={arch}", "-o", str(tmp_path / f"{path.stem}.cubin"), str(path)], capture_output=True, text=True
         )

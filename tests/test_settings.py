@@ -59,6 +59,7 @@ FLAGS = [
     (None, "--hang-timeout", "30", "hang_timeout", 30),
     (None, "--device", "gpu", "device", "gpu"),
     (None, "--precision", "bf16", "precision", "bf16"),
+    (None, "--kernels", "plain,mine.py", "kernels", "plain,mine.py"),
     (None, "--attention", "cudnn", "attention", "cudnn"),
     (None, "--graph", "off", "graph", False),
     (None, "--seed", "0", "seed", 0),

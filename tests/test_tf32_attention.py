@@ -9,9 +9,9 @@ import pytest
 from gpt2_numba.gpu import gemm, simulator
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, bfloat16_supported, copy_to_host, real_gpu, to_device
 from gpt2_numba.layer_checks import Sizes, check_kernel, format_table, production_sizes
-from gpt2_numba.layers import attention
-from gpt2_numba.layers.attention import attention_forward, attention_scratch_size, engine, matmuls, tf32
-from gpt2_numba.layers.attention.reference import attention_backward_ref, attention_forward_ref
+from gpt2_numba.layers import attention as textbook
+from gpt2_numba.layers.fast import attention
+from gpt2_numba.layers.fast.attention import attention_scratch_size, engine, matmuls, tf32
 
 pytestmark = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with TF32, and the simulator is turned off")
 only_simulated = pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads, or an engine that is not there")
@@ -91,8 +91,8 @@ def test_errors_are_those_of_rounding_to_the_nearest():
     B, T, NH, _ = shape = 1, 19, 2, 64
     qkv, dout = inputs(*shape)
     expected = np.empty(dout.shape), np.empty((B, NH, T)), np.empty(qkv.shape)
-    attention_forward_ref(*expected[:2], qkv.astype(np.float64))
-    attention_backward_ref(expected[2], dout.astype(np.float64), *expected[:2], qkv.astype(np.float64))
+    textbook.attention_forward(*expected[:2], qkv.astype(np.float64))
+    textbook.attention_backward(expected[2], dout.astype(np.float64), *expected[:2], qkv.astype(np.float64))
     for got, exact, rounded_factors in zip(run(qkv, dout, B, T, NH, tf32.scratch_size(*shape)), expected, (3, 0.5, 6)):
         error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
         assert error < 2.0e-4 * np.sqrt(rounded_factors)
@@ -119,7 +119,7 @@ def test_scores_of_any_size():
     qkv[:, : 2 * HS] = (qkv[:, : 2 * HS] * np.linspace(1, 12, T, dtype=np.float32)[:, None]).round(1) // 0.125 * 0.125
     out, lse, _ = run(qkv, dout, B, T, NH, T)
     expected_out, expected_lse = np.empty((T, HS)), np.empty((B, NH, T))
-    attention_forward(expected_out, expected_lse, qkv.astype(np.float64), None)
+    textbook.attention_forward(expected_out, expected_lse, qkv.astype(np.float64))
     assert expected_lse.max() > 200
     np.testing.assert_allclose(lse, expected_lse, rtol=2e-6, atol=2e-6)
     np.testing.assert_allclose(out, expected_out, atol=4e-3)

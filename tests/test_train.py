@@ -13,6 +13,7 @@ from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
+from gpt2_numba.kernel_sets import KernelSet
 from gpt2_numba.model import check_memory, memory_needed, plan_memory
 from gpt2_numba.training.log import read_main_log
 from gpt2_numba.training.settings import parse_settings, with_defaults
@@ -167,7 +168,7 @@ def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     monkeypatch.setattr(
         preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + preparation.MEMORY_RESERVE
     )
-    assert preparation.largest_batch_size(settings, config, ranks=1) == expected
+    assert preparation.largest_batch_size(settings, config, 1, KernelSet("fast", fused=True)) == expected
 
 
 def test_a_batch_that_fits_is_for_gpus_only(shards):

@@ -22,8 +22,9 @@ from gpt2_numba.gpu.wgmma import (
     wait_for_products,
 )
 from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
-from gpt2_numba.layers import attention
-from gpt2_numba.layers.attention import wgmma as wgmma_engine
+from gpt2_numba.layers import attention as textbook
+from gpt2_numba.layers.fast import attention
+from gpt2_numba.layers.fast.attention import wgmma as wgmma_engine
 
 
 def hopper():
@@ -175,8 +176,8 @@ def test_scores_that_grow_from_tile_to_tile(growth):
     qkv[:, 64] *= 1 + growth * (2 - np.arange(T) // 64)
     qkv, dout = (bfloat16_values(bfloat16_bits(x)) for x in (qkv, dout))
     expected_out, expected_lse, expected_dqkv = np.empty((T, 64)), np.empty((B, NH, T)), np.empty((T, 192))
-    attention.attention_forward(expected_out, expected_lse, qkv.astype(np.float64), None)
-    attention.attention_backward(expected_dqkv, dout.astype(np.float64), expected_out, expected_lse, qkv.astype(np.float64), None)
+    textbook.attention_forward(expected_out, expected_lse, qkv.astype(np.float64))
+    textbook.attention_backward(expected_dqkv, dout.astype(np.float64), expected_out, expected_lse, qkv.astype(np.float64))
     out, lse, dqkv = attend(qkv, dout, (B, NH, T))
     assert np.linalg.norm(out - expected_out) < 4e-3 * np.linalg.norm(expected_out)
     assert np.abs(lse - expected_lse).max() < 1e-4

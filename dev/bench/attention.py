@@ -33,8 +33,8 @@ from gpt2_numba.gpu.backend import (
 )
 from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.gpu.shared_memory import launch_with_shared_memory
-from gpt2_numba.layers.attention import cudnn, matmuls, mma, tf32, wgmma
-from gpt2_numba.layers.attention.reference import attention_backward_ref, attention_forward_ref
+from gpt2_numba.layers import attention
+from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma
 
 ENGINES = {  # name -> module, storage type
     "wgmma": (wgmma, BFLOAT16_BITS),
@@ -130,8 +130,8 @@ def check(shape, name, inputs):
     got = {key: ends_of(array, B) for key, array in results[0].items()}
     qkv, dout = (ends_of(array, B) for array in inputs[FLOAT32])
     expected = {key: np.empty_like(array) for key, array in got.items()}
-    attention_forward_ref(expected["out"], expected["lse"], qkv)
-    attention_backward_ref(expected["dqkv"], dout, got["out"], got["lse"], qkv)  # of the very out and lse that the kernels were given
+    attention.attention_forward(expected["out"], expected["lse"], qkv)
+    attention.attention_backward(expected["dqkv"], dout, got["out"], got["lse"], qkv)  # of the very out and lse that the kernels were given
     errors = {key: row_error(got[key], expected[key], HS) for key in ("out", "dqkv")}
     errors["lse"] = float(np.abs(got["lse"] - expected["lse"]).max())
     allowed = ALLOWED | ({"lse": ALLOWED_TF32_LSE} if storage == FLOAT32 else {})

@@ -66,7 +66,7 @@ def _measure_square(size, storage, watch, seconds):
 
 
 def product_name(part):
-    """What a matrix product of the linear layer makes, told by which factor is transposed: see layers/matmul.py."""
+    """What a matrix product of the linear layer makes, known by which factor is transposed: see layers/matmul.py."""
     return "dweight" if part.arguments["transpose_a"] else "forward" if part.arguments["transpose_b"] else "dinp"
 
 

@@ -75,24 +75,26 @@ def _gemm(a):
     return 2 * batch * a.M * a.N * a.K
 
 
-def _rows_of_tokens(name, tokens, vocabulary):
+def _rows_of_tokens(name, rows):
     """As many rows of wte as there are tokens, or all of them: a batch of random tokens has nearly as many different ones."""
-    return lambda a: min(getattr(a, tokens).size, vocabulary(a)) * getattr(a, name).shape[1]
+    return lambda a: min(getattr(a, rows).shape[0], getattr(a, name).shape[0]) * getattr(a, name).shape[1]
 
 
 # A step of AdamW: 2 moments, 2 corrections, root, quotient, decay, update. A logit: maximum, exp, sum; exp, product. GELU: a tanh, counted as 1.
+# The plain and the fast functions of one name have one formula: an argument that a function does not have counts nothing.
 COUNTS = {
     "encoder_forward": Count(
         "tokens wte wpe", "out", flop=_each("out", 1),
-        elements={"wte": _rows_of_tokens("wte", "tokens", lambda a: a.wte.shape[0]), "wpe": lambda a: a.tokens.shape[1] * a.wpe.shape[1]}),
+        elements={"wte": _rows_of_tokens("wte", "out"), "wpe": lambda a: a.tokens.shape[1] * a.wpe.shape[1]}),
     "encoder_backward": Count(
-        "dout places pieces", changed="dwte dwpe", scratch="scratch", flop=_each("dout", 2),
-        elements={"dwte": _rows_of_tokens("dwte", "places", lambda a: a.dwte.shape[0]), "dwpe": lambda a: a.T * a.dwpe.shape[1]}),
+        "dout tokens places pieces", changed="dwte dwpe", scratch="scratch", flop=_each("dout", 2),
+        elements={"dwte": _rows_of_tokens("dwte", "dout"), "dwpe": lambda a: (a.T or a.tokens.shape[1]) * a.dwpe.shape[1]}),
     "layernorm_forward": Count("inp weight bias", "out mean rstd", flop=_each("inp", 7)),
     "residual_layernorm_forward": Count("inp branch weight bias", "residual out mean rstd", flop=_each("inp", 8)),
     "layernorm_backward": Count(
         "dout inp weight mean rstd", changed="dinp dweight dbias dinp_sums", scratch="scratch", flop=_each("inp", 14)),
     "residual_forward": Count("inp branch", "out", flop=_each("inp", 1)),
+    "residual_backward": Count("dout", "dinp dbranch"),
     "matmul_forward": Count("inp weight bias", "out", flop=_matmul(1), is_product=True),
     "matmul_gelu_forward": Count("inp weight bias", "out before_gelu", flop=_matmul(1), is_product=True),
     "matmul_backward": Count(

@@ -92,7 +92,7 @@ def checked_sizes(layer, config):
 
 
 def check_layers(config, precision, sizes=checked_sizes):
-    """Every layer's kernels against the reference.
+    """Every layer's fast kernels against the reference.
 
     Returns layer file -> "ok" with the largest error as a share of its bound, or "WRONG"; and the Rows that are not right.
     """
@@ -109,5 +109,5 @@ def check_layers(config, precision, sizes=checked_sizes):
 
 
 def layer_file(layer):
-    """The file in layers/ of one of layer_checks' LAYERS."""
+    """The file in layers/fast/ of one of layer_checks' LAYERS."""
     return {"matmul without bias": "matmul", "mean loss": "classifier"}.get(layer, layer.replace(" ", "_"))

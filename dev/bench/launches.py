@@ -15,12 +15,16 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
 from gpt2_numba.gpu.backend import SIMULATING
 
-CALLERS = "gpt2_numba.model", "gpt2_numba.parallel.gradients"  # who calls launchers
+# Where launchers are called. layer_order takes them from the model: see _functions_of_models_watched.
+CALLERS = "gpt2_numba.fused_layer_order", "gpt2_numba.layer_order", "gpt2_numba.model", "gpt2_numba.parallel.gradients"
+ORDER = "gpt2_numba.layer_order"
 LAYERS, ZERO, PRODUCTS = "gpt2_numba.layers", "gpt2_numba.gpu.arena", "gpt2_numba.gpu.gemm"
 
 
@@ -39,7 +43,7 @@ class Part:
 class Launch(Part):
     """One call of a layer function by the model."""
 
-    layer: str = ""  # its file in layers/; "" for a fill with zeros
+    layer: str = ""  # its file in layers/ or layers/fast/; "" for a fill with zeros
     phase: str = ""
     parts: list = field(default_factory=list)
 
@@ -59,8 +63,8 @@ class LaunchLog:
         if self.open:
             return function(*positional, **named)
         launch = Launch(function.__name__, _by_name(function, positional, named), lambda: function(*positional, **named))
-        launch.phase, (_, room, layer) = self.phase, function.__module__.split(".")[:3]
-        launch.layer = layer if room == "layers" else ""
+        launch.phase, (_, room, *rest) = self.phase, function.__module__.split(".")
+        launch.layer = rest[rest[0] == "fast"] if room == "layers" else ""
         self.launches.append(launch)
         result = self._run(launch)
         if result is not None:  # a launcher writes into its arguments; what returns something only computes on the host
@@ -101,9 +105,12 @@ def watch_launches(mark=lambda: None):
     """
     log = LaunchLog(mark)
     with ExitStack() as stack:
-        for caller in (sys.modules[name] for name in CALLERS):
-            for name, function in _functions_of(caller, LAYERS, ZERO):
-                stack.enter_context(patch.object(caller, name, _launch_wrapper(log, function)))
+        for caller in map(import_module, CALLERS):
+            modules = [value for value in vars(caller).values() if inspect.ismodule(value) and value.__name__.startswith(LAYERS + ".")]
+            for module in (caller, *modules):
+                for name, function in _functions_of(module, LAYERS, ZERO):
+                    stack.enter_context(patch.object(module, name, _launch_wrapper(log, function)))
+        stack.enter_context(_functions_of_models_watched(log))
         for module in [module for name, module in sys.modules.items() if name.startswith(LAYERS)]:
             for name, function in _functions_of(module, PRODUCTS):
                 stack.enter_context(patch.object(module, name, _product_wrapper(log, function)))
@@ -116,6 +123,24 @@ def _functions_of(module, *homes):
     for name, value in list(vars(module).items()):
         if inspect.isfunction(value) and any(value.__module__ == home or value.__module__.startswith(home + ".") for home in homes):
             yield name, value
+
+
+@contextmanager
+def _functions_of_models_watched(log):
+    """A context in which the functions that layer_order takes from a model go through the log while one of its own functions runs."""
+    order = import_module(ORDER)
+
+    def wrapper(step, model, *arguments):
+        with ExitStack() as stack:
+            for name, function in list(vars(model.kernels.functions).items()):
+                stack.enter_context(patch.object(model.kernels.functions, name, _launch_wrapper(log, function)))
+            return step(model, *arguments)
+
+    with ExitStack() as stack:
+        for name, step in list(_functions_of(order, ORDER)):
+            if next(iter(inspect.signature(step).parameters), None) == "model":
+                stack.enter_context(patch.object(order, name, partial(wrapper, step)))
+        yield
 
 
 def _launch_wrapper(log, function):

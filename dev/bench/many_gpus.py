@@ -23,7 +23,7 @@ import numpy as np
 
 from dev.bench.machine import commit, gpus, versions
 from dev.bench.trainer import MAX_NORM, Trainer
-from gpt2_numba import model as model_module
+from gpt2_numba import fused_layer_order
 from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 
@@ -122,19 +122,18 @@ class Runner:
             for micro_step in range(micro_steps):
                 last = micro_step + 1 == micro_steps
                 for layer in reversed(range(self.config.L)):
-                    model._gradients.layer_done(layer, last)
-                model._gradients.all_done(last)
+                    model.gradients.layer_done(layer, last)
+                model.gradients.all_done(last)
             model._measure(MAX_NORM)
-            model._update((0.9, 0.95, 1e-8, 0.0))
+            fused_layer_order._update(model, (0.9, 0.95, 1e-8, 0.0))
 
         def nothing(*arguments, **named):
             pass
 
-        gradients = "gpt2_numba.parallel.gradients"
         with (
-            patch.object(model_module, "adamw_update", nothing),
-            patch(f"{gradients}.residual_forward", nothing),
-            patch(f"{gradients}.zero", nothing),
+            patch.object(fused_layer_order, "adamw_update", nothing),
+            patch("gpt2_numba.layers.fast.residual.residual_forward", nothing),
+            patch("gpt2_numba.parallel.gradients.zero", nothing),
         ):
             for _ in range(3):  # launched, recorded, replayed
                 graphs.run("messages", messages)

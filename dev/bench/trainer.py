@@ -58,10 +58,10 @@ class Trainer:
     @contextmanager
     def launch_by_launch(self):
         """Without CUDA graphs, so that launches can be watched. Gives whether that is a difference."""
-        if getattr(self.model, "_graphs", None) is None:
+        if self.model.graphs is None:
             yield False
             return
-        with patch.object(self.model, "_graphs", Graphs(False)):
+        with patch.object(self.model, "graphs", Graphs(False)):
             yield True
 
     def update(self):

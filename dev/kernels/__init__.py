@@ -1,4 +1,4 @@
-"""The ladder: slower, simpler ancestors of the package's kernels, to be read before them. README.md tells how to climb it.
+"""The ladder: slower, simpler ancestors of the package's fast kernels, to be read before them. README.md tells how to climb it.
 
 A rung is a function that takes the place of a layer's launcher: same arguments, same answer. Each file here has the rungs of one layer
 and a table LADDER: name of the launcher -> its rungs, slowest first. So layer_checks checks them as it checks the package's own.
@@ -26,12 +26,12 @@ def ladder(layer):
 
 def rungs(layer, sizes, storage):
     """Yield (launcher's name, rung or None for the package, a Call that is made with it) for all rungs of a layer, slowest first."""
-    module = importlib.import_module(f"gpt2_numba.layer_checks.{layer}")
+    module = importlib.import_module(f"gpt2_numba.layers.fast.{layer}")
     for call in kernel_calls(layer, sizes, storage):
         launcher = call.name.replace(" ", "_")
         if launcher in ladder(layer):
             for rung in ladder(layer)[launcher]:
-                yield launcher, rung, replace(call, launch=_with(rung, module, launcher, call), reference=call.reference or call.launch)
+                yield launcher, rung, replace(call, launch=_with(rung, module, launcher, call))
             yield launcher, None, call
 
 
@@ -47,7 +47,7 @@ def _with(rung, module, launcher, call):
 
 def arguments_of(layer, launcher, package_call, arrays):
     """The launcher's arguments by name, as the package's own call of it gives them. Nothing is launched."""
-    module, given = importlib.import_module(f"gpt2_numba.layer_checks.{layer}"), {}
+    module, given = importlib.import_module(f"gpt2_numba.layers.fast.{layer}"), {}
     signature = inspect.signature(getattr(module, launcher))
     with mock.patch.object(module, launcher, lambda *args, **more: given.update(signature.bind(*args, **more).arguments)):
         package_call.launch(arrays)

@@ -3,7 +3,7 @@
 forward     thread_per_number            a thread for each score, each row of weights, each output: factors are read T times
             whole_matrices               the library's matrix products, the weights of all heads in memory: 4 T² bytes a head
             sequence_at_a_time           the same for a few sequences at a time, whose weights stay in the cache
-            the package (bf16)           tile by tile on tensor cores, the weights in registers: layers/attention/mma.py, then wgmma.py
+            the package (bf16)           tile by tile on tensor cores, the weights in registers: layers/fast/attention/mma.py, then wgmma.py
 """
 
 import math
@@ -17,7 +17,7 @@ from gpt2_numba.gpu.float32_math import exp, log, maximum
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.gpu.memory_access import load1, store1
 from gpt2_numba.gpu.reductions import LOWEST
-from gpt2_numba.layers.attention import matmuls
+from gpt2_numba.layers.fast.attention import matmuls
 
 ZERO = np.float32(0.0)
 THREADS = 32 if SIMULATING else 256
@@ -86,7 +86,7 @@ def thread_per_number(out, lse, qkv, scratch):
 
 
 def whole_matrices(out, lse, qkv, scratch):
-    """One matrix a head, all heads in one call of the library; the kernels around it are those of layers/attention/matmuls.py."""
+    """One matrix a head, all heads in one call of the library; the kernels around it are those of layers/fast/attention/matmuls.py."""
     (B, NH, T), C = lse.shape, out.shape[1]
     heads, result, att = (buffer(*matmuls.matrices(B, T, NH, C // NH)[name]) for name in ("heads", "result", "att"))
     matmuls._split(heads, qkv)

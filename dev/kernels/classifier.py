@@ -14,7 +14,7 @@ from gpt2_numba.gpu.float32_math import exp, log, maximum
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1, store8
 from gpt2_numba.gpu.reductions import LOWEST, block_max, block_sum
 from gpt2_numba.gpu.shared_memory import launch_with_shared_memory
-from gpt2_numba.layers.classifier import TRAINING_THREADS, classifier_forward_backward_shared_kernel, largest_and_total
+from gpt2_numba.layers.fast.classifier import TRAINING_THREADS, classifier_forward_backward_shared_kernel, largest_and_total
 
 ZERO = np.float32(0.0)
 THREADS = 64 if SIMULATING else 1024

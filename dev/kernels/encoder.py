@@ -13,7 +13,7 @@ from numba import cuda, float32
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import COLUMN_WARPS, COLUMNS_PER_WARP, WARP_SIZE, add_up_warps
-from gpt2_numba.layers.encoder import encoder_backward_wpe_kernel
+from gpt2_numba.layers.fast.encoder import encoder_backward_wpe_kernel
 
 ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256

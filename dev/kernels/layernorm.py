@@ -29,8 +29,8 @@ from gpt2_numba.gpu.reductions import (
     most_chunks,
     warp_sum,
 )
+from gpt2_numba.layers.fast.residual import residual_forward
 from gpt2_numba.layers.layernorm import EPS
-from gpt2_numba.layers.residual import residual_forward
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256

@@ -23,7 +23,7 @@ from gpt2_numba.parallel.gradients import BUFFERS
 from gpt2_numba.parallel.shards import Sharing
 
 BF16, FLOAT32 = 2, 4  # bytes
-NORM_SUMS = 1056  # that each GPU makes of its squares: BLOCKS in layers/global_norm.py
+NORM_SUMS = 1056  # that each GPU makes of its squares: BLOCKS in layers/fast/global_norm.py
 
 
 class Step(NamedTuple):

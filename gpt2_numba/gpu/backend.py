@@ -23,6 +23,11 @@ FLOAT32 = np.dtype(np.float32)
 BFLOAT16_BITS = np.dtype(np.uint16)
 
 
+def ceil_div(count, size):
+    """How many pieces of `size` cover `count` things: blocks of a launch, for instance."""
+    return -(-count // size)
+
+
 @functools.cache
 def gpu_available():
     """True where kernels can run: on a GPU with a working driver, or in the simulator."""

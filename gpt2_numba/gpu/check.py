@@ -47,6 +47,12 @@ def check_arrays(function, sizes, hint="", **arrays):
             raise TypeError(f"{function}: {name} must have type {wanted_dtype}, got {array.dtype}")
 
 
+def check_on_device(function, array, layer):
+    """Raise TypeError unless `array` is on the device, as the fast kernels need it. layer: the file that takes NumPy arrays, too."""
+    if on_host(array):
+        raise TypeError(f"{function}: the fast kernels take device arrays, got NumPy's: {layer} serves both")
+
+
 def check_scratch(function, scratch, count):
     """Raise ValueError or TypeError unless `scratch` is a float32 device array of at least `count` elements."""
     if scratch is None or on_host(scratch) or scratch.dtype != np.float32:
@@ -54,6 +60,14 @@ def check_scratch(function, scratch, count):
         raise TypeError(f"{function}: scratch must be a float32 device array, got {got}")
     if scratch.size < count:
         raise ValueError(f"{function}: scratch must have at least {count} elements, got {scratch.size}")
+
+
+def check_float32(function, array):
+    """Raise TypeError unless a device array is float32, as the plain kernels want it."""
+    if array.dtype != FLOAT32:
+        raise TypeError(
+            f"{function}: the plain kernels take float32, got {array.dtype} (bfloat16 bits are uint16). Those in layers/fast take both"
+        )
 
 
 def check_width(function, **sizes):

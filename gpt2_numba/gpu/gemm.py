@@ -1,8 +1,9 @@
-"""Matrix products on the device: cuBLASLt on a GPU, the tiled kernel in the simulator."""
+"""Matrix products on the device: cuBLASLt on a GPU, NumPy in the simulator. A product to be read: layers/matmul.py."""
 
-from gpt2_numba.gpu.backend import SIMULATING
+import numpy as np
+
+from gpt2_numba.gpu.backend import SIMULATING, copy_to_host, to_storage
 from gpt2_numba.gpu.cublaslt import cublaslt_gemm
-from gpt2_numba.gpu.tiled_gemm import tiled_gemm
 
 _tf32_allowed = True
 
@@ -21,7 +22,7 @@ def tf32_allowed():
 def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None, gelu_to=None, gelu_of=None):
     """out = alpha op(a) op(b) (+ out if accumulate) (+ bias), summed in float32, then rounded to the type of out.
 
-    With accumulate in bfloat16, cuBLASLt rounds twice: the product, then its sum with what stood in out (seen with 13.1 on an H200:
+    With accumulate in bfloat16, cuBLASLt rounds twice: the product, then its sum with what out held before (seen with 13.1 on an H200:
     0.375 where 0.361 was right, since the product of size 3 had been rounded to a multiple of 1/64). llm.c's gradients do the same.
 
     out  [w] or [+] (M, N)    a [r] (M, K), stored (K, M) if transpose_a    b [r] (K, N), stored (N, K) if transpose_b
@@ -36,6 +37,18 @@ def gemm(out, a, b, M, N, K, transpose_a=False, transpose_b=False, alpha=1.0, ac
     if SIMULATING:
         if gelu_to is not None or gelu_of is not None:
             raise ValueError("gemm: GELU in the epilogue needs cuBLASLt; in the simulator call the GELU layer")
-        tiled_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias)
+        simulated_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias)
     else:
         cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, _tf32_allowed, gelu_to, gelu_of)
+
+
+def simulated_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias):
+    """cuBLASLt's twin for the simulator, in NumPy: rounded once. Arguments as in `gemm`."""
+    a = copy_to_host(a[..., :K, :M]).swapaxes(-1, -2) if transpose_a else copy_to_host(a[..., :M, :K])
+    b = copy_to_host(b[..., :N, :K]).swapaxes(-1, -2) if transpose_b else copy_to_host(b[..., :K, :N])
+    result = np.float32(alpha) * (a @ b)
+    if accumulate:
+        result += copy_to_host(out[..., :M, :N])
+    if bias is not None:
+        result += copy_to_host(bias)
+    out[..., :M, :N] = to_storage(result, out.dtype)

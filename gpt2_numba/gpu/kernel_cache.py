@@ -3,15 +3,17 @@
 A kernel of gpu/ or layers/ that is decorated with `@cuda.jit(cache=True)` is looked for here before it is compiled, and put here afterwards,
 as machine code. In the simulator, which compiles nothing, the word does nothing.
 
-Numba has such a cache of its own, which does not serve here. It goes by the time stamp of the one file in which the kernel stands: after
+Numba has such a cache of its own, which does not serve here. It goes by the time stamp of the one file that defines the kernel: after
 a change of a device function in another file it would go on with the old kernel and hide what the change broke. And two processes that
 compile one kernel for different types at the same time can get each other's. So, instead:
 
-- The name of a file is a digest of all that the machine code depends on: the sources from which the kernel can be made (its own layer's
-  and those of gpu/: layers do not import each other), the values that a factory gave it, its options, its types, the GPU's compute
-  capability, and the versions of compiler and driver. What has changed in any way is not found, so nothing can be stale.
+- The name of a file is a digest of all that the machine code depends on: the sources from which the kernel can be made (those of gpu/ and
+  of its own layer, where a fast kernel may take constants from the layer's plain file: layers do not import each other), the values that
+  a factory gave it, its options, its types, the GPU's compute capability, and the versions of compiler and driver. What has changed in any
+  way is not found, so nothing can be stale.
 - A file is written aside and then renamed, and never changed: processes cannot disturb each other.
-- It begins with a digest of its contents. A damaged one is compiled anew, and where nothing can be written, kernels are only compiled.
+- It begins with a digest of its contents. If it is damaged, the kernel is compiled again, and where nothing can be written, kernels are
+  only compiled.
 - When they become too many, those that have not been used for the longest time are deleted.
 """
 
@@ -30,12 +32,12 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 import numpy as np
 
 KEPT_BYTES = 256 << 20  # a kernel takes about 0.1 MB: thousands of them, tens of states of the sources
-ABANDONED_AFTER = 3600  # seconds; an unfinished file older than this is nobody's any more
+ABANDONED_AFTER = 3600  # seconds; an unfinished file older than this belongs to no process any more
 SUFFIX = ".kernel"
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
 
-# What compiles, links and loads. Those that are not installed as Python packages are told by the driver's version and the compiler's.
+# What compiles, links and loads. Those that are not installed as Python packages are covered by the driver's version and the compiler's.
 _COMPILERS = (
     "numpy", "llvmlite", "numba", "numba-cuda", "cuda-bindings", "cuda-core", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-nvjitlink",
     "nvidia-cuda-nvrtc", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12", "nvidia-cuda-nvrtc-cu12",
@@ -52,13 +54,13 @@ class Use:
     seconds: float
 
 
-uses = []  # of this process, in order: for those who want to know where the time went
+uses = []  # of this process, in order: they show where the time went
 problems = []  # why kernels were not kept, as text
 _at_start = {}  # file -> digest of its contents before any kernel was decorated: never later than what Python runs
 
 
 class NotCachable(Exception):
-    """Nobody could tell in another process whether this kernel is the same."""
+    """No other process could know whether this kernel is the same."""
 
 
 def directory():
@@ -68,13 +70,24 @@ def directory():
 
 
 def sources_of(module):
-    """The files from which a kernel of `module` (a dotted name) can be made: those of gpu/, and of its layer, if it is a layer's."""
+    """The files from which a kernel of `module` (a dotted name) can be made: those of gpu/, and of its layer, if it is a layer's.
+
+    A kernel of layers/fast/NAME can be made from layers/NAME, too, whose constants it imports; never the other way round.
+    """
     files = sorted((ROOT / "gpu").rglob("*.py"))
     _, room, *rest = module.split(".")
     if room == "layers":
-        layer = ROOT / "layers" / rest[0]
-        files += sorted(layer.rglob("*.py")) if layer.is_dir() else [layer.with_suffix(".py")]
+        is_fast = rest[0] == "fast"
+        layer = rest[is_fast]
+        for place in ("layers", "layers/fast")[: 1 + is_fast]:
+            files += [*(ROOT / place).glob(f"{layer}.py"), *sorted((ROOT / place / layer).rglob("*.py"))]
     return files
+
+
+def name_of(function):
+    """FILE.FUNCTION, as in layernorm.layernorm_backward_kernel; fast.FILE.FUNCTION for a kernel of layers/fast."""
+    _, _, *rest = function.__module__.split(".")
+    return ".".join([*(["fast"] if rest[:1] == ["fast"] else []), *rest[-1:], function.__name__])
 
 
 def digests_of(files):
@@ -117,18 +130,18 @@ def describe(value):
 
 
 def describe_function(function):
-    """Text for a function: where it stands, and the values that it got from the function around it."""
+    """Text for a function: its module, name and line, and the values that it got from the function around it."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or ())
     around = ", ".join(f"{name} = {describe(cell.cell_contents)}" for name, cell in cells)
     return f"{function.__module__}.{function.__qualname__}, line {function.__code__.co_firstlineno}, with ({around})"
 
 
 class KernelCache:
-    """The files of one kernel. Numba's dispatcher asks it before compiling and tells it afterwards."""
+    """The files of one kernel. Numba's dispatcher asks it before it compiles, and hands it what it has compiled."""
 
     def __init__(self, dispatcher):
         self.function, self.options = dispatcher.py_func, dispatcher.targetoptions
-        self.name = f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
+        self.name = name_of(self.function)
         self.sources = sources_of(self.function.__module__)
         self.started = 0.0
 
@@ -189,7 +202,7 @@ class KernelCache:
         uses.append(Use(self.name, ", ".join(map(str, argument_types)), loaded, time.perf_counter() - self.started))
 
     def flush(self):
-        """Forget this kernel, whatever it was compiled for. Numba asks for it before it compiles anew."""
+        """Forget this kernel, whatever it was compiled for. Numba calls it before it compiles again."""
         for path in directory().glob(f"{self.name}-*{SUFFIX}"):
             path.unlink(missing_ok=True)
 
@@ -213,7 +226,7 @@ def rebuild(contents):
 
 
 def write(path, contents):
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file so that no process ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
     try:

@@ -1,6 +1,6 @@
 """AdamW against the paper's algorithm, and bfloat16 parameters that are rounded stochastically, bit by bit and on average.
 
-The parameters that are updated lie in several ranges, between others that must stay as they are.
+The fast launcher updates parameters that lie in several ranges, between others that must stay as they are.
 """
 
 import math
@@ -9,38 +9,77 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_values
 from gpt2_numba.gpu.stochastic_rounding import squirrel_noise
-from gpt2_numba.layer_checks.calls import Call, changed, read
+from gpt2_numba.layer_checks.calls import Call, changed, read, textbook_call
 from gpt2_numba.layer_checks.rows import compare
 from gpt2_numba.layer_checks.running import run_on_device, run_on_host
 from gpt2_numba.layer_checks.tolerances import SPREAD, UNIT, half_ulp
-from gpt2_numba.layers.adamw import adamw_update
+from gpt2_numba.layers import adamw as textbook
+from gpt2_numba.layers.fast import adamw as fast
 
 SEED = 5
+# Betas that float32 holds exactly: then 1 - beta is exact, too.
+BETA1, BETA2, EPS, DECAY = float(np.float32(0.9)), float(np.float32(0.95)), 1e-3, 0.2
+LEARNING_RATE, SCALE = 2.0**-6, float(np.float32(0.37))
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Rows of the NumPy reference against the paper's algorithm."""
     count = s.N * s.C
-    ranges, in_params, in_grads, decays = scattered(count)
-    all_params, m, v = normal(count + GAP), np.zeros(count), np.zeros(count)
-    hyper = dict(beta1=0.9, beta2=0.95, eps=1e-3)
+    params, m, v = normal(count), np.zeros(count), np.zeros(count)
     for t in (1, 2, 3):
-        all_grads, right_params = normal(count), all_params.copy()
-        params, grads = all_params[in_params], all_grads[in_grads]
-        step_values = np.array([0.1, 1 - hyper["beta1"] ** t, 1 - hyper["beta2"] ** t])
-        expected = textbook_adamw(
-            *(array.tolist() for array in (params, grads, m, v)), learning_rate=0.1, **hyper, grad_scale=0.7, t=t,
-            weight_decay=np.where(decays, 0.2, 0).tolist(),
-        )  # fmt: skip
-        for first, stop in (0, 16), (16, count):  # in two calls: each must leave the other's parameters alone
-            adamw_update(
-                all_params, all_grads, m, v, None, step_values, np.zeros(1, np.uint32), np.array([0.0, 0.7]), ranges, **hyper,
-                weight_decay=0.2, first=first, stop=stop,
-            )  # fmt: skip
-        right_params[in_params] = expected[0]
-        for name, came, right in zip(("params", "m", "v"), (all_params, m, v), (right_params, *expected[1:])):
+        grads, decay = normal(count), 0.2 * (t != 2)
+        expected = algorithm_of_the_paper(*(array.tolist() for array in (params, grads, m, v)), 0.1, 0.9, 0.95, 1e-3, decay, 0.7, t)
+        textbook.adamw_update(params, grads, m, v, np.array([0.0, 0.7]), 0.1, 0.9, 0.95, 1e-3, decay, t)
+        for name, came, right in zip(("params", "m", "v"), (params, m, v), expected):
             # A dozen roundings of numbers no larger than a few units.
             yield compare(f"adamw, step {t}", name, came, np.array(right), 16 * 2.0**-53 * 4)
+
+
+def algorithm_of_the_paper(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
+    """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python's floats. Returns lists params, m, v."""
+    new_params, new_m, new_v = [], [], []
+    for theta, g, mean, square in zip(params, grads, m, v):
+        g *= grad_scale
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * g**2
+        step = (mean / (1 - beta1**t)) / (math.sqrt(square / (1 - beta2**t)) + eps)
+        new_params.append(theta - learning_rate * step - learning_rate * weight_decay * theta)
+        new_m.append(mean)
+        new_v.append(square)
+    return new_params, new_m, new_v
+
+
+def errors_of(params, grads, m, after_v, decay, t):
+    """Bounds for the parameters before they are rounded, m and v. All arrays of the updated parameters; after_v as it is after the step.
+
+    A handful of roundings each; m may cancel, so they count relative to what is added.
+    """
+    few = 8 * UNIT
+    m_size = BETA1 * np.abs(m) + (1 - BETA1) * np.abs(grads) * SCALE
+    update = m_size / (1 - BETA1**t) / (np.sqrt(after_v / (1 - BETA2**t)) + EPS)
+    params = few * (LEARNING_RATE * (2 * update + decay * np.abs(params)) + np.abs(params))
+    return {"params": params, "m": few * m_size, "v": few * after_v}
+
+
+def plain_calls(s, normal, functions):
+    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    count = s.C * s.C + 3
+    params, grads = normal(count), normal(count)
+    zeros, means, squares = np.zeros(count), normal(count), np.abs(normal(count))
+    for name, t, m, v, decay in (
+        ("adamw, first step", 1, zeros, zeros, DECAY),
+        ("adamw, step 7", 7, means, squares, DECAY),
+        ("adamw without decay", 7, means, squares, 0.0),
+    ):  # fmt: skip
+        yield textbook_call(
+            functions, textbook, "adamw_update",
+            dict(params=changed(params), grads=read(grads), m=changed(m), v=changed(v), norm_and_scale=read(np.array([123.0, SCALE]))),
+            lambda a, decay=decay, t=t: (
+                a.params, a.grads, a.m, a.v, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t
+            ),
+            lambda after, before, storage, decay=decay, t=t: errors_of(before.params, before.grads, before.m, after.v, decay, t),
+            name,
+        )  # fmt: skip
 
 
 GAP = 40  # numbers among `params` that are not to be updated
@@ -61,34 +100,18 @@ def scattered(count):
     return ranges, ranges[row, 1] + within, ranges[row, 2] + within, decays[row] == 1
 
 
-def textbook_adamw(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
-    """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python's floats. Returns lists params, m, v."""
-    new_params, new_m, new_v = [], [], []
-    for theta, g, mean, square, decay in zip(params, grads, m, v, weight_decay):
-        g *= grad_scale
-        mean = beta1 * mean + (1 - beta1) * g
-        square = beta2 * square + (1 - beta2) * g**2
-        step = (mean / (1 - beta1**t)) / (math.sqrt(square / (1 - beta2**t)) + eps)
-        new_params.append(theta - learning_rate * step - learning_rate * decay * theta)
-        new_m.append(mean)
-        new_v.append(square)
-    return new_params, new_m, new_v
-
-
-def kernel_calls(s, normal, storage):
-    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
-    # A multiple of eight, but not of a block's share. Betas that float32 holds exactly: then 1 - beta is exact, too.
-    count = s.C * s.C + 8
-    hyper = dict(beta1=float(np.float32(0.9)), beta2=float(np.float32(0.95)), eps=1e-3, weight_decay=0.2)
-    ranges, in_params, in_grads, _ = scattered(count)
-    learning_rate, scale = 2.0**-6, float(np.float32(0.37))
+def fast_calls(s, normal, storage):
+    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    count = s.C * s.C + 8  # a multiple of eight, but not of a block's share
+    ranges, in_params, in_grads, decays = scattered(count)
+    hyper = dict(beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=DECAY)
     params, grads = normal(count + GAP), normal(count)
 
-    def values_of_step(t, rate=learning_rate, beta1=hyper["beta1"], beta2=hyper["beta2"], factor=scale):
+    def values_of_step(t, rate=LEARNING_RATE, beta1=BETA1, beta2=BETA2, scale=SCALE):
         return dict(
             step_values=read(np.array([rate, 1 - beta1**t, 1 - beta2**t], np.float32), "f32"),
             rounding_seed=read(np.array([SEED]), "u32"),
-            norm_and_scale=read(np.array([123.0, factor], np.float32), "f32"),
+            norm_and_scale=read(np.array([123.0, scale], np.float32), "f32"),
         )
 
     def call(name, t, m, v, has_master=False, check=None):
@@ -100,31 +123,26 @@ def kernel_calls(s, normal, storage):
         def launch(a):
             arrays = a.m, a.v, a.master if has_master else None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges
             for first, stop in (0, 16), (16, count):  # in two launches, a range each at least
-                adamw_update(a.params, a.grads, *arrays, **hyper, first=first, stop=stop)
+                fast.adamw_update(a.params, a.grads, *arrays, **hyper, first=first, stop=stop)
 
         def reference(a):
-            all_params = a.params.copy()
-            if has_master:
-                all_params[in_params] = a.master
-            adamw_update(all_params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges, **hyper)
-            a.params[in_params] = all_params[in_params]
-            if has_master:
-                a.master[:] = all_params[in_params]
+            mine = a.master if has_master else a.params[in_params]
+            for which, decay in (decays, DECAY), (~decays, 0.0):
+                arrays = [array[which] for array in (mine, a.grads[in_grads], a.m, a.v)]
+                textbook.adamw_update(*arrays, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t)
+                mine[which], _, a.m[which], a.v[which] = arrays
+            a.params[in_params] = mine
 
         def errors(after, before, storage):
-            # A handful of roundings each; m may cancel, so they count relative to what is added.
-            few = 8 * UNIT
-            g = np.abs(before.grads[in_grads]) * scale
-            m_size = hyper["beta1"] * np.abs(before.m) + (1 - hyper["beta1"]) * g
-            update = m_size / (1 - hyper["beta1"] ** t) / (np.sqrt(after.v / (1 - hyper["beta2"] ** t)) + hyper["eps"])
-            weights = before.master if has_master else before.params[in_params]
-            weights = few * (learning_rate * (2 * update + hyper["weight_decay"] * np.abs(weights)) + np.abs(weights))
+            mine = before.master if has_master else before.params[in_params]
+            bounds = errors_of(mine, before.grads[in_grads], before.m, after.v, DECAY, t)
+            weights = bounds["params"]
             either_neighbour = 2 * half_ulp(np.abs(after.params[in_params]) + weights, storage) if storage == BFLOAT16_BITS else 0
             all_params = np.zeros(count + GAP)  # no error where nothing is to be updated
             all_params[in_params] = weights + either_neighbour
-            return {"m": few * m_size, "v": few * after.v, "master": weights, "params": all_params}
+            return {**bounds, "master": weights, "params": all_params}
 
-        return Call(name, tensors, launch, errors, reference, check)
+        return Call("adamw_update", name, tensors, launch, errors, reference, check)
 
     yield call("adamw, first step", 1, np.zeros(count), np.zeros(count))
     yield call("adamw, step 7", 7, normal(count), np.abs(normal(count)))
@@ -132,7 +150,7 @@ def kernel_calls(s, normal, storage):
         return
 
     def check_master(call, storage):
-        # Here the parameters' very bits can be told: the master's, rounded with noise that is known.
+        # Here the parameters' very bits are known: the master's, rounded with noise that is known.
         results, rows = run_on_device(call, storage)
         after, before = run_on_host(call, storage)
         errors = call.errors(after, before, storage)
@@ -151,16 +169,17 @@ def kernel_calls(s, normal, storage):
     def check_mean(call, storage):
         results, rows = run_on_device(call, storage)
         mean = bfloat16_values(results["params"]).astype(np.float64).mean(keepdims=True)
-        deviation = 2.0**-8 * math.sqrt(0.25 * 0.75 / draws)  # of the mean of so many draws with probability 1/4
+        deviation = 2.0**-8 * math.sqrt(0.25 * 0.75 / draws)  # of the mean of `draws` draws with probability 1/4
         yield compare(call.name, "mean", mean, np.array([1 - step]), SPREAD * deviation)
         yield from rows
 
     yield Call(
+        "adamw_update",
         "adamw, tiny steps",
         dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32"),
              **values_of_step(1, step, 0.5, 0.5, 1.0), ranges=read(np.array([[0, 0, 0, 0], [draws] * 4]), "i64")),
-        lambda a: adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges,
-                               beta1=0.5, beta2=0.5, eps=0.0, weight_decay=0.0),
+        lambda a: fast.adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges,
+                                    beta1=0.5, beta2=0.5, eps=0.0, weight_decay=0.0),
         check=check_mean,
     )  # fmt: skip
 

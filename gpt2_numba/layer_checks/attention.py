@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gpt2_numba.gpu.backend import BFLOAT16_BITS
-from gpt2_numba.layer_checks.calls import Call, read, scratch, written
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
+from gpt2_numba.layer_checks.calls import Call, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
 from gpt2_numba.layer_checks.running import run_on_host
 from gpt2_numba.layer_checks.tolerances import (
@@ -19,7 +19,8 @@ from gpt2_numba.layer_checks.tolerances import (
     summation_error,
     typical_product,
 )
-from gpt2_numba.layers.attention import attention_backward, attention_forward, attention_scratch_size
+from gpt2_numba.layers import attention as textbook
+from gpt2_numba.layers.fast import attention as fast
 
 
 def reference_rows(s, normal):
@@ -28,52 +29,84 @@ def reference_rows(s, normal):
     out, lse, dqkv = (np.full(shape, np.nan) for shape in (dout.shape, (s.B, s.NH, s.T), qkv.shape))
 
     def forward():
-        attention_forward(out, lse, qkv, None)
+        textbook.attention_forward(out, lse, qkv)
 
     forward()
-    attention_backward(dqkv, dout, out, lse, qkv, None)
+    textbook.attention_backward(dqkv, dout, out, lse, qkv)
     yield from check_gradients("attention", forward, out, dout, {"dqkv": (qkv, 0, dqkv)})
 
 
-def kernel_calls(s, normal, storage):
-    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+def queries_keys_values(s, normal):
+    """qkv. The last token's queries are large: exp must not overflow, and most of its weights vanish."""
     qkv = normal(s.N, 3 * s.C)
-    qkv[-1, : s.C] *= 16  # the last token's queries are large: exp must not overflow, and most of its weights vanish
-    scratch_size = attention_scratch_size(s.B, s.T, s.NH, s.HS, storage)
+    qkv[-1, : s.C] *= 16
+    return qkv
 
-    def forward_errors(after, before, storage):
-        of_out, of_lse = zip(*_for_each_head(attention_forward_errors, after, (after.out,), s, storage))
-        return {"out": _rows_of(of_out, s), "lse": np.reshape(of_lse, after.lse.shape)}
 
-    def backward_errors(after, before, storage):
-        of_heads = _for_each_head(attention_backward_errors, after, (after.out, after.dout), s, storage)
-        return {"dqkv": np.concatenate([_rows_of(of_one, s) for of_one in zip(*of_heads)], axis=1)}
+def forward_errors(after, storage, s, steps):
+    """Bounds for out and lse. steps: in how many a query's sums grow, and are rescaled."""
+    of_out, of_lse = zip(*_for_each_head(attention_forward_errors, after, (after.out,), s, storage, steps))
+    return {"out": _rows_of(of_out, s), "lse": np.reshape(of_lse, after.lse.shape)}
 
+
+def backward_errors(after, storage, s):
+    """Bounds for dqkv."""
+    of_heads = _for_each_head(attention_backward_errors, after, (after.out, after.dout), s, storage)
+    return {"dqkv": np.concatenate([_rows_of(of_one, s) for of_one in zip(*of_heads)], axis=1)}
+
+
+def plain_calls(s, normal, functions):
+    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    qkv = queries_keys_values(s, normal)
+    forward = textbook_call(
+        functions, textbook, "attention_forward",
+        dict(out=written(s.N, s.C), lse=written(s.B, s.NH, s.T), qkv=read(qkv)),
+        lambda a: (a.out, a.lse, a.qkv),
+        lambda after, before, storage: forward_errors(after, storage, s, s.T),
+    )  # fmt: skip
+    yield forward
+    kept, _ = run_on_host(forward, FLOAT32)
+    yield textbook_call(
+        functions, textbook, "attention_backward",
+        dict(dqkv=written(s.N, 3 * s.C), dout=read(normal(s.N, s.C)), out=read(kept.out), lse=read(kept.lse), qkv=read(qkv)),
+        lambda a: (a.dqkv, a.dout, a.out, a.lse, a.qkv),
+        lambda after, before, storage: backward_errors(after, storage, s),
+    )  # fmt: skip
+
+
+def fast_calls(s, normal, storage):
+    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    qkv = queries_keys_values(s, normal)
+    scratch_size = fast.attention_scratch_size(s.B, s.T, s.NH, s.HS, storage)
     forward = Call(
+        "attention_forward",
         "attention forward",
         dict(out=written(s.N, s.C), lse=written(s.B, s.NH, s.T, kind="f32"), qkv=read(qkv), scratch=scratch(scratch_size, kind="f32")),
-        lambda a: attention_forward(a.out, a.lse, a.qkv, a.scratch),
-        forward_errors,
+        lambda a: fast.attention_forward(a.out, a.lse, a.qkv, a.scratch),
+        lambda after, before, storage: forward_errors(after, storage, s, s.T / 16),  # tiles of at least 16 keys
+        lambda a: textbook.attention_forward(a.out, a.lse, a.qkv),
     )
     yield forward
     kept, _ = run_on_host(forward, storage)
     yield Call(
+        "attention_backward",
         "attention backward",
         dict(dqkv=written(s.N, 3 * s.C), dout=read(normal(s.N, s.C)), out=read(kept.out), lse=read(kept.lse, "f32"), qkv=read(qkv),
              scratch=scratch(scratch_size, kind="f32")),
-        lambda a: attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, a.scratch),
-        backward_errors,
+        lambda a: fast.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, a.scratch),
+        lambda after, before, storage: backward_errors(after, storage, s),
+        lambda a: textbook.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv),
     )  # fmt: skip
 
 
-def _for_each_head(bounds_of_head, a, more, s, storage):
-    """Call bounds_of_head(q, k, v, lse, *rows of the head in `more`, storage) for all B * NH heads, in threads, with float32 arrays."""
+def _for_each_head(bounds_of_head, a, more, s, *constants):
+    """Call bounds_of_head(q, k, v, lse, *rows of the head in `more`, *constants) for all B * NH heads, in threads, with float32 arrays."""
     arrays = [*np.split(a.qkv, 3, axis=1), *more]
     arrays = [rows.reshape(s.B, s.T, s.NH, s.HS).swapaxes(1, 2).reshape(-1, s.T, s.HS) for rows in arrays]
     arrays.insert(3, a.lse.reshape(-1, s.T))
 
     def one(head):
-        return bounds_of_head(*(array[head].astype(np.float32) for array in arrays), storage)
+        return bounds_of_head(*(array[head].astype(np.float32) for array in arrays), *constants)
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(one, range(s.B * s.NH)))
@@ -106,20 +139,20 @@ def rounding_of_factors(storage):
     return 2.0**-8 if storage == BFLOAT16_BITS else UNIT_TF32 if in_tf32(storage) else UNIT
 
 
-def attention_forward_errors(q, k, v, lse, out, storage):
+def attention_forward_errors(q, k, v, lse, out, storage, steps):
     """Bounds for one head's output and log-sum-exp. q, k, v, out (T, HS), lse (T,): the reference's, float32.
 
     Where all weights of a query are off, relatively, by d, their sum is off by Σ p d, and so is its logarithm; besides comes what the
-    additions and the logarithm round. The sum grows tile by tile, and with every larger score it is multiplied, and rounded, anew.
+    additions and the logarithm round. The sum grows step by step, and with every larger score it is multiplied, and rounded again.
     In the output Σ p v, the errors of different keys are independent, p d and the rounding of p as a factor: SPREAD times the root of the
     sum of their squares, each times (|v| + |out|), since the division by the row's sum takes out |out|.
     """
     T, _ = q.shape
     p, d = weights_and_errors(q, k, lse, storage)
-    of_lse = (p * d).sum(axis=1) + summation_error(T / 32 + 10, 1.0) + UNIT * (4 * math.log2(2 * T) + 2 * T / 16 + 4 * np.abs(lse))
+    of_lse = (p * d).sum(axis=1) + summation_error(steps + 10, 1.0) + UNIT * (4 * math.log2(2 * T) + 2 * steps + 4 * np.abs(lse))
     squares = np.square(p * (d + rounding_of_factors(storage)))
     of_out = SPREAD * np.sqrt(2 * (squares @ v**2 + squares.sum(axis=1, keepdims=True) * out**2))
-    of_out += product_error(T, np.sqrt(p**2 @ v**2), storage) + UNIT * (4 + 2 * T / 16) * np.abs(out) + ROOT_OF_SMALLEST
+    of_out += product_error(T, np.sqrt(p**2 @ v**2), storage) + UNIT * (4 + 2 * steps) * np.abs(out) + ROOT_OF_SMALLEST
     return of_out, of_lse
 
 

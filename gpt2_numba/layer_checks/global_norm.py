@@ -5,50 +5,83 @@ import math
 import numpy as np
 
 from gpt2_numba.layer_checks.adamw import scattered
-from gpt2_numba.layer_checks.calls import Call, read, scratch, written
+from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.rows import compare
+from gpt2_numba.layer_checks.running import run_on_device
 from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
-from gpt2_numba.layers.global_norm import BLOCKS, THREADS, norm_and_scale, sum_of_squares
+from gpt2_numba.layers import global_norm as textbook
+from gpt2_numba.layers.fast import global_norm as fast
 
 
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
-    count = s.N * s.C
-    ranges, _, in_grads, _ = scattered(count)
-    grads, partials = normal(count + 8), np.full(BLOCKS, np.nan)  # eight of them do not count
-    norm = math.sqrt(math.fsum(g * g for g in grads[in_grads]))
+    grads = normal(s.N * s.C)
+    norm = math.sqrt(math.fsum(g * g for g in grads))
     for name, max_norm, scale in (("clipped", norm / 4, 0.25), ("not clipped", norm * 4, 1.0)):
-        came = np.full(2, np.nan)
-        sum_of_squares(partials, grads, ranges)
-        norm_and_scale(came, partials, max_norm)
+        came, partials = np.full(2, np.nan), np.zeros(textbook.PARTIALS)
+        for piece in (grads[:5], grads[5:]):  # added up
+            textbook.sum_of_squares(partials, piece)
+        textbook.norm_and_scale(came, partials, max_norm)
         expected = np.array([norm, scale])
         yield compare(f"global norm, {name}", "norm, scale", came, expected, math.sqrt(grads.size) * 2.0**-53 * expected)
 
 
-def kernel_calls(s, normal, storage):
-    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+def result_errors(after, additions):
+    """Bounds for norm and scale. additions: through how many a square passes at most.
+
+    The root halves the relative error of the sum; root and division add one rounding each. A scale of 1 is exact.
+    """
+    relative = summation_error(additions, 1.0) / 2 + 2 * UNIT
+    return {"result": after.result * np.where(after.result == 1, 0, relative)}
+
+
+def plain_calls(s, normal, functions):
+    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    count = s.Vp * s.C + 1
+    partials = np.abs(normal(textbook.PARTIALS))
+
+    def check_sum(call, storage):
+        # Which square is added to which of the partial sums is for the kernel to decide: their total is compared.
+        results, rows = run_on_device(call, storage)
+        total = results["partials"].sum(dtype=np.float64, keepdims=True)
+        expected = partials.sum(dtype=np.float64, keepdims=True) + np.square(call.tensors["grads"].values, dtype=np.float64).sum()
+        yield compare(call.name, "Σ partials", total, expected, summation_error(count + 1, expected))
+        yield from rows
+
+    yield textbook_call(
+        functions, textbook, "sum_of_squares", dict(partials=changed(partials), grads=read(normal(count))),
+        lambda a: (a.partials, a.grads), name="global norm, sum of squares", check=check_sum,
+    )  # fmt: skip
+    for name, max_norm in (("clipped", 0.5), ("not clipped", 1e9)):
+        yield textbook_call(
+            functions, textbook, "norm_and_scale", dict(result=written(2), partials=read(1 + partials)),
+            lambda a, max_norm=max_norm: (a.result, a.partials, max_norm),
+            lambda after, before, storage: result_errors(after, textbook.PARTIALS), f"global norm, {name}",
+        )  # fmt: skip
+
+
+def fast_calls(s, normal, storage):
+    """Yield the Calls of the fast launchers, both in each, with the bounds of its errors."""
     count = s.Vp * s.C  # the largest tensor
-    ranges, _, _, _ = scattered(count)
+    ranges, _, in_grads, _ = scattered(count)
     grads = normal(count + 8)  # eight of them do not count
+    additions = count / (fast.BLOCKS * fast.THREADS) + fast.BLOCKS / fast.THREADS + 20
 
-    def errors(after, before, storage):
-        chain = count / (BLOCKS * THREADS) + BLOCKS / THREADS + 20
-        # The root halves the relative error of the sum; root and division add one rounding each. A scale of 1 is exact.
-        relative = summation_error(chain, 1.0) / 2 + 2 * UNIT
-        return {"result": after.result * np.where(after.result == 1, 0, relative)}
+    def launch(a, max_norm):
+        fast.sum_of_squares(a.partials, a.grads, a.ranges)
+        fast.norm_and_scale(a.result, a.partials, max_norm)
 
-    def launch(a, partials, max_norm):
-        sum_of_squares(partials, a.grads, a.ranges)
-        norm_and_scale(a.result, partials, max_norm)
+    def reference(a, max_norm):
+        partials = np.zeros(textbook.PARTIALS)
+        textbook.sum_of_squares(partials, a.grads[in_grads])
+        textbook.norm_and_scale(a.result, partials, max_norm)
 
-    def call(name, max_norm):
-        return Call(
+    for name, max_norm in (("clipped", 1.0), ("not clipped", 1e9)):
+        yield Call(
+            "sum_of_squares",
             f"global norm, {name}",
-            dict(result=written(2, kind="f32"), grads=read(grads), partials=scratch(BLOCKS, kind="f32"), ranges=read(ranges, "i64")),
-            lambda a: launch(a, a.partials, max_norm),
-            errors,
-            lambda a: launch(a, np.full(BLOCKS, np.nan), max_norm),
+            dict(result=written(2, kind="f32"), grads=read(grads), partials=scratch(fast.BLOCKS, kind="f32"), ranges=read(ranges, "i64")),
+            lambda a, max_norm=max_norm: launch(a, max_norm),
+            lambda after, before, storage: result_errors(after, additions),
+            lambda a, max_norm=max_norm: reference(a, max_norm),
         )
-
-    yield call("clipped", 1.0)
-    yield call("not clipped", 1e9)

@@ -4,31 +4,45 @@ import math
 
 import numpy as np
 
-from gpt2_numba.layer_checks.calls import Call, changed, read
+from gpt2_numba.layer_checks.calls import Call, changed, read, textbook_call
 from gpt2_numba.layer_checks.rows import compare
 from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
-from gpt2_numba.layers import classifier
-from gpt2_numba.layers.classifier import accumulate_mean
+from gpt2_numba.layers import classifier as textbook
+from gpt2_numba.layers.fast import classifier as fast
 
 
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
     values, mean = np.abs(normal(s.N)), np.ones(1)
-    accumulate_mean(mean, values)
+    textbook.accumulate_mean(mean, values)
     expected = np.array([1 + math.fsum(values) / s.N])
     yield compare("mean loss", "mean", mean, expected, 4 * 2.0**-53 * expected)
 
 
-def kernel_calls(s, normal, storage):
-    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+def tensors(s, normal):
+    """The arguments, the same for both sets of kernels."""
+    return dict(mean=changed(np.ones(1, np.float32), "f32"), values=read(np.abs(normal(s.N)), "f32"))
 
-    def errors(after, before, storage):
-        chain = s.N / classifier.THREADS + 12
-        return {"mean": summation_error(chain, after.values.mean()) + UNIT * before.mean}
 
+def errors_of(additions):
+    """Bounds for the mean. additions: through how many a number passes at most in the sum."""
+    return lambda after, before, storage: {"mean": summation_error(additions, after.values.mean()) + UNIT * before.mean}
+
+
+def plain_calls(s, normal, functions):
+    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    yield textbook_call(
+        functions, textbook, "accumulate_mean", tensors(s, normal), lambda a: (a.mean, a.values), errors_of(s.N + 2), "mean loss"
+    )  # fmt: skip
+
+
+def fast_calls(s, normal, storage):
+    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
     yield Call(
+        "accumulate_mean",
         "mean loss",
-        dict(mean=changed(np.ones(1, np.float32), "f32"), values=read(np.abs(normal(s.N)), "f32")),
-        lambda a: accumulate_mean(a.mean, a.values),
-        errors,
+        tensors(s, normal),
+        lambda a: fast.accumulate_mean(a.mean, a.values),
+        errors_of(s.N / fast.THREADS + 12),
+        lambda a: textbook.accumulate_mean(a.mean, a.values),
     )

@@ -2,33 +2,49 @@
 
 import numpy as np
 
-from gpt2_numba.layer_checks.calls import Call, changed, read, written
+from gpt2_numba.layer_checks.calls import Call, changed, read, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
-from gpt2_numba.layers.residual import residual_backward, residual_forward
+from gpt2_numba.layers import residual as textbook
+from gpt2_numba.layers.fast import residual as fast
 
 
 def reference_rows(s, normal):
     """Rows of the NumPy reference against central differences or the definition."""
     inp, branch, dout = normal((s.N, s.C)), normal((s.N, s.C)), normal((s.N, s.C))
-    out, dinp, dbranch = np.full(inp.shape, np.nan), normal(inp.shape), normal(inp.shape)
-    before = dinp.copy(), dbranch.copy()
-    residual_backward(dinp, dbranch, dout)
-    gradients = {"dinp": (inp, before[0], dinp), "dbranch": (branch, before[1], dbranch)}
-    yield from check_gradients("residual", lambda: residual_forward(out, inp, branch), out, dout, gradients)
+    out, dinp, dbranch = (np.full(inp.shape, np.nan) for _ in range(3))
+    textbook.residual_backward(dinp, dbranch, dout)
+    gradients = {"dinp": (inp, 0, dinp), "dbranch": (branch, 0, dbranch)}
+    yield from check_gradients("residual", lambda: textbook.residual_forward(out, inp, branch), out, dout, gradients)
 
 
-def kernel_calls(s, normal, storage):
-    """Yield the Calls of this layer's launchers, each with the bounds of its errors."""
+def plain_calls(s, normal, functions):
+    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
     shape = (s.N, s.C)
-    forward = Call(
+    yield textbook_call(
+        functions, textbook, "residual_forward",
+        dict(out=written(*shape), inp=read(normal(*shape)), branch=read(normal(*shape))),
+        lambda a: (a.out, a.inp, a.branch),
+    )  # fmt: skip
+    yield textbook_call(
+        functions, textbook, "residual_backward",
+        dict(dinp=written(*shape), dbranch=written(*shape), dout=read(normal(*shape))),
+        lambda a: (a.dinp, a.dbranch, a.dout),
+    )  # fmt: skip
+    yield textbook_call(
+        functions, textbook, "residual_backward",
+        dict(dinp=changed(normal(*shape)), dbranch=written(*shape)),
+        lambda a: (a.dinp, a.dbranch, a.dinp),
+        name="residual backward in place",
+    )  # fmt: skip
+
+
+def fast_calls(s, normal, storage):
+    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    shape = (s.N, s.C)
+    yield Call(
+        "residual_forward",
         "residual forward",
         dict(out=written(*shape), inp=read(normal(*shape)), branch=read(normal(*shape))),
-        lambda a: residual_forward(a.out, a.inp, a.branch),
+        lambda a: fast.residual_forward(a.out, a.inp, a.branch),
+        reference=lambda a: textbook.residual_forward(a.out, a.inp, a.branch),
     )
-    backward = Call(
-        "residual backward",
-        dict(dinp=changed(normal(*shape)), dbranch=changed(normal(*shape)), dout=read(normal(*shape))),
-        lambda a: residual_backward(a.dinp, a.dbranch, a.dout),
-    )
-    yield forward
-    yield backward

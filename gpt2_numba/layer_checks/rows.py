@@ -38,7 +38,7 @@ class Row:
 
 
 def format_table(rows):
-    """The rows as a table: layer, tensor, largest error (relative to its bound), bound, verdict; what failed is told below it."""
+    """The rows as a table: layer, tensor, largest error (relative to its bound), bound, verdict; below it, what failed and how."""
     width = max([30, *(len(row.layer) for row in rows)])
     lines = [f"{'layer':<{width}}  {'tensor':<12}{'largest error':>14}{'bound':>12}"]
     for row in rows:

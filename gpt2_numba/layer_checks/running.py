@@ -1,6 +1,6 @@
 """Calls made on the device, with traps around them, and on the host with the reference.
 
-Every array lies between guard cells, which must not change and hold NaN, so that whoever reads past an end is found out. Outputs hold
+Every array lies between guard cells, which must not change and hold NaN, so that a kernel that reads past an end is found out. Outputs hold
 NaN before the call. Arrays that are only read must not change. The call is made twice, and must give the same bits.
 """
 
@@ -96,8 +96,6 @@ def run_on_host(call, storage):
             if tensor.values is not None:
                 values = as_float(to_storage(tensor.values, tensor.dtype(storage)))
                 values = values if tensor.kind in INTEGERS else values.astype(np.float64)
-        elif len(tensor.shape) > 1:  # an activation's shape; flat scratch is for kernels alone
-            values = np.full(tensor.shape, np.nan)
         setattr(before, name, values)
         setattr(after, name, values.copy() if tensor.access == "w" else values)
     (call.reference or call.launch)(after)

@@ -1,5 +1,7 @@
 """How large the arrays are in which the checks look for faults: awkward sizes for the simulator, production sizes for a GPU; and
 tokens that go with them.
+
+The fast kernels take channels in eights, the plain ones and the references any number.
 """
 
 from dataclasses import dataclass, replace
@@ -31,13 +33,17 @@ class Sizes:
         return f"B{self.B}-T{self.T}-C{self.C}-NH{self.NH}-V{self.V}-Vp{self.Vp}-OC{self.OC}"
 
 
-# Distinct and awkward. On the device channels come in eights; on the host they need not.
+# Distinct and awkward.
 REFERENCE_SIZES = Sizes(B=2, T=5, C=21, NH=3, V=37, Vp=40, OC=13)
 AWKWARD = Sizes(B=2, T=5, C=48, NH=3, V=101, Vp=128, OC=56)
 # Just over what one warp or block takes at a time, so that the loops in the kernels go round a second time:
 WIDE = Sizes(B=1, T=3, C=264, NH=3, V=1021, Vp=1024, OC=264)  # 256 columns to a warp; 512 logits to a block of the simulator
 WIDEST = Sizes(B=1, T=7, C=520, NH=5, V=37, Vp=64, OC=8)  # several warps a row, and several times eight columns a thread
 LONG = Sizes(B=1, T=261, C=8, NH=1, V=37, Vp=64, OC=8)  # more rows than the blocks of a sum over rows take at a time
+# For the plain kernels: heads of 13, primes or multiples of them, all larger than a tile and, but for OC, than a block of the simulator.
+ODD = Sizes(B=2, T=7, C=39, NH=3, V=101, Vp=107, OC=53)
+ONES = Sizes(B=1, T=1, C=1, NH=1, V=2, Vp=2, OC=1)
+MANY_ROWS = Sizes(B=1, T=67, C=3, NH=1, V=11, Vp=13, OC=3)  # more rows and tokens than a block has threads
 PRODUCTION_SIZES = (
     Sizes(B=4, T=1024, C=768, NH=12, V=50257, Vp=50304, OC=3072),  # GPT-2 124M
     Sizes(B=1, T=1023, C=768, NH=12, V=257, Vp=384, OC=2304),  # rows of attention weights that end in padding; bytes as tokens
@@ -45,13 +51,17 @@ PRODUCTION_SIZES = (
 )
 
 
-def small_sizes(layer, precision):
+def small_sizes(layer, precision, kernels="fast"):
     """Sizes that the simulator does in seconds. Whether loops go round again does not depend on the type: WIDE and LONG in fp32 only."""
+    if kernels == "plain":
+        # Heads of 80 and 96: a block has 128 threads, some of which have no channel.
+        wide_heads = (Sizes(B=1, T=3, C=NH * HS, NH=NH, V=3, Vp=3, OC=1) for NH, HS in ((1, 80), (2, 96)))
+        return ODD, ONES, *(wide_heads if layer == "attention" else (MANY_ROWS,))
     by_layer = {
         "layernorm": (AWKWARD, WIDE, WIDEST, LONG),
         "matmul": (AWKWARD, Sizes(B=1, T=3, C=8, NH=1, V=37, Vp=64, OC=264), LONG),
         "matmul without bias": (Sizes(B=2, T=5, C=40, NH=5, V=67, Vp=72, OC=72),),
-        "attention": (AWKWARD,),  # a LONG one takes the simulator's matrix products minutes: the tests lend it NumPy's
+        "attention": (AWKWARD, LONG),
         "classifier": (AWKWARD, WIDE),
         "adamw": (AWKWARD,),
     }

@@ -1,6 +1,6 @@
 """How far off a right answer may be. Bounds are not chosen but derived: from the type, the length of the sum and the size of what is added.
 
-Here is what several layers need; what is particular to one layer stands beside its calls.
+Here is what several layers need; what is particular to one layer is in its own file.
 """
 
 import math

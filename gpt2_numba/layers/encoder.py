@@ -1,259 +1,138 @@
-"""The encoder: a token becomes a vector, by looking up its row in `wte` and adding the row of its place in `wpe`.
+"""The encoder (llm.c's name for the embedding): a token becomes its row of `wte` plus the row of its position in `wpe`.
 
     out[b, t] = wte[tokens[b, t]] + wpe[t]
 
-Backward sends each row of dout to the two rows that made it:
+Backward. Raise wpe[t, c] by a tiny ε, and out[b, t, c] rises by ε in all B sequences; raise wte[v, c] by ε, and out[b, t, c] rises by ε wherever
+the token is v. Multiply by dout, add up, divide by ε:
 
-    dwpe[t] += Σ_b dout[b, t]        dwte[v] += Σ dout[b, t] over all places where tokens[b, t] = v
+    dwpe[t] += Σ_b dout[b, t]        dwte[v] += Σ dout[b, t] over all (b, t) where tokens[b, t] = v
 
-The second is a scatter: many places add to one row. Atomics would add in whatever order the threads arrive, and the bits would
-change from run to run. So the places are first sorted by token (on the host, see `places_by_token`), and a warp adds up the places
-of a token in that order. Natural text is uneven: most of a batch's different tokens stand there once or twice, and one of them in every
-tenth place. So the places of a token are cut into pieces, a warp each; where there are several, a second kernel adds up their sums.
+Forward gathers rows; the second sum scatters them: many rows of dout may belong to one row of dwte. If a thread took one (b, t) and added its row
+to dwte, threads with the same token would write to the same number at the same time. Atomic additions would be safe, but would add in the
+order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here it is turned
+around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons for every pass of a
+block's threads over the channels.
 
 Token and learned position embeddings: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 
-    | array        | shape, type      | forward | backward                                                    |
-    | ------------ | ---------------- | ------- | ----------------------------------------------------------- |
-    | tokens       | (B, T) int32     | [r]     | not needed: `places`, `pieces` say the same                 |
-    | wte          | (Vp, C)          | [r]     |                                                             |
-    | wpe          | (maxT, C)        | [r]     |                                                             |
-    | out, dout    | (N, C)           | [w]     | [r]                                                         |
-    | dwte, dwpe   | (Vp, C) (maxT, C)|         | [+] the classifier adds to dwte as well: it shares wte      |
-    | places       | (N,) int32       |         | [r] indices into N, sorted by token                         |
-    | pieces       | (P + 1, 3) int32 |         | [r] a row a piece: see below                                |
-    | scratch      | float32, flat    |         | [w] sums of pieces; None on the host                        |
+    | array      | shape, type        | forward | backward                                                                  |
+    | ---------- | ------------------ | ------- | ------------------------------------------------------------------------- |
+    | tokens     | (B, T) int32       | [r]     | [r]                                                                       |
+    | wte, wpe   | (Vp, C) (maxT, C)  | [r]     |                                                                           |
+    | out, dout  | (N, C)             | [w]     | [r]                                                                       |
+    | dwte, dwpe | (Vp, C) (maxT, C)  |         | [+] the output layer shares wte, and has added its gradient to dwte       |
 
-N = B * T; row n = b * T + t.
-
-A row of `pieces`: a token; where among `places` the piece begins (it ends where the next begins); how many pieces that token has, 0 if
-this is not its first. Tokens with several pieces come first. The last row, and all that are left over, are -1, N, 0.
+N = B * T rows; row b * T + t is position t of sequence b. [r] read, [w] overwritten, [+] accumulated into.
 """
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda
 
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE
+from gpt2_numba.gpu.backend import compute_stream, on_host
+from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.gpu.check import check_arrays, check_float32
 
-ZERO = np.float32(0.0)
-THREADS = WARP_SIZE if SIMULATING else 256
-ROWS_PER_BLOCK = 2 if SIMULATING else 8  # of the forward pass, a warp each
-PIECES_PER_BLOCK = 2 if SIMULATING else 8  # a warp each
-PLACES_OF_A_PIECE = 3 if SIMULATING else 64  # the bits depend on it
-AT_A_TIME = 4  # loads that a thread of the backward pass has in flight
-HELD = AT_A_TIME * WIDTH
+ZERO = np.float32(0)
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
-
-
-def most_pieces(N, V):
-    """P: into how many pieces N places are cut at most, if there are V different tokens."""
-    return min(N, V) + N // PLACES_OF_A_PIECE
-
-
-def places_by_token(tokens, V):
-    """Sort the N places of a batch by the token that stands there, the most frequent tokens first: what `encoder_backward` needs.
-
-    tokens (B, T) int32 host array, all in [0, V). Returns places (N,) and pieces (P + 1, 3), int32. Ties: by token, by place.
-    """
-    flat = tokens.reshape(-1)
-    counts = np.bincount(flat, minlength=V)
-    present = np.flatnonzero(counts)
-    present = present[np.argsort(-counts[present], kind="stable")]
-    rank = np.zeros(V, np.uint16 if len(present) <= 1 << 16 else np.int32)  # NumPy sorts 16-bit integers by radix: ten times faster
-    rank[present] = np.arange(len(present))
-    places = np.argsort(rank[flat], kind="stable").astype(np.int32)
-
-    starts = np.cumsum(counts[present]) - counts[present]
-    of_token = -(-counts[present] // PLACES_OF_A_PIECE)  # how many pieces
-    firsts = np.cumsum(of_token) - of_token
-    count = of_token.sum()
-    pieces = np.full((most_pieces(flat.size, V) + 1, 3), (-1, flat.size, 0), np.int32)
-    pieces[:count, 0] = np.repeat(present, of_token)
-    pieces[:count, 1] = np.repeat(starts, of_token) + PLACES_OF_A_PIECE * (np.arange(count) - np.repeat(firsts, of_token))
-    pieces[:count, 2] = 0
-    pieces[firsts, 2] = of_token
-    return places, pieces
 
 
 def encoder_forward_ref(out, tokens, wte, wpe):
     """The definition. Arguments as in the table above; float32 or float64."""
     B, T = tokens.shape
     out_btc = out.reshape(B, T, -1)
-    np.take(wte, tokens, axis=0, out=out_btc, mode="clip")  # "raise" would copy; tokens are checked where data is loaded
+    np.take(wte, tokens, axis=0, out=out_btc, mode="clip")  # mode="raise" would buffer out; tokens are checked where data is loaded
     out_btc += wpe[:T]
 
 
-def encoder_backward_ref(dwte, dwpe, dout, places, pieces, scratch, T):
-    """The scatter. Arguments as in the table above; `scratch` is for the kernels."""
-    dwpe[:T] += dout.reshape(-1, T, dout.shape[1]).sum(axis=0)
-    tokens, starts, _ = pieces[pieces[:, 2] > 0].T
-    dwte[tokens] += np.add.reduceat(dout[places], starts, axis=0)
+def encoder_backward_ref(dwte, dwpe, dout, tokens):
+    """The two sums. Positions are sorted by token, so that the rows of a token are neighbours, which reduceat sums."""
+    B, T = tokens.shape
+    dwpe[:T] += dout.reshape(B, T, -1).sum(axis=0)
+    positions = np.argsort(tokens.reshape(-1), kind="stable")
+    present, starts = np.unique(tokens.reshape(-1)[positions], return_index=True)
+    dwte[present] += np.add.reduceat(dout[positions], starts, axis=0)
 
 
-# ---------------------------------------------------------------------------------------------------------- kernels
+# ---------------------------------------------------------------------------------------------------- plain kernels
 
 
 @cuda.jit(cache=True)
 def encoder_forward_kernel(out, tokens, wte, wpe):
-    """One warp makes one row: position t = blockIdx.x * ROWS_PER_BLOCK + warp of sequence b = blockIdx.y."""
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    C, T = out.shape[1], tokens.shape[1]
-    t, b = cuda.blockIdx.x * ROWS_PER_BLOCK + warp, cuda.blockIdx.y
-    if t >= T:
-        return
+    """One block per position: t = blockIdx.x of sequence b = blockIdx.y. out (B, T, C)."""
+    t, b = cuda.blockIdx.x, cuda.blockIdx.y
     token = tokens[b, t]
-    x = cuda.local.array(WIDTH, float32)
-    p = cuda.local.array(WIDTH, float32)
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(wte, token * C + c, x)
-        load8(wpe, t * C + c, p)
-        for k in range(WIDTH):
-            x[k] += p[k]
-        store8(out, (b * T + t) * C + c, x)
+    for c in range(cuda.threadIdx.x, out.shape[2], cuda.blockDim.x):
+        out[b, t, c] = wte[token, c] + wpe[t, c]
 
 
 @cuda.jit(cache=True)
-def encoder_backward_wpe_kernel(dwpe, dout, T):
-    """One thread adds up eight channels of one position t over the batch, b = 0, 1, ..."""
-    N, C = dout.shape
-    index = cuda.grid(1) * WIDTH
-    if index >= T * C:
-        return
-    total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
-    load8(dwpe, index, total)
-    for first in range(0, N * C, AT_A_TIME * T * C):
-        for r in range(AT_A_TIME):
-            start = first + r * T * C
-            if start < N * C:
-                load8(dout, start + index, x, r * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total[k % WIDTH] += x[k]
-    store8(dwpe, index, total)
+def encoder_backward_wpe_kernel(dwpe, dout):
+    """One block per position t; for each of its channels a thread sums over the sequences b = 0, 1, ... dout (B, T, C)."""
+    t = cuda.blockIdx.x
+    for c in range(cuda.threadIdx.x, dout.shape[2], cuda.blockDim.x):
+        total = ZERO
+        for b in range(dout.shape[0]):
+            total += dout[b, t, c]
+        dwpe[t, c] += total
 
 
 @cuda.jit(cache=True)
-def encoder_backward_wte_kernel(dwte, sums, dout, places, pieces):
-    """One warp adds up COLUMNS_PER_WARP channels of the places of one piece.
-
-    They go to the token's row of dwte, or, if it has several pieces, to row `piece` of sums.
-    """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    C = dout.shape[1]
-    piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    if piece >= pieces.shape[0] - 1 or pieces[piece, 0] < 0 or c >= C:
-        return
-    token, first, last, is_whole = pieces[piece, 0], pieces[piece, 1], pieces[piece + 1, 1], pieces[piece, 2] == 1
-    total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
-    for k in range(WIDTH):
-        total[k] = ZERO
-    if is_whole:
-        load8(dwte, token * C + c, total)
-    for i in range(first, last, AT_A_TIME):
-        for r in range(AT_A_TIME):
-            if i + r < last:
-                load8(dout, places[i + r] * C + c, x, r * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total[k % WIDTH] += x[k]
-    if is_whole:
-        store8(dwte, token * C + c, total)
-    else:
-        store8(sums, piece * C + c, total)
-
-
-@cuda.jit(cache=True)
-def encoder_backward_pieces_kernel(dwte, sums, pieces):
-    """One warp adds up COLUMNS_PER_WARP channels of the sums of a token's pieces, if it has several, first to last."""
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    C = dwte.shape[1]
-    piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    if piece >= pieces.shape[0] - 1 or pieces[piece, 2] < 2 or c >= C:
-        return
-    token, last = pieces[piece, 0], piece + pieces[piece, 2]
-    total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
-    load8(dwte, token * C + c, total)
-    for i in range(piece, last, AT_A_TIME):
-        for r in range(AT_A_TIME):
-            if i + r < last:
-                load8(sums, (i + r) * C + c, x, r * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total[k % WIDTH] += x[k]
-    store8(dwte, token * C + c, total)
+def encoder_backward_wte_kernel(dwte, dout, tokens):
+    """One block per row v of dwte: it goes through all positions in order and sums the rows of dout whose token is v. dout (B, T, C)."""
+    v = cuda.blockIdx.x
+    B, T, C = dout.shape
+    for c in range(cuda.threadIdx.x, C, cuda.blockDim.x):
+        total = ZERO
+        for b in range(B):
+            for t in range(T):
+                if tokens[b, t] == v:
+                    total += dout[b, t, c]
+        dwte[v, c] += total
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
 
 
 def encoder_forward(out, tokens, wte, wpe):
-    """Look up token and position embeddings. The arrays decide: NumPy runs the reference, device arrays the kernel.
+    """Look up token and position embeddings. NumPy arrays go to the reference, device arrays to the kernel.
 
     out [w] (B*T, C)   tokens [r] (B, T) int32, all in [0, Vp)   wte [r] (Vp, C)   wpe [r] (maxT, C), maxT >= T
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
-    B, T = tokens.shape
-    (Vp, C), maxT = wte.shape, wpe.shape[0]
-    if T > maxT:
-        raise ValueError(f"encoder_forward: tokens (B, T) = {tuple(tokens.shape)} are longer than wpe's {maxT} positions")
+    (B, T), C = tokens.shape, wte.shape[1]
     check_arrays(
-        "encoder_forward", {"B": B, "T": T, "N": B * T, "Vp": Vp, "C": C, "maxT": maxT},
+        "encoder_forward", _sizes("encoder_forward", tokens, wte, wpe),
         out=(out, "N C"), tokens=(tokens, "i32 B T"), wte=(wte, "Vp C"), wpe=(wpe, "maxT C"),
     )  # fmt: skip
     if on_host(out):
         return encoder_forward_ref(out, tokens, wte, wpe)
-    check_width("encoder_forward", C=C)
-    grid = (-(-T // ROWS_PER_BLOCK), B)
-    encoder_forward_kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
+    check_float32("encoder_forward", out)
+    encoder_forward_kernel[(T, B), THREADS, compute_stream()](out.reshape(B, T, C), tokens, wte, wpe)
 
 
-def _most_pieces_of_split_tokens(N):
-    """A token with several pieces fills at least the first of two."""
-    return 2 * N // PLACES_OF_A_PIECE
-
-
-def encoder_scratch_size(N, C):
-    """How many float32 `encoder_backward` needs as scratch."""
-    return _most_pieces_of_split_tokens(N) * C
-
-
-def encoder_backward(dwte, dwpe, dout, places, pieces, scratch, T):
+def encoder_backward(dwte, dwpe, dout, tokens):
     """Gradients of encoder_forward, accumulated in a fixed order.
 
-    dwte [+] (Vp, C)   dwpe [+] (maxT, C)   dout [r] (N, C)   places [r] (N,), pieces [r] (P + 1, 3) int32 from places_by_token
-    scratch [w] float32, flat, at least encoder_scratch_size(N, C); None on the host
-    Raises ValueError or TypeError where a shape or type does not fit.
+    dwte [+] (Vp, C)   dwpe [+] (maxT, C), maxT >= T   dout [r] (B*T, C)   tokens [r] (B, T) int32, all in [0, Vp)
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
-    N, C = dout.shape
-    (Vp, _), maxT, P = dwte.shape, dwpe.shape[0], pieces.shape[0] - 1
-    if T > maxT or N % T or P < 1:
-        raise ValueError(f"encoder_backward: T = {T} must divide N = {N} and be at most maxT = {maxT}, and pieces have two rows at least")
+    (B, T), (Vp, C) = tokens.shape, dwte.shape
     check_arrays(
-        "encoder_backward", {"N": N, "Vp": Vp, "C": C, "maxT": maxT, "P+1": P + 1},
-        dwte=(dwte, "Vp C"), dwpe=(dwpe, "maxT C"), dout=(dout, "N C"), places=(places, "i32 N"), pieces=(pieces, "i32 P+1 3"),
+        "encoder_backward", _sizes("encoder_backward", tokens, dwte, dwpe),
+        dwte=(dwte, "Vp C"), dwpe=(dwpe, "maxT C"), dout=(dout, "N C"), tokens=(tokens, "i32 B T"),
     )  # fmt: skip
     if on_host(dout):
-        return encoder_backward_ref(dwte, dwpe, dout, places, pieces, scratch, T)
-    check_width("encoder_backward", C=C)
-    check_scratch("encoder_backward", scratch, encoder_scratch_size(N, C))
-    stream, columns, threads = compute_stream(), -(-C // COLUMNS_PER_WARP), PIECES_PER_BLOCK * WARP_SIZE
-    encoder_backward_wpe_kernel[-(-T * C // (THREADS * WIDTH)), THREADS, stream](dwpe, dout, T)
-    encoder_backward_wte_kernel[(-(-P // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, dout, places, pieces)
-    if split := _most_pieces_of_split_tokens(N):
-        encoder_backward_pieces_kernel[(-(-split // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, pieces)
+        return encoder_backward_ref(dwte, dwpe, dout, tokens)
+    check_float32("encoder_backward", dout)
+    dout, stream = dout.reshape(B, T, C), compute_stream()
+    encoder_backward_wpe_kernel[T, THREADS, stream](dwpe, dout)
+    encoder_backward_wte_kernel[Vp, THREADS, stream](dwte, dout, tokens)
+
+
+def _sizes(function, tokens, wte, wpe):
+    (B, T), (Vp, C), maxT = tokens.shape, wte.shape, wpe.shape[0]
+    if T > maxT:
+        raise ValueError(f"{function}: tokens (B, T) = {(B, T)} are longer than the {maxT} positions of wpe")
+    return {"B": B, "T": T, "N": B * T, "Vp": Vp, "C": C, "maxT": maxT}

@@ -1,96 +1,77 @@
-"""The norm of all gradients together, to which they are clipped.
+"""Clipping by the global norm: if the norm of all gradients together exceeds max_norm, all are scaled down so that it is max_norm.
 
-    norm = sqrt(Σ grads²)        if norm > max_norm, every gradient is scaled by max_norm / norm
+    norm = sqrt(Σ grads²)        scale = max_norm / norm if norm > max_norm, else 1
 
-Pascanu, Mikolov, Bengio 2012, "On the difficulty of training recurrent neural networks" (arXiv:1211.5063).
+So one bad batch cannot distort the running means of AdamW for many steps. Pascanu, Mikolov, Bengio 2012, "On the difficulty of training
+recurrent neural networks" (arXiv:1211.5063).
 
-A fixed number of blocks each add up the squares of a fixed part of the gradients (`sum_of_squares`), then one block adds up the blocks
-(`norm_and_scale`): no atomics, the same bits every time. With ZeRO a process sums its own parts only, which `ranges` tells
-(gpu/ranges.py), and the processes' partial sums are added between the two. The scale stays on the device, where the update reads it: nobody has to wait for the host.
+The sum over all gradients is too long for one block, and in an ordinary launch blocks cannot wait for each other. So it takes two launches: PARTIALS
+blocks each sum the squares of a share of the gradients (`sum_of_squares`), then one block adds the partial sums (`norm_and_scale`). Which
+elements a block sums is fixed, so the bits repeat. The scale stays on the device, where AdamW reads it: the host does not wait for it.
 
-    | array    | shape, type      | access                                                                                   |
-    | -------- | ---------------- | ---------------------------------------------------------------------------------------- |
-    | partials | (BLOCKS,) float32| [w] sums of squares, then [r]; the reference puts all into the first                     |
-    | grads    | (any,)           | [r] float32 or bfloat16                                                                  |
-    | ranges   | (K + 1, 4) int64 | [r] where the gradients lie that are to be counted                                       |
-    | result   | (2,) float32     | [w] the norm; what the gradients are to be multiplied by                                 |
+    | array    | shape, type        | access                                                                                      |
+    | -------- | ------------------ | ------------------------------------------------------------------------------------------- |
+    | grads    | (any,)             | [r]                                                                                         |
+    | partials | (PARTIALS,) float32| [+] by sum_of_squares, [r] by norm_and_scale. The reference adds everything to the first    |
+    | result   | (2,) float32       | [w] [0] the norm, [1] the scale                                                             |
+
+[r] read, [w] overwritten, [+] accumulated into: gradients that are stored in several pieces take several calls, after partials are zeroed.
 """
 
 import math
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
-from gpt2_numba.gpu.float32_math import sqrt
-from gpt2_numba.gpu.memory_access import WIDTH, load8
-from gpt2_numba.gpu.ranges import IN_GRADS, START, find_range
-from gpt2_numba.gpu.reductions import block_sum
+from gpt2_numba.gpu.block_sum import THREADS, block_sum
+from gpt2_numba.gpu.check import check_arrays, check_float32
 
-ONE, ZERO = np.float32(1.0), np.float32(0.0)
-# A fixed split: the bits depend on it, so it must not depend on the GPU. 1,056 blocks are 8 for each of an H200's 132 multiprocessors.
-BLOCKS = 2 if SIMULATING else 1056
-THREADS = 64 if SIMULATING else 256
-EIGHTS = 4  # of numbers that a thread has in flight
-HELD = EIGHTS * WIDTH
-REFERENCE_PIECE = 1 << 14  # numbers
+ZERO, ONE = np.float32(0), np.float32(1)
+PARTIALS = 2 if SIMULATING else 1024  # the same on every GPU: the rounding depends on it
+REFERENCE_PIECE = 1 << 14  # elements summed at a time
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 
 
-def sum_of_squares_ref(partials, grads, ranges):
-    """The definition, summed in float64, a piece at a time that stays in the processor's cache."""
+def sum_of_squares_ref(partials, grads):
+    """The definition, summed in float64 and then rounded, a piece at a time that stays in the processor's cache."""
     total = 0.0
-    for row, following in zip(ranges, ranges[1:]):
-        mine = grads[row[IN_GRADS] : row[IN_GRADS] + following[START] - row[START]]
-        for start in range(0, len(mine), REFERENCE_PIECE):
-            piece = mine[start : start + REFERENCE_PIECE].astype(np.float64)
-            total += np.dot(piece, piece)
-    partials[0], partials[1:] = total, 0
+    for start in range(0, len(grads), REFERENCE_PIECE):
+        piece = grads[start : start + REFERENCE_PIECE].astype(np.float64)
+        total += np.dot(piece, piece)
+    partials[0] += total
 
 
 def norm_and_scale_ref(result, partials, max_norm):
-    """The definition."""
+    """From the partial sums to the norm and the scale."""
     norm = math.sqrt(partials.sum())
     result[0] = norm
     result[1] = max_norm / norm if norm > max_norm else 1
 
 
-# ---------------------------------------------------------------------------------------------------------- kernels
+# ---------------------------------------------------------------------------------------------------- plain kernels
 
 
 @cuda.jit(cache=True)
-def sum_of_squares_kernel(partials, grads, ranges):
-    """partials[block] = the sum of squares of this block's part: EIGHTS times eight numbers a thread, then on by the whole grid."""
-    count = ranges[ranges.shape[0] - 1, START]
-    x = cuda.local.array(HELD, float32)
+def sum_of_squares_kernel(partials, grads):
+    """A thread takes elements i, i + (threads of the whole grid), ...; a block adds the sum over its threads to partials[block]."""
     total = ZERO
-    piece = EIGHTS * cuda.blockDim.x * WIDTH  # of a block
-    for start in range(cuda.blockIdx.x * piece + cuda.threadIdx.x * WIDTH, count, cuda.gridDim.x * piece):
-        for e in range(EIGHTS):
-            i = start + e * cuda.blockDim.x * WIDTH
-            if i < count:
-                r = find_range(ranges, i)
-                load8(grads, i - ranges[r, START] + ranges[r, IN_GRADS], x, e * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[e * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total += x[k] * x[k]
+    for i in range(cuda.grid(1), grads.shape[0], cuda.gridsize(1)):
+        total += grads[i] * grads[i]
     total = block_sum(total)
     if cuda.threadIdx.x == 0:
-        partials[cuda.blockIdx.x] = total
+        partials[cuda.blockIdx.x] += total
 
 
 @cuda.jit(cache=True)
 def norm_and_scale_kernel(result, partials, max_norm):
-    """From the BLOCKS partial sums to the norm and the scale. One block."""
+    """One block: from the partial sums to the norm and the scale."""
     total = ZERO
-    for i in range(cuda.threadIdx.x, BLOCKS, cuda.blockDim.x):
+    for i in range(cuda.threadIdx.x, partials.shape[0], cuda.blockDim.x):
         total += partials[i]
-    norm = sqrt(block_sum(total))
+    norm = math.sqrt(block_sum(total))
     if cuda.threadIdx.x == 0:
         result[0] = norm
         result[1] = max_norm / norm if norm > max_norm else ONE
@@ -99,27 +80,25 @@ def norm_and_scale_kernel(result, partials, max_norm):
 # -------------------------------------------------------------------------------------------------------- launchers
 
 
-def sum_of_squares(partials, grads, ranges):
-    """The squares of the gradients in `ranges`, summed in parts. The arrays decide: NumPy runs the reference, device arrays the kernel.
+def sum_of_squares(partials, grads):
+    """The squares of the gradients, added to the partial sums. NumPy arrays go to the reference, device arrays to the kernel.
 
-    Arguments as in the table above. Raises ValueError or TypeError where a shape or type does not fit.
+    Arguments as in the table above. Raises ValueError or TypeError if a shape or type does not fit.
     """
-    check_arrays(
-        "sum_of_squares", {"any": grads.shape[0], "K+1": ranges.shape[0], "BLOCKS": BLOCKS},
-        grads=(grads, "any"), partials=(partials, "f32 BLOCKS"), ranges=(ranges, "i64 K+1 4"),
-    )  # fmt: skip
+    sizes = {"any": grads.shape[0], "PARTIALS": PARTIALS}
+    check_arrays("sum_of_squares", sizes, grads=(grads, "any"), partials=(partials, "f32 PARTIALS"))
     if on_host(grads):
-        return sum_of_squares_ref(partials, grads, ranges)
-    check_width("sum_of_squares", any=grads.shape[0])
-    sum_of_squares_kernel[BLOCKS, THREADS, compute_stream()](partials, grads, ranges)
+        return sum_of_squares_ref(partials, grads)
+    check_float32("sum_of_squares", grads)
+    sum_of_squares_kernel[PARTIALS, THREADS, compute_stream()](partials, grads)
 
 
 def norm_and_scale(result, partials, max_norm):
     """The norm whose square is the sum of `partials`, and the scale that clips it to max_norm (float).
 
-    Arguments as in the table above. Raises ValueError or TypeError where a shape or type does not fit.
+    Arguments as in the table above. Raises ValueError or TypeError if a shape or type does not fit.
     """
-    check_arrays("norm_and_scale", {"BLOCKS": BLOCKS}, result=(result, "f32 2"), partials=(partials, "f32 BLOCKS"))
+    check_arrays("norm_and_scale", {"PARTIALS": PARTIALS}, result=(result, "f32 2"), partials=(partials, "f32 PARTIALS"))
     if on_host(result):
         return norm_and_scale_ref(result, partials, max_norm)
     norm_and_scale_kernel[1, THREADS, compute_stream()](result, partials, np.float32(max_norm))

@@ -1,97 +1,84 @@
-"""Layer normalisation: every token's C channels are brought to mean 0 and variance 1, then scaled and shifted.
+"""Layer normalisation: bring every token's C channels to mean 0 and variance 1, then apply a learned scale and shift.
 
-    mean = 1/C Σ_c inp[c]        rstd = 1 / sqrt(1/C Σ_c (inp[c] - mean)² + eps)
-    xhat = (inp - mean) rstd     out = xhat * weight + bias
+inp is (N, C): a row of C channels for each of the N = B * T tokens. For every row x:
 
-Backward, with dxhat = dout * weight: since mean and rstd depend on every channel of the row, two row means are taken away:
+    mean = 1/C Σ_c x[c]                  variance = 1/C Σ_c (x[c] - mean)²        rstd = 1 / sqrt(variance + eps)
+    xhat[c] = (x[c] - mean) rstd         out[c] = xhat[c] weight[c] + bias[c]     ("reciprocal standard deviation")
 
-    dinp += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat * xhat))
-    dweight += Σ_rows dout * xhat        dbias += Σ_rows dout
+Backward. Raise one number by a tiny ε, see how much each number of out moves, multiply by its dout, add up, divide by ε.
 
-Ba, Kiros, Hinton 2016, "Layer Normalization", equation 4 (arXiv:1607.06450). eps and the place before each branch as in GPT-2.
+Weight and bias are shared by all rows. Raise weight[c], and out[c] of every row rises by ε xhat[c]; raise bias[c], and out[c] rises by ε:
 
-    | array               | shape  | forward | backward                                              |
-    | ------------------- | ------ | ------- | ----------------------------------------------------- |
-    | inp, out            | (N, C) | [r] [w] | inp [r]; out is not needed                            |
-    | mean, rstd (float32)| (N,)   | [w]     | [r] saved by forward                                  |
-    | weight, bias        | (C,)   | [r]     | weight [r]                                            |
-    | dout                | (N, C) |         | [r]                                                   |
-    | dinp                | (N, C) |         | [+] the residual stream's gradient flows past, too    |
-    | dweight, dbias      | (C,)   |         | [+] over the micro-steps                              |
-    | dinp_sums           | (C,)   |         | [+] Σ_rows of the new dinp; may be None               |
+    dweight[c] += Σ_rows dout[c] xhat[c]         dbias[c] += Σ_rows dout[c]
 
-N = B * T rows. [w] overwritten, [+] accumulated into, [r] read.
+Within a row, out[j] moves by weight[j] times what xhat[j] moves by. So the gradient of xhat[j] is
 
-All of it is bound by memory, so what counts is how often a number travels. A row stays in registers from its one read to its one write,
-and work of the neighbours that needs the very same numbers is done in passing:
+    dxhat[j] = dout[j] weight[j]
 
-    residual_layernorm_forward: before it, the residual stream takes up a branch: residual = inp + branch, out = layernorm(residual).
-    dinp_sums: behind it in the backward pass, a linear layer takes dinp as its dout, and its bias's gradient is dinp's column sums.
+Now raise one x[c] of the row by ε. Every xhat[j] = (x[j] - mean) rstd of the row moves, for three reasons:
 
-The arrays in a thread's registers need a constant size, so the kernels are made for each C, when they are first needed.
+    (1) x[c] itself     xhat[c] rises by ε rstd; the others do not
+    (2) mean            rises by ε / C, so every xhat[j] falls by ε rstd / C
+    (3) rstd            the variance changes by 2 (x[c] - mean) ε / C          (the shift of the mean drops out, since Σ_j (x[j] - mean) = 0)
+                                              = 2 xhat[c] ε / (C rstd)
+                        rstd = (variance + eps)^(-1/2) changes by -½ rstd³ times that
+                                              = -rstd² xhat[c] ε / C
+                        xhat[j] changes by (x[j] - mean) = xhat[j] / rstd times that
+                                              = -rstd xhat[c] xhat[j] ε / C
+
+Multiply each movement of xhat[j] by dxhat[j], add up over j, divide by ε:
+
+    dinp[c] += rstd · (dxhat[c]  -  mean_dxhat  -  xhat[c] · mean_dxhat_xhat)
+                       (1)          (2)            (3)
+    mean_dxhat = 1/C Σ_j dxhat[j]        mean_dxhat_xhat = 1/C Σ_j dxhat[j] xhat[j]
+
+Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove exactly the
+components of the gradient along these two directions, (1, ..., 1) and xhat.
+
+Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-2.
+
+    | array               | shape  | forward | backward                                                                     |
+    | ------------------- | ------ | ------- | ---------------------------------------------------------------------------- |
+    | inp, out            | (N, C) | [r] [w] | inp [r]; out is not needed                                                   |
+    | mean, rstd (float32)| (N,)   | [w]     | [r] saved by forward                                                         |
+    | weight, bias        | (C,)   | [r]     | weight [r]                                                                   |
+    | dout                | (N, C) |         | [r]                                                                          |
+    | dinp                | (N, C) |         | [+] inp also feeds the residual stream, whose gradient is in dinp already    |
+    | dweight, dbias      | (C,)   |         | [+] a step may consist of several batches (gradient accumulation)            |
+
+[r] read, [w] overwritten, [+] accumulated into.
 """
 
-import functools
 import math
 
 import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
-from gpt2_numba.gpu.float32_math import sqrt
-from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
-from gpt2_numba.gpu.reductions import (
-    COLUMN_WARPS,
-    COLUMNS_PER_WARP,
-    WARP_SIZE,
-    accumulate_partials,
-    block_sum,
-    warp_sum,
-)
-from gpt2_numba.gpu.shared_memory import (
-    commit_copies,
-    copy8_async,
-    launch_with_shared_memory,
-    most_shared_bytes,
-    shared_numbers,
-    wait_for_copies,
-)
+from gpt2_numba.gpu.backend import ceil_div, compute_stream, on_host
+from gpt2_numba.gpu.block_sum import THREADS, block_sum
+from gpt2_numba.gpu.check import check_arrays, check_float32
 
 EPS = np.float32(1e-5)
-ONE, ZERO = np.float32(1.0), np.float32(0.0)
-
-# Forward: one warp a row up to 1,024 columns (32 numbers a thread), several beyond that: at 1,600 two warps are faster than one.
-MAX_FORWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 4)  # of a warp
-FORWARD_WARPS = 4  # of a block: small blocks, of which a multiprocessor holds many
-
-# Backward: one warp a row while its column sums fit into the warp's registers (three sums of 64 numbers a thread), else a team of warps.
-MAX_BACKWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 8)  # of a warp
-MOST_ROWS_AHEAD = 3  # of a warp that are on their way to shared memory while one is worked on
+ZERO, ONE = np.float32(0), np.float32(1)  # a bare 0.0 is float64, and makes every sum that starts from it float64
+SHAPE_HINT = "Did you pass the parameters of another layer?"
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 
 
 def layernorm_forward_ref(out, mean, rstd, inp, weight, bias):
-    """The definition. Arguments as in the table above; float32 or float64."""
+    """The definition. Arguments as in the table above; float32 or float64. In place, to save temporaries."""
     mean[:] = inp.mean(axis=1)
-    np.subtract(inp, mean[:, None], out=out)
-    variance = np.einsum("nc,nc->n", out, out) / inp.shape[1]  # of the centred values: E[x²] - E[x]² would cancel
+    np.subtract(inp, mean[:, None], out=out)  # inp - mean
+    variance = np.einsum("nc,nc->n", out, out) / inp.shape[1]  # of the centred values: E[x²] - E[x]² would lose its digits to cancellation
     rstd[:] = 1 / np.sqrt(variance + EPS)
-    out *= rstd[:, None]
+    out *= rstd[:, None]  # xhat
     out *= weight
     out += bias
 
 
-def residual_layernorm_forward_ref(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The sum, then its normalisation."""
-    np.add(inp, branch, out=residual)
-    layernorm_forward_ref(out, mean, rstd, residual, weight, bias)
-
-
-def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch=None, dinp_sums=None):
-    """The chain rule. Arguments as in the table above; `scratch` is for the kernels and stays untouched."""
+def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
+    """The three terms of the derivation. Arguments as in the table above."""
     xhat = inp - mean[:, None]
     xhat *= rstd[:, None]
     dbias += dout.sum(axis=0)
@@ -99,318 +86,110 @@ def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, 
     dxhat = dout * weight
     mean_dxhat = dxhat.mean(axis=1)
     mean_dxhat_xhat = np.einsum("nc,nc->n", dxhat, xhat) / inp.shape[1]
-    dxhat -= mean_dxhat[:, None]
+    dxhat -= mean_dxhat[:, None]  # (1) - (2)
     xhat *= mean_dxhat_xhat[:, None]
-    dxhat -= xhat
+    dxhat -= xhat  # - (3)
     dxhat *= rstd[:, None]
     dinp += dxhat
-    if dinp_sums is not None:
-        dinp_sums += dinp.sum(axis=0)
 
 
-# ---------------------------------------------------------------------------------------------------------- kernels
+# ---------------------------------------------------------------------------------------------------- plain kernels
 
 
-@functools.cache
-def make_forward_kernels(C):
-    """(layernorm_forward_kernel, residual_layernorm_forward_kernel, rows and threads to a block) for rows of C channels."""
-    warps = -(-C // MAX_FORWARD_COLUMNS)  # to a row
-    EIGHTS = -(-C // (warps * COLUMNS_PER_WARP))  # of numbers that a thread holds
-    ONE_WARP = warps == 1
-    THREADS = warps * WARP_SIZE
-    HELD = EIGHTS * WIDTH
-    ROWS = FORWARD_WARPS if ONE_WARP else 1
-    ONE_OVER_C = np.float32(1 / C)
+@cuda.jit(cache=True)
+def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
+    """One block per row. Thread i takes channels i, i + stride, ...; block_sum adds the threads' partial sums, 0 from one without a channel."""
+    row, C = cuda.blockIdx.x, inp.shape[1]
+    i, stride = cuda.threadIdx.x, cuda.blockDim.x
 
-    @cuda.jit(device=True)
-    def row_sum(value):
-        return warp_sum(value) if ONE_WARP else block_sum(value)
+    sum_x = ZERO
+    for c in range(i, C, stride):
+        sum_x += inp[row, c]
+    row_mean = block_sum(sum_x) / float32(C)
 
-    @cuda.jit(device=True)
-    def normalise(out, mean, rstd, x, weight, bias, row, thread):
-        """The row is in the threads' x: number (e * THREADS + thread) * 8 + k is x[8 e + k] of `thread`."""
-        w = cuda.local.array(WIDTH, float32)
-        b = cuda.local.array(WIDTH, float32)
-        total = ZERO
-        for e in range(EIGHTS):
-            if (e * THREADS + thread) * WIDTH < C:
-                for k in range(WIDTH):
-                    total += x[e * WIDTH + k]
-        m = row_sum(total) * ONE_OVER_C
-        total = ZERO  # squares of the centred values: E[x²] - E[x]² would cancel
-        for e in range(EIGHTS):
-            if (e * THREADS + thread) * WIDTH < C:
-                for k in range(WIDTH):
-                    total += (x[e * WIDTH + k] - m) * (x[e * WIDTH + k] - m)
-        s = ONE / sqrt(row_sum(total) * ONE_OVER_C + EPS)
-        for e in range(EIGHTS):
-            c = (e * THREADS + thread) * WIDTH
-            if c < C:
-                load8(weight, c, w)
-                load8(bias, c, b)
-                for k in range(WIDTH):
-                    w[k] = (x[e * WIDTH + k] - m) * s * w[k] + b[k]
-                store8(out, row * C + c, w)
-        if thread == 0:
-            mean[row] = m
-            rstd[row] = s
+    sum_squares = ZERO
+    for c in range(i, C, stride):
+        sum_squares += (inp[row, c] - row_mean) * (inp[row, c] - row_mean)
+    row_rstd = ONE / math.sqrt(block_sum(sum_squares) / float32(C) + EPS)
 
-    @cuda.jit(cache=True)
-    def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
-        """The row is read once, and stays in registers."""
-        row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
-        thread = cuda.threadIdx.x % THREADS
-        if row >= inp.shape[0]:  # all threads of a row leave together, so the sums have all of theirs
-            return
-        x = cuda.local.array(HELD, float32)
-        for e in range(EIGHTS):
-            c = (e * THREADS + thread) * WIDTH
-            if c < C:
-                load8(inp, row * C + c, x, e * WIDTH)
-        normalise(out, mean, rstd, x, weight, bias, row, thread)
-
-    @cuda.jit(cache=True)
-    def residual_layernorm_forward_kernel(residual, out, mean, rstd, inp, branch, weight, bias):
-        """First residual = inp + branch: two reads and two writes instead of three and two."""
-        row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
-        thread = cuda.threadIdx.x % THREADS
-        if row >= inp.shape[0]:
-            return
-        x = cuda.local.array(HELD, float32)
-        y = cuda.local.array(HELD, float32)
-        for e in range(EIGHTS):  # all loads before the first store: no load may pass a store, it might be to the same place
-            c = (e * THREADS + thread) * WIDTH
-            if c < C:
-                load8(inp, row * C + c, x, e * WIDTH)
-                load8(branch, row * C + c, y, e * WIDTH)
-        for e in range(EIGHTS):
-            c = (e * THREADS + thread) * WIDTH
-            if c < C:
-                for k in range(WIDTH):
-                    x[e * WIDTH + k] += y[e * WIDTH + k]
-                round8(residual, x, e * WIDTH)  # what is normalised is what is stored, as backward will find it
-                store8(residual, row * C + c, x, e * WIDTH)
-        normalise(out, mean, rstd, x, weight, bias, row, thread)
-
-    return layernorm_forward_kernel, residual_layernorm_forward_kernel, ROWS, ROWS * THREADS
+    for c in range(i, C, stride):
+        out[row, c] = (inp[row, c] - row_mean) * row_rstd * weight[c] + bias[c]
+    if i == 0:
+        mean[row] = row_mean
+        rstd[row] = row_rstd
 
 
-def backward_shape(C):
-    """(eights of columns to a thread, warps to a row, rows to a block) of the backward kernel."""
-    warps = -(-C // MAX_BACKWARD_COLUMNS)
-    return -(-C // (warps * COLUMNS_PER_WARP)), warps, COLUMN_WARPS if warps == 1 else 1
+@cuda.jit(cache=True)
+def layernorm_backward_inp_kernel(dinp, dout, inp, weight, mean, rstd):
+    """One block per row: first the two means over the row, then dinp. xhat and dxhat are computed twice, which is cheaper than storing them."""
+    row, C = cuda.blockIdx.x, inp.shape[1]
+    i, stride = cuda.threadIdx.x, cuda.blockDim.x
+
+    sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
+    for c in range(i, C, stride):
+        xhat = (inp[row, c] - mean[row]) * rstd[row]
+        dxhat = dout[row, c] * weight[c]
+        sum_dxhat += dxhat
+        sum_dxhat_xhat += dxhat * xhat
+    mean_dxhat = block_sum(sum_dxhat) / float32(C)
+    mean_dxhat_xhat = block_sum(sum_dxhat_xhat) / float32(C)
+
+    for c in range(i, C, stride):
+        xhat = (inp[row, c] - mean[row]) * rstd[row]
+        dxhat = dout[row, c] * weight[c]
+        dinp[row, c] += rstd[row] * (dxhat - mean_dxhat - xhat * mean_dxhat_xhat)
 
 
-def backward_blocks(C):
-    """(blocks that share the rows, how many of them are to fit on a multiprocessor): two of narrow rows, one of wide ones.
-
-    The first does not depend on the GPU, since the bits of dweight and dbias depend on it. An H200 has 132 multiprocessors.
-    """
-    eights, _, rows = backward_shape(C)
-    at_once = 2 if eights <= 4 and rows > 1 else 1
-    return 3 if SIMULATING else 132 * at_once, at_once
-
-
-@functools.cache
-def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
-    """(layernorm_backward_kernel, threads to a block) for rows of C channels."""
-    EIGHTS, WARPS, ROWS = backward_shape(C)
-    TEAM = WARPS * WARP_SIZE  # threads that share a row
-    HELD = EIGHTS * WIDTH  # columns of a thread
-    PLACES = ROWS_AHEAD + 1  # for rows of a team in shared memory
-    SPAN = TEAM * WIDTH  # columns that lie side by side
-    OF_WARPS = (2, WARPS, 2)
-    SUMS = 3 if has_dinp_sums else 2
-    ONE_OVER_C = np.float32(1 / C)
-    _, AT_ONCE = backward_blocks(C)
-    BOUNDS = {} if SIMULATING else {"launch_bounds": (ROWS * TEAM, AT_ONCE)}
-
-    @cuda.jit(device=True)
-    def place_of(team, place, which, e, thread):
-        """Where in shared memory a thread keeps eight numbers of its team's row in `place`: which 0 of inp, 1 of dout, 2 of dinp."""
-        return (((team * PLACES + place) * 3 + which) * EIGHTS + e) * SPAN + thread * WIDTH
-
-    @cuda.jit(device=True)
-    def send_for(numbers, team, place, inp, dout, dinp, row, thread):
-        """Ask for this thread's numbers of a row: one group of copies, an empty one beyond the last row."""
-        if row < inp.shape[0]:
-            for e in range(EIGHTS):
-                c = e * SPAN + thread * WIDTH
-                if c < C:
-                    copy8_async(numbers, place_of(team, place, 0, e, thread), inp, row * C + c)
-                    copy8_async(numbers, place_of(team, place, 1, e, thread), dout, row * C + c)
-                    copy8_async(numbers, place_of(team, place, 2, e, thread), dinp, row * C + c)
-        commit_copies()
-
-    @cuda.jit(device=True)
-    def store_sums(partials, start, values, team, thread):
-        """The block's column sums: those of its teams, first to last, by way of shared memory. All threads must call."""
-        sums = shared_numbers(partials)
-        cuda.syncthreads()  # nobody needs any more what stands there
-        for e in range(EIGHTS):
-            store8(sums, (team * EIGHTS + e) * SPAN + thread * WIDTH, values, e * WIDTH)
-        cuda.syncthreads()
-        total = cuda.local.array(WIDTH, float32)
-        x = cuda.local.array(WIDTH, float32)
-        for c in range(cuda.threadIdx.x * WIDTH, C, ROWS * TEAM * WIDTH):
-            load8(sums, c, total)
-            for other in range(1, ROWS):
-                load8(sums, other * EIGHTS * SPAN + c, x)
-                for k in range(WIDTH):
-                    total[k] += x[k]
-            store8(partials, start + c, total)
-
-    @cuda.jit(cache=True, **BOUNDS)
-    def layernorm_backward_kernel(dinp, partials, dout, inp, weight, mean, rstd):
-        """Every row is read and written once; each thread keeps the column sums of its own columns in registers.
-
-        While a row is worked on, the next ROWS_AHEAD are on their way to shared memory. A thread reads only what it has sent for itself,
-        so it waits for its own copies and for nobody else's; it reads them twice, since the sums leave no registers to keep them.
-        partials (blocks, SUMS, C), flat: this block's sums for dweight, dbias and, if they are wanted, dinp_sums.
-        """
-        numbers = shared_numbers(inp)
-        of_warps = cuda.shared.array(OF_WARPS, float32)
-        thread, team = cuda.threadIdx.x % TEAM, cuda.threadIdx.x // TEAM
-        lane, warp = thread % WARP_SIZE, thread // WARP_SIZE
-        N, first, step = inp.shape[0], cuda.blockIdx.x * ROWS + team, cuda.gridDim.x * ROWS
-        dw = cuda.local.array(HELD, float32)
-        db = cuda.local.array(HELD, float32)
-        ds = cuda.local.array(HELD, float32)
-        x = cuda.local.array(WIDTH, float32)
-        d = cuda.local.array(WIDTH, float32)
-        w = cuda.local.array(WIDTH, float32)
-        g = cuda.local.array(WIDTH, float32)
-        for i in range(HELD):
-            dw[i], db[i], ds[i] = ZERO, ZERO, ZERO
-
-        for ahead in range(ROWS_AHEAD):
-            send_for(numbers, team, ahead, inp, dout, dinp, first + ahead * step, thread)
-        place, turn = 0, 0
-        for row in range(first, N, step):
-            m, s = mean[row], rstd[row]
-            send_for(numbers, team, (place + ROWS_AHEAD) % PLACES, inp, dout, dinp, row + ROWS_AHEAD * step, thread)
-            wait_for_copies(ROWS_AHEAD)
-            sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
-            for e in range(EIGHTS):
-                c = e * SPAN + thread * WIDTH
-                if c < C:
-                    load8(numbers, place_of(team, place, 0, e, thread), x)
-                    load8(numbers, place_of(team, place, 1, e, thread), d)
-                    load8(weight, c, w)
-                    for k in range(WIDTH):
-                        xhat = (x[k] - m) * s
-                        dxhat = d[k] * w[k]
-                        dw[e * WIDTH + k] += d[k] * xhat
-                        db[e * WIDTH + k] += d[k]
-                        sum_dxhat += dxhat
-                        sum_dxhat_xhat += dxhat * xhat
-            mean_dxhat, mean_dxhat_xhat = warp_sum(sum_dxhat), warp_sum(sum_dxhat_xhat)
-            if WARPS > 1:
-                if lane == 0:
-                    of_warps[turn, warp, 0] = mean_dxhat
-                    of_warps[turn, warp, 1] = mean_dxhat_xhat
-                # One barrier: the next turn writes to the other half, and who comes to write to this one again has met all others between.
-                cuda.syncthreads()
-                mean_dxhat, mean_dxhat_xhat = ZERO, ZERO
-                for other in range(WARPS):
-                    mean_dxhat += of_warps[turn, other, 0]
-                    mean_dxhat_xhat += of_warps[turn, other, 1]
-            mean_dxhat *= ONE_OVER_C
-            mean_dxhat_xhat *= ONE_OVER_C
-            for e in range(EIGHTS):
-                c = e * SPAN + thread * WIDTH
-                if c < C:
-                    load8(numbers, place_of(team, place, 0, e, thread), x)
-                    load8(numbers, place_of(team, place, 1, e, thread), d)
-                    load8(numbers, place_of(team, place, 2, e, thread), g)
-                    load8(weight, c, w)
-                    for k in range(WIDTH):
-                        g[k] += s * (d[k] * w[k] - mean_dxhat - (x[k] - m) * s * mean_dxhat_xhat)
-                    if has_dinp_sums:
-                        round8(dinp, g)  # the sums are those of what is stored
-                        for k in range(WIDTH):
-                            ds[e * WIDTH + k] += g[k]
-                    store8(dinp, row * C + c, g)
-            place, turn = (place + 1) % PLACES, turn ^ 1
-
-        start = cuda.blockIdx.x * SUMS * C
-        store_sums(partials, start, dw, team, thread)
-        store_sums(partials, start + C, db, team, thread)
-        if has_dinp_sums:
-            store_sums(partials, start + 2 * C, ds, team, thread)
-
-    return layernorm_backward_kernel, ROWS * TEAM
+@cuda.jit(cache=True)
+def layernorm_backward_params_kernel(dweight, dbias, dout, inp, mean, rstd):
+    """One thread per channel goes down the rows, first to last: the order of the additions never changes, so neither do the bits."""
+    c = cuda.grid(1)  # this thread's number among all threads of all blocks
+    if c >= inp.shape[1]:  # it may return, since there is no barrier in this kernel
+        return
+    dw, db = ZERO, ZERO
+    for row in range(inp.shape[0]):
+        xhat = (inp[row, c] - mean[row]) * rstd[row]
+        dw += dout[row, c] * xhat
+        db += dout[row, c]
+    dweight[c] += dw
+    dbias[c] += db
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
 
 
-def layernorm_scratch_size(C):
-    """How many float32 `layernorm_backward` needs as scratch."""
-    blocks, _ = backward_blocks(C)
-    return 3 * blocks * C
-
-
 def layernorm_forward(out, mean, rstd, inp, weight, bias):
-    """Normalise the rows of inp. The arrays decide: NumPy runs the reference, device arrays the kernel.
+    """Normalise the rows of inp. NumPy arrays go to the reference, device arrays to the kernel.
 
     out  [w] (N, C)   mean, rstd [w] (N,) float32, kept for backward   inp [r] (N, C)   weight, bias [r] (C,)
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
-        "layernorm_forward", {"N": N, "C": C}, "Did you pass the parameters of another layer?",
+        "layernorm_forward", {"N": N, "C": C}, SHAPE_HINT,
         out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), inp=(inp, "N C"), weight=(weight, "C"), bias=(bias, "C"),
     )  # fmt: skip
     if on_host(inp):
         return layernorm_forward_ref(out, mean, rstd, inp, weight, bias)
-    check_width("layernorm_forward", C=C)
-    kernel, _, rows, threads = make_forward_kernels(C)
-    kernel[-(-N // rows), threads, compute_stream()](out, mean, rstd, inp, weight, bias)
+    check_float32("layernorm_forward", inp)
+    layernorm_forward_kernel[N, THREADS, compute_stream()](out, mean, rstd, inp, weight, bias)
 
 
-def residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The residual stream takes up a branch, and the sum is normalised: residual = inp + branch, out = layernorm(residual).
-
-    residual, out [w] (N, C)   mean, rstd [w] (N,) float32   inp, branch [r] (N, C)   weight, bias [r] (C,)
-    Raises ValueError or TypeError where a shape or type does not fit.
-    """
-    N, C = inp.shape
-    check_arrays(
-        "residual_layernorm_forward", {"N": N, "C": C}, "Did you pass the parameters of another layer?",
-        residual=(residual, "N C"), out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"),
-        inp=(inp, "N C"), branch=(branch, "N C"), weight=(weight, "C"), bias=(bias, "C"),
-    )  # fmt: skip
-    if on_host(inp):
-        return residual_layernorm_forward_ref(residual, out, mean, rstd, inp, branch, weight, bias)
-    check_width("residual_layernorm_forward", C=C)
-    _, kernel, rows, threads = make_forward_kernels(C)
-    kernel[-(-N // rows), threads, compute_stream()](residual, out, mean, rstd, inp, branch, weight, bias)
-
-
-def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums=None):
+def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
     """Gradients of layernorm_forward, accumulated.
 
-    dinp [+] (N, C), may be dout itself   dweight, dbias [+] (C,)   dout, inp [r] (N, C)   weight [r] (C,)
-    mean, rstd [r] (N,) float32   scratch [w] float32, flat, at least layernorm_scratch_size(C); None on the host
-    dinp_sums [+] (C,) or None: the column sums of the new dinp
-    Raises ValueError or TypeError where a shape or type does not fit.
+    dinp [+] (N, C)   dweight, dbias [+] (C,)   dout, inp [r] (N, C)   weight [r] (C,)   mean, rstd [r] (N,) float32, as forward left them
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
-        "layernorm_backward", {"N": N, "C": C}, "Did you pass the parameters of another layer?",
+        "layernorm_backward", {"N": N, "C": C}, SHAPE_HINT,
         dinp=(dinp, "N C"), dweight=(dweight, "C"), dbias=(dbias, "C"), dout=(dout, "N C"), inp=(inp, "N C"),
-        weight=(weight, "C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), dinp_sums=(dinp_sums, "C"),
+        weight=(weight, "C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"),
     )  # fmt: skip
     if on_host(inp):
-        return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums)
-    check_width("layernorm_backward", C=C)
-    check_scratch("layernorm_backward", scratch, layernorm_scratch_size(C))
-    results = [dweight, dbias] if dinp_sums is None else [dweight, dbias, dinp_sums]
-    rows_bytes = 3 * math.prod(backward_shape(C)) * COLUMNS_PER_WARP * inp.dtype.itemsize  # of inp, dout and dinp
-    blocks, at_once = backward_blocks(C)
-    rows_ahead = max(0, min(MOST_ROWS_AHEAD, most_shared_bytes() // at_once // rows_bytes - 1))
-    kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead)
-    blocks, nbytes = min(blocks, N), (rows_ahead + 1) * rows_bytes
-    launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, dout, inp, weight, mean, rstd)
-    accumulate_partials(results, scratch, blocks)
+        return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd)
+    check_float32("layernorm_backward", inp)
+    stream = compute_stream()  # the two kernels are independent; on one stream they run one after the other
+    layernorm_backward_params_kernel[ceil_div(C, THREADS), THREADS, stream](dweight, dbias, dout, inp, mean, rstd)
+    layernorm_backward_inp_kernel[N, THREADS, stream](dinp, dout, inp, weight, mean, rstd)

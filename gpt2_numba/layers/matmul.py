@@ -1,43 +1,57 @@
-"""The fully connected layer: every output channel is a weighted sum of all input channels, plus a bias.
+"""The linear layer: every output channel is a weighted sum of all input channels, plus a bias.
 
-    out = inp weightᵀ + bias
+    out[n, o] = Σ_c inp[n, c] weight[o, c] + bias[o]                           out = inp weightᵀ + bias
 
-    dinp = dout weight        dweight += doutᵀ inp        dbias += Σ_rows dout
+Backward. Raise inp[n, c] by a tiny ε: every out[n, o] of that row rises by ε weight[o, c]. Raise weight[o, c]: out[n, o] of every row n rises
+by ε inp[n, c]. Raise bias[o]: out[n, o] of every row rises by ε. Multiply by dout, add up over all numbers that move, divide by ε:
 
-Three matrix products of the same size, so backward costs twice the forward. Nearly all of a GPT's arithmetic is here: the products
-run on cuBLASLt (in the simulator on `gpu/tiled_gemm.py`, which can be read). The bias's gradient is a sum over rows and bound by memory.
+    dinp[n, c]     = Σ_o dout[n, o] weight[o, c]                               dinp = dout weight
+    dweight[o, c] += Σ_n dout[n, o] inp[n, c]                                  dweight += doutᵀ inp
+    dbias[o]      += Σ_n dout[n, o]
 
-    | array          | shape   | forward | backward                                                     |
-    | -------------- | ------- | ------- | ------------------------------------------------------------ |
-    | inp            | (N, C)  | [r]     | [r]                                                          |
-    | weight         | (OC, C) | [r]     | [r]                                                          |
-    | bias           | (OC,)   | [r]     | may be None: the classifier has none                         |
-    | out, dout      | (N, OC) | [w]     | [r]                                                          |
-    | dinp           | (N, C)  |         | [w]                                                          |
-    | dweight, dbias | as theirs |       | [+] over the micro-steps; dbias None where bias is           |
+Forward is one matrix product, backward two of the same size, so it costs twice as much. Nearly all of a GPT's arithmetic is here.
+
+    | array          | shape               | forward | backward                                                  |
+    | -------------- | ------------------- | ------- | --------------------------------------------------------- |
+    | inp            | (N, C)              | [r]     | [r]                                                       |
+    | weight         | (OC, C)             | [r]     | [r]                                                       |
+    | bias           | (OC,)               | [r]     | not needed. None in the output layer, which has none      |
+    | out, dout      | (N, OC)             | [w]     | [r]                                                       |
+    | dinp           | (N, C)              |         | [w]                                                       |
+    | dweight, dbias | (OC, C) (OC,)       |         | [+] dbias None if there is no bias                        |
+
+N = B * T rows, one for each token. [r] read, [w] overwritten, [+] accumulated into.
+
+The plain kernel is the classic tiled product. If each thread computed one element of the product straight from memory, it would read a
+whole row of one factor and a whole column of the other: 2 reads for every multiplication. So a block of TILE x TILE threads loads a tile of each
+factor into shared memory, uses each number of it TILE times, then loads the next pair: memory traffic falls by a factor of TILE.
+
+To train at full speed, the products are delegated to cuBLASLt, NVIDIA's library. By default it follows the BLAS convention, inherited from Fortran:
+matrices are stored column by column. Ours are stored row by row. Nothing has to be rearranged for that: a (rows, cols) array stored by rows
+is, number for number in memory, its transpose, (cols, rows), stored by columns. So the library sees the transpose of each of our arrays,
+and must write the transpose of out. Since
+
+    out = A B     is, transposed,     outᵀ = Bᵀ Aᵀ
+
+it is asked for the product of the factors in exchanged order, and what it sees of an array that is stored as B is just Bᵀ. To transpose a stored
+factor beforehand, a flag is set. Forward, out = inp weightᵀ: the first factor is weight with its flag set (the library sees weightᵀ and needs
+weight), the second is inp without (it sees inpᵀ and needs that). `gpu/gemm.py` leads to `gpu/cublaslt.py`, where this is done.
 """
 
 import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.backend import compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
+from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, on_host
+from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.gpu.check import check_arrays, check_float32
 from gpt2_numba.gpu.gemm import gemm
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import (
-    COLUMN_WARPS,
-    COLUMNS_PER_WARP,
-    WARP_SIZE,
-    accumulate_partials,
-    add_up_warps,
-    chunk_rows,
-    column_blocks,
-    partials_size,
-)
 
-ZERO = np.float32(0.0)
-ROWS_AT_A_TIME = 4  # loads that a thread of the bias's gradient has in flight
-HELD = ROWS_AT_A_TIME * WIDTH
+ZERO = np.float32(0)
+TILE = 8 if SIMULATING else 32  # rows and columns of a tile: 32 x 32 = 1,024 threads, the most that a block can have
+# Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. The 32 threads of a warp that
+# store a column (a_tile[x, y] below) would otherwise all want one bank and be served one after the other; with rows of 33 they hit 32 banks.
+TILE_SHAPE = (TILE, TILE + 1)
+SHAPE_HINT = "Weights are (out, in)."
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -50,110 +64,141 @@ def matmul_forward_ref(out, inp, weight, bias):
         out += bias
 
 
-def matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight, scratch=None):
-    """The chain rule. Arguments as in the table above; `scratch` is for the kernel and stays untouched."""
+def matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight):
+    """The three sums. Arguments as in the table above."""
     np.matmul(dout, weight, out=dinp)
     dweight += dout.T @ inp
     if dbias is not None:
         dbias += dout.sum(axis=0)
 
 
-# ----------------------------------------------------------------------------------------------------------- kernel
+# ---------------------------------------------------------------------------------------------------- plain kernels
+
+
+@cuda.jit(device=True)
+def element_or_zero(matrix, row, col):
+    """matrix[row, col], or 0 outside of the matrix, which adds nothing to a sum."""
+    return matrix[row, col] if row < matrix.shape[0] and col < matrix.shape[1] else ZERO
 
 
 @cuda.jit(cache=True)
-def bias_backward_kernel(partials, dout, rows_per_chunk):
-    """This block's sums over one chunk of rows of dout, for COLUMNS_PER_WARP columns. `reductions` tells the plan.
+def product_kernel(out, a, b, bias, inner, a_transposed, b_transposed, has_bias, accumulate):
+    """out = a b (+ bias) (+ out). A block computes one tile of out, a thread one element, its `inner` products in order: the bits repeat.
 
-    partials (chunks, OC), flat.
+    out is (rows, cols). a is stored (rows, inner), or (inner, rows) if a_transposed; b is stored (inner, cols), or (cols, inner) if b_transposed.
     """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    N, OC = dout.shape
-    chunk = cuda.blockIdx.x
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    d = cuda.local.array(HELD, float32)
-    total = cuda.local.array(WIDTH, float32)
-    for k in range(WIDTH):
-        total[k] = ZERO
-    if c < OC:
-        stop = min((chunk + 1) * rows_per_chunk, N)
-        for first in range(chunk * rows_per_chunk + warp, stop, ROWS_AT_A_TIME * COLUMN_WARPS):
-            for r in range(ROWS_AT_A_TIME):
-                row = first + r * COLUMN_WARPS
-                if row < stop:
-                    load8(dout, row * OC + c, d, r * WIDTH)
-                else:
-                    for k in range(WIDTH):
-                        d[r * WIDTH + k] = ZERO
-            for i in range(HELD):
-                total[i % WIDTH] += d[i]
-    add_up_warps(total)  # outside of the condition: it has barriers
-    if warp == 0 and c < OC:
-        store8(partials, chunk * OC + c, total)
+    a_tile = cuda.shared.array(TILE_SHAPE, float32)  # [row of out, k]
+    b_tile = cuda.shared.array(TILE_SHAPE, float32)  # [k, column of out]
+    x, y = cuda.threadIdx.x, cuda.threadIdx.y  # the threads of a warp have one y, and x = 0 ... 31
+    row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
+    total = ZERO
+    for k0 in range(0, inner, TILE):
+        # Either way x is the last index of what is loaded: the threads of a warp read neighbouring numbers.
+        if a_transposed:
+            a_tile[x, y] = element_or_zero(a, k0 + y, row0 + x)
+        else:
+            a_tile[y, x] = element_or_zero(a, row0 + y, k0 + x)
+        if b_transposed:
+            b_tile[x, y] = element_or_zero(b, col0 + y, k0 + x)
+        else:
+            b_tile[y, x] = element_or_zero(b, k0 + y, col0 + x)
+        cuda.syncthreads()  # both tiles are complete
+        for k in range(TILE):
+            total += a_tile[y, k] * b_tile[k, x]
+        cuda.syncthreads()  # every thread is done with the tiles, so the next ones may be loaded
+    row, col = row0 + y, col0 + x
+    if row < out.shape[0] and col < out.shape[1]:  # not earlier: threads outside of out have loaded, and must reach the barriers
+        if has_bias:
+            total += bias[col]
+        if accumulate:
+            total += out[row, col]
+        out[row, col] = total
+
+
+@cuda.jit(cache=True)
+def bias_backward_kernel(dbias, dout):
+    """One thread per output channel sums its column of dout, first row to last."""
+    o = cuda.grid(1)
+    if o >= dout.shape[1]:
+        return
+    total = ZERO
+    for n in range(dout.shape[0]):
+        total += dout[n, o]
+    dbias[o] += total
+
+
+def launch_product(out, a, b, bias=None, a_transposed=False, b_transposed=False, accumulate=False):
+    """out = a b (+ bias) (+ out) by the plain kernel; out, a, b 2-D float32 device arrays."""
+    rows, cols = out.shape
+    inner = a.shape[0] if a_transposed else a.shape[1]
+    grid = (ceil_div(cols, TILE), ceil_div(rows, TILE))
+    has_bias = bias is not None
+    bias = bias if has_bias else out.reshape(out.size)  # a kernel cannot take None: any array will do, since it is not read
+    product_kernel[grid, (TILE, TILE), compute_stream()](out, a, b, bias, inner, a_transposed, b_transposed, has_bias, accumulate)
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
 
 
-def matmul_scratch_size(OC):
-    """How many float32 `matmul_backward` needs as scratch for the bias's gradient."""
-    return partials_size(OC)
-
-
 def matmul_forward(out, inp, weight, bias):
-    """out = inp weightᵀ + bias. The arrays decide: NumPy runs the reference, device arrays cuBLASLt.
+    """out = inp weightᵀ + bias. The arrays decide: NumPy runs the reference, device arrays the plain kernel.
 
     out [w] (N, OC)   inp [r] (N, C)   weight [r] (OC, C)   bias [r] (OC,) or None
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
-    (N, C), OC = inp.shape, weight.shape[0]
-    check_arrays(
-        "matmul_forward", {"N": N, "C": C, "OC": OC}, "Weights are (out, in).",
-        out=(out, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), bias=(bias, "OC"),
-    )  # fmt: skip
+    _check_forward(out, inp, weight, bias)
     if on_host(inp):
         return matmul_forward_ref(out, inp, weight, bias)
-    gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias)
+    launch_product(out, inp, weight, bias, b_transposed=True)
 
 
-def matmul_gelu_forward(out, before_gelu, inp, weight, bias):
-    """out = GELU(before_gelu), before_gelu = inp weightᵀ + bias, in one pass: cuBLASLt's epilogue. On a real GPU only.
-
-    out, before_gelu [w] (N, OC)   inp [r] (N, C)   weight [r] (OC, C)   bias [r] (OC,)
-    Raises ValueError or TypeError where a shape or type does not fit.
-    """
-    (N, C), OC = inp.shape, weight.shape[0]
-    check_arrays(
-        "matmul_gelu_forward", {"N": N, "C": C, "OC": OC}, "Weights are (out, in).",
-        out=(out, "N OC"), before_gelu=(before_gelu, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), bias=(bias, "OC"),
-    )  # fmt: skip
-    gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias, gelu_to=before_gelu)
-
-
-def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch, before_gelu=None):
+def matmul_backward(dinp, dweight, dbias, dout, inp, weight):
     """Gradients of matmul_forward.
 
     dinp [w] (N, C)   dweight [+] (OC, C)   dbias [+] (OC,) or None   dout [r] (N, OC)   inp [r] (N, C)   weight [r] (OC, C)
-    scratch [w] float32, flat, at least matmul_scratch_size(OC); None on the host or without dbias
-    before_gelu [r] (N, C) or None: if inp is GELU(before_gelu), dinp becomes the gradient of before_gelu, in cuBLASLt's epilogue.
-    On a real GPU only.
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
-    (N, C), OC = inp.shape, weight.shape[0]
-    check_arrays(
-        "matmul_backward", {"N": N, "C": C, "OC": OC}, "Weights are (out, in).",
-        dinp=(dinp, "N C"), dweight=(dweight, "OC C"), dbias=(dbias, "OC"),
-        dout=(dout, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), before_gelu=(before_gelu, "N C"),
-    )  # fmt: skip
+    _check_backward(dinp, dweight, dbias, dout, inp, weight)
     if on_host(inp):
-        return matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight, scratch)
-    if dbias is not None:  # before anything is accumulated
-        check_width("matmul_backward", OC=OC)
-        check_scratch("matmul_backward", scratch, matmul_scratch_size(OC))
+        return matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight)
+    launch_product(dinp, dout, weight)
+    launch_product(dweight, dout, inp, a_transposed=True, accumulate=True)
+    if dbias is not None:
+        bias_backward_kernel[ceil_div(dout.shape[1], THREADS), THREADS, compute_stream()](dbias, dout)
+
+
+def matmul_forward_by_library(out, inp, weight, bias):
+    """matmul_forward with the product by cuBLASLt, float32 device arrays. In the simulator NumPy takes the library's place."""
+    _check_forward(out, inp, weight, bias)
+    (N, C), OC = inp.shape, weight.shape[0]
+    gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias)
+
+
+def matmul_backward_by_library(dinp, dweight, dbias, dout, inp, weight):
+    """matmul_backward with the products by cuBLASLt, float32 device arrays."""
+    _check_backward(dinp, dweight, dbias, dout, inp, weight)
+    (N, C), OC = inp.shape, weight.shape[0]
+    gemm(dinp, dout, weight, N, C, OC)
     gemm(dweight, dout, inp, OC, C, N, transpose_a=True, accumulate=True)
     if dbias is not None:
-        chunks, rows_per_chunk = chunk_rows(N, OC)
-        grid = (chunks, column_blocks(OC))
-        bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
-        accumulate_partials([dbias], scratch, chunks)
-    gemm(dinp, dout, weight, N, C, OC, gelu_of=before_gelu)
+        bias_backward_kernel[ceil_div(OC, THREADS), THREADS, compute_stream()](dbias, dout)
+
+
+def _check_forward(out, inp, weight, bias):
+    (N, C), OC = inp.shape, weight.shape[0]
+    check_arrays(
+        "matmul_forward", {"N": N, "C": C, "OC": OC}, SHAPE_HINT,
+        out=(out, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"), bias=(bias, "OC"),
+    )  # fmt: skip
+    if not on_host(inp):
+        check_float32("matmul_forward", inp)
+
+
+def _check_backward(dinp, dweight, dbias, dout, inp, weight):
+    (N, C), OC = inp.shape, weight.shape[0]
+    check_arrays(
+        "matmul_backward", {"N": N, "C": C, "OC": OC}, SHAPE_HINT,
+        dinp=(dinp, "N C"), dweight=(dweight, "OC C"), dbias=(dbias, "OC"), dout=(dout, "N OC"), inp=(inp, "N C"), weight=(weight, "OC C"),
+    )  # fmt: skip
+    if not on_host(inp):
+        check_float32("matmul_backward", inp)

@@ -1,29 +1,32 @@
 """The residual connection: a branch's output is added to the stream that it branched off.
 
-    out = inp + branch        dinp += dout        dbranch += dout
+    out = inp + branch
 
-A sum hands its gradient on to both sides unchanged. That is why deep networks with residual connections train: the gradient of
-the loss reaches every layer along the stream without being multiplied by anything (He et al. 2015, arXiv:1512.03385).
+Backward. Raise one number of inp by a tiny ε, and the number of out at the same place rises by ε; likewise for branch. Multiply by its dout
+and divide by ε: both inputs receive the gradient unchanged.
 
-The model makes use of it: one array is the gradient of the stream, at every depth. Each branch reads it as its `dout` and adds to
-it its own `dinp`, so that in the trainer the backward pass of this layer is no work at all. `residual_backward` is for those who
-keep the two gradients apart.
+    dinp = dout        dbranch = dout
 
-    | array          | shape  | forward | backward |
-    | -------------- | ------ | ------- | -------- |
-    | inp, branch    | (N, C) | [r]     |          |
-    | out, dout      | (N, C) | [w]     | [r]      |
-    | dinp, dbranch  | (N, C) |         | [+]      |
+That is why deep networks with residual connections train: along the stream the gradient reaches every layer without being multiplied by
+anything (He et al. 2015, arXiv:1512.03385; 2016, "Identity Mappings", arXiv:1603.05027).
+
+    | array          | shape  | forward | backward                                                               |
+    | -------------- | ------ | ------- | ---------------------------------------------------------------------- |
+    | inp, branch    | (N, C) | [r]     |                                                                        |
+    | out, dout      | (N, C) | [w]     | [r]                                                                    |
+    | dinp, dbranch  | (N, C) |         | [w] dinp may be the same array as dout: then it stays as it is         |
+
+N = B * T rows, one for each token. [r] read, [w] overwritten.
+
+The model has one array for the gradient of the stream, at whatever depth backward has reached. Here it is both dout and dinp; the backward of
+the branch then adds the branch's share to it.
 """
 
-from numba import cuda, float32
+from numba import cuda
 
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
-from gpt2_numba.gpu.check import check_arrays, check_width
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-
-THREADS = 32 if SIMULATING else 256
-
+from gpt2_numba.gpu.backend import compute_stream, on_host
+from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.gpu.check import check_arrays, check_float32
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 
@@ -35,72 +38,57 @@ def residual_forward_ref(out, inp, branch):
 
 
 def residual_backward_ref(dinp, dbranch, dout):
-    """dinp += dout, dbranch += dout."""
-    dinp += dout
-    dbranch += dout
+    """The gradient goes to both inputs."""
+    dinp[:] = dout
+    dbranch[:] = dout
 
 
-# ---------------------------------------------------------------------------------------------------------- kernels
+# ---------------------------------------------------------------------------------------------------- plain kernels
 
 
 @cuda.jit(cache=True)
 def residual_forward_kernel(out, inp, branch):
-    """One thread adds eight numbers."""
-    i = cuda.grid(1) * WIDTH
-    if i >= out.size:
-        return
-    x = cuda.local.array(WIDTH, float32)
-    y = cuda.local.array(WIDTH, float32)
-    load8(inp, i, x)
-    load8(branch, i, y)
-    for k in range(WIDTH):
-        x[k] += y[k]
-    store8(out, i, x)
+    """One block per row. Thread i takes channels i, i + blockDim.x, ...: neighbouring threads work on neighbouring numbers."""
+    row = cuda.blockIdx.x
+    for c in range(cuda.threadIdx.x, inp.shape[1], cuda.blockDim.x):
+        out[row, c] = inp[row, c] + branch[row, c]
 
 
 @cuda.jit(cache=True)
 def residual_backward_kernel(dinp, dbranch, dout):
-    """One thread takes eight numbers of dout to both sides."""
-    i = cuda.grid(1) * WIDTH
-    if i >= dout.size:
-        return
-    x = cuda.local.array(WIDTH, float32)
-    d = cuda.local.array(WIDTH, float32)
-    load8(dout, i, d)
-    load8(dinp, i, x)
-    for k in range(WIDTH):
-        x[k] += d[k]
-    store8(dinp, i, x)
-    load8(dbranch, i, x)
-    for k in range(WIDTH):
-        x[k] += d[k]
-    store8(dbranch, i, x)
+    """One block per row. The thread that reads a number is the one that writes it, afterwards: so dinp may be dout."""
+    row = cuda.blockIdx.x
+    for c in range(cuda.threadIdx.x, dout.shape[1], cuda.blockDim.x):
+        d = dout[row, c]
+        dinp[row, c] = d
+        dbranch[row, c] = d
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
 
 
 def residual_forward(out, inp, branch):
-    """out = inp + branch. The arrays decide: NumPy runs the reference, device arrays the kernel.
+    """out = inp + branch. NumPy arrays go to the reference, device arrays to the kernel.
 
-    out [w] (N, C)   inp, branch [r] (N, C).   Raises ValueError or TypeError where a shape or type does not fit.
+    out [w] (N, C)   inp, branch [r] (N, C).   Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays("residual_forward", {"N": N, "C": C}, out=(out, "N C"), inp=(inp, "N C"), branch=(branch, "N C"))
     if on_host(inp):
         return residual_forward_ref(out, inp, branch)
-    check_width("residual_forward", C=C)
-    residual_forward_kernel[-(-N * C // (THREADS * WIDTH)), THREADS, compute_stream()](out, inp, branch)
+    check_float32("residual_forward", inp)
+    residual_forward_kernel[N, THREADS, compute_stream()](out, inp, branch)
 
 
 def residual_backward(dinp, dbranch, dout):
-    """dinp += dout, dbranch += dout.
+    """dinp = dout, dbranch = dout.
 
-    dinp, dbranch [+] (N, C)   dout [r] (N, C).   Raises ValueError or TypeError where a shape or type does not fit.
+    dinp [w] (N, C), may be dout itself   dbranch [w] (N, C)   dout [r] (N, C)
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = dout.shape
     check_arrays("residual_backward", {"N": N, "C": C}, dinp=(dinp, "N C"), dbranch=(dbranch, "N C"), dout=(dout, "N C"))
     if on_host(dout):
         return residual_backward_ref(dinp, dbranch, dout)
-    check_width("residual_backward", C=C)
-    residual_backward_kernel[-(-N * C // (THREADS * WIDTH)), THREADS, compute_stream()](dinp, dbranch, dout)
+    check_float32("residual_backward", dout)
+    residual_backward_kernel[N, THREADS, compute_stream()](dinp, dbranch, dout)

@@ -25,7 +25,9 @@ from types import SimpleNamespace
 
 from gpt2_numba.config import ONCE, parameter_shapes
 from gpt2_numba.gpu.arena import zero
-from gpt2_numba.layers.residual import residual_forward
+from gpt2_numba.gpu.backend import on_host
+from gpt2_numba.layers import residual
+from gpt2_numba.layers.fast import residual as fast_residual
 
 BUFFERS = 2  # of stage 2: a layer is made while the one above it is being summed
 
@@ -106,13 +108,13 @@ class ShardedGradients(Gradients):
 
     def _add_up(self, layer):
         """What has come of the other processes, added to this one's parts. The buffer is free for the next layer but one."""
-        own = self._sharing.state
+        own, adder = self._sharing.state, residual if on_host(self._memory["grads"]) else fast_residual
         for segment in self._layers[layer]:
             start, stop = own.bounds_within(segment)[own.rank : own.rank + 2]
             if start < stop:
                 place = self._sharing.grads.place(segment, segment.start + start)
                 mine = self._memory["grads"][place : place + stop - start].reshape((1, stop - start))
-                residual_forward(mine, mine, self._array(segment)[start:stop].reshape((1, stop - start)))
+                adder.residual_forward(mine, mine, self._array(segment)[start:stop].reshape((1, stop - start)))
         zero(self._buffer(layer))
 
 

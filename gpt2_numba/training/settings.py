@@ -240,6 +240,15 @@ class Settings:
     )
 
     device: str | None = _setting(None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
+    kernels: str | None = _setting(
+        None,
+        "machine",
+        "NAME",
+        _text,
+        "whose kernels on a GPU (or in the simulator): fast (compute capability 8.0 and later), plain (the ones to be read, fp32, any GPU), "
+        "plain,cublaslt (with the matrix products by NVIDIA's library), a file FILE.py with layer functions of your own, the plain ones for the "
+        "rest, or auto (fast where the GPU can, else plain,cublaslt)",
+    )
     precision: str | None = _setting(
         None,
         "machine",
@@ -350,6 +359,7 @@ SHARD_DEFAULTS = Settings(
     hang_timeout=600,
     device="auto",
     precision="auto",
+    kernels="auto",
     tf32=True,
     matmul_search=True,
     master_weights=True,

@@ -1,148 +1,236 @@
-"""Causal multi-head self-attention: every token looks back at the tokens before it and takes a weighted mean of their values.
+"""Causal multi-head self-attention: every token takes a weighted mean of the values of itself and the tokens before it.
 
-For each of the NH heads, of size HS = C / NH, with its own query q, key k and value v for every token:
+Each of the NH heads, of HS = C / NH channels, has a query q, a key k and a value v for every token, HS numbers each. For the query at position t
+and the key at position s <= t:
 
-    score[t, s] = q[t] · k[s] / sqrt(HS)   for s <= t        att[t] = softmax(score[t])        out[t] = Σ_s att[t, s] v[s]
+    score[t, s] = q[t] · k[s] / sqrt(HS)
+    att[t, s]   = exp(score[t, s]) / Σ_s exp(score[t, s])             the weights: softmax, positive, adding up to 1 over s
+    out[t]      = Σ_s att[t, s] v[s]
 
-Backward, from dout:
+Sums over keys s run over s <= t, sums over queries t over t >= s.
 
-    dv[s] = Σ_t att[t, s] dout[t]                    datt[t, s] = dout[t] · v[s]
-    dscore[t, s] = att[t, s] (datt[t, s] - delta[t])                                      (softmax)
-    dq[t] = Σ_s dscore[t, s] k[s] / sqrt(HS)         dk[s] = Σ_t dscore[t, s] q[t] / sqrt(HS)
+The weights are T² numbers for each head, too many to keep. So forward goes over the keys once and keeps, for its query, two running numbers and a
+running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When a larger score comes,
+total and weighted are multiplied by exp(largest before - largest now), as if they had been summed with the new one: "online softmax" (Milakov,
+Gimelshein 2018, arXiv:1805.02867). At the end out = weighted / total. Backward can compute any weight again from one number that is saved
+for each query, the log of the sum of the exponentials (Dao et al. 2022, "FlashAttention", arXiv:2205.14135; one number since FlashAttention-2):
+
+    lse[t] = log Σ_s exp(score[t, s]) = largest + log(total)          att[t, s] = exp(score[t, s] - lse[t])
+
+Backward. Raise one number by a tiny ε, see how much each number of out moves, multiply by its dout, add up, divide by ε.
+
+    (1) Raise one channel v[s, e]. In every query t >= s, out[t, e] rises by ε att[t, s]:
+
+            dv[s] = Σ_t att[t, s] dout[t]
+
+    (2) Raise score[t, s]. exp(score[t, s]) grows by the factor 1 + ε, and so the sum of all exponentials by the factor 1 + ε att[t, s]. By the
+        first, att[t, s] rises by ε att[t, s]; by the second, every att[t, r] falls by ε att[t, s] att[t, r]. So out[t] moves by
+        ε att[t, s] (v[s] - Σ_r att[t, r] v[r]) = ε att[t, s] (v[s] - out[t]): from the mean of the values towards v[s].
+
+            dscore[t, s] = att[t, s] (dout[t] · (v[s] - out[t]))
+
+    (3) Raise one channel q[t, e]. Every score[t, s] rises by ε k[s, e] / sqrt(HS); likewise for k[s, e] with q[t, e]:
+
+            dq[t] = Σ_s dscore[t, s] k[s] / sqrt(HS)                  dk[s] = Σ_t dscore[t, s] q[t] / sqrt(HS)
+
+The sum for dq runs over keys, those for dk and dv over queries. So there are two kernels, a block for each query and a block for each key:
+every sum belongs to one block, and is made in a fixed order without atomics.
 
 Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (arXiv:1706.03762).
 
-The weights att are T² numbers a head: too many to keep. Two numbers for each query are kept in their place, for by them one can be had again
-whenever it is needed (Dao et al. 2022, "FlashAttention", arXiv:2205.14135):
+    | array           | shape             | forward | backward                                                              |
+    | --------------- | ----------------- | ------- | --------------------------------------------------------------------- |
+    | qkv, dqkv       | (N, 3C)           | [r]     | qkv [r], dqkv [w]. A row: q of all heads, then k, then v              |
+    | out, dout       | (N, C)            | [w]     | [r], out as forward left it. A row: the heads side by side            |
+    | lse             | (B, NH, T) float32| [w]     | [r] as forward left it                                                |
 
-    lse[t]   = log Σ_s exp(score[t, s])              att[t, s] = exp(score[t, s] - lse[t])
-    delta[t] = Σ_s att[t, s] datt[t, s] = out[t] · dout[t]          (since out is the weighted mean: the sum over s is done already)
-
-    | array           | shape             | forward | backward                                                                |
-    | --------------- | ----------------- | ------- | ----------------------------------------------------------------------- |
-    | qkv, dqkv       | (N, 3C)           | [r]     | qkv [r] saved, dqkv [w]. A row: q of all heads, then k, then v          |
-    | out, dout       | (N, C)            | [w]     | [r], out saved. A row: all heads, one after the other                   |
-    | lse             | (B, NH, T) float32| [w]     | [r] saved. Natural logarithm                                            |
-    | scratch         | flat, float32     | [w]     | [w] attention_scratch_size(...) numbers; not used on the host           |
-
-One signature, several engines, the same mathematics. Which one serves is decided by the type, the head size, the GPU and `choose_engine`:
-
-    reference   NumPy, on the host: read it first
-    matmuls     float32: whole matrices of weights, but only of as many sequences at a time as the GPU's cache holds
-    tf32        float32 where products may round to TF32: tile by tile on tensor cores, as mma
-    mma         bfloat16: tile by tile on tensor cores; the weights never leave the registers
-    wgmma       the same with Hopper's larger, asynchronous instructions
-    cudnn       bfloat16: NVIDIA's library, where it is installed, and asked for or the faster (FASTER_BY_CUDNN)
+N = B * T rows, one for each token. [r] read, [w] overwritten. The kernels view the same numbers as qkv (B, T, 3, NH, HS) and out (B, T, NH, HS).
 """
 
-import functools
+import math
 
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, device_properties, on_host, real_gpu
-from gpt2_numba.gpu.check import check_arrays, check_scratch, check_width
-from gpt2_numba.gpu.gemm import tf32_allowed
-from gpt2_numba.layers.attention import cudnn, matmuls, mma, tf32, wgmma
-from gpt2_numba.layers.attention.reference import attention_backward_ref, attention_forward_ref
+import numpy as np
+from numba import cuda
 
-HINT = "lse is (B, NH, T), and C is NH * HS."
-CHOICES = ("auto", "numba", "cudnn")
-# Head sizes for which `auto` takes cuDNN on Hopper: where it was measured to be faster than the kernels here, with bits that repeat. One H200,
-# cuDNN 9.19, T=1024, forward + backward in ms, launched again and again (python -m dev.bench.attention):
-#     80 at B=8, NH=32    0.146 + 0.518    by mma    0.238 + 0.740
-#    128 at B=8, NH=16    0.081 + 0.290    by mma    0.170 + 0.565
-#     64 at B=16, NH=25   0.160 + 0.596    by wgmma  0.165 + 0.492
-# 96 has not been measured. Where cuDNN is installed, a model with these heads has other bits than where it is not.
-FASTER_BY_CUDNN = 80, 128
+from gpt2_numba.gpu.backend import compute_stream, on_host
+from gpt2_numba.gpu.block_sum import block_sum
+from gpt2_numba.gpu.check import check_arrays, check_float32
+from gpt2_numba.layers.attention.on_cpu import attention_backward_on_cpu, attention_forward_on_cpu
 
-_choice = "auto"
+ZERO, MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
+QUERY, KEY, VALUE = 0, 1, 2  # third index of qkv (B, T, 3, NH, HS)
+SHAPE_HINT = "lse is (B, NH, T), and C is NH * HS."
 
 
-def choose_engine(name):
-    """Whose attention serves bfloat16 on a GPU, for the whole process. Before the model is made, since the engines need different scratch memory.
+# ---------------------------------------------------------------------------------------------- reference, in NumPy
 
-    auto    whichever is the faster of the other two, as far as it was measured (FASTER_BY_CUDNN), and is installed
-    numba   the kernels of this package
-    cudnn   NVIDIA's library
-    Raises ValueError if `name` is none of these, UserError if it is cudnn and that cannot be used here.
+
+def by_head(rows, lse, parts):
+    """Rows (N, parts * C), stored without gaps, viewed as (parts, B, NH, T, HS): q, k, v (parts = 3), or one array (parts = 1)."""
+    B, NH, T = lse.shape
+    return rows.reshape(B, T, parts, NH, -1).transpose(2, 0, 3, 1, 4)
+
+
+def scores_ref(q, k):
+    """score[t, s], minus infinity for keys after the query. q, k (B, NH, T, HS)."""
+    T, HS = q.shape[2:]
+    return np.where(np.tri(T, dtype=bool), q @ k.swapaxes(2, 3) / math.sqrt(HS), -np.inf)
+
+
+def attention_forward_ref(out, lse, qkv):
+    """The definition, with whole (T, T) matrices. Arguments as in the table above; float32 or float64."""
+    (q, k, v), (out,) = by_head(qkv, lse, 3), by_head(out, lse, 1)
+    scores = scores_ref(q, k)
+    largest = scores.max(axis=3)
+    lse[:] = largest + np.log(np.exp(scores - largest[..., None]).sum(axis=3))
+    out[:] = np.exp(scores - lse[..., None]) @ v
+
+
+def attention_backward_ref(dqkv, dout, out, lse, qkv):
+    """The derivation's three steps. Arguments as in the table above."""
+    (q, k, v), (dq, dk, dv) = by_head(qkv, lse, 3), by_head(dqkv, lse, 3)
+    (dout,), (out,) = by_head(dout, lse, 1), by_head(out, lse, 1)
+    att = np.exp(scores_ref(q, k) - lse[..., None])
+    dv[:] = att.swapaxes(2, 3) @ dout  # (1)
+    dscores = att * (dout @ v.swapaxes(2, 3) - (dout * out).sum(axis=3)[..., None])  # (2): dout · v[s] - dout · out[t]
+    dq[:] = dscores @ k / math.sqrt(q.shape[3])  # (3)
+    dk[:] = dscores.swapaxes(2, 3) @ q / math.sqrt(q.shape[3])
+
+
+# ---------------------------------------------------------------------------------------------------- plain kernels
+#
+# One block per query (or key) of one head, one thread per channel: here block_sum is the dot product of two vectors of HS channels, and the
+# sums over tokens are the loops. block_sum needs a power of two threads, so a head of 80 gets 128. The 48 spare threads must not return early,
+# since they have to reach every barrier: they read the last channel, to stay within the arrays, hold 0 for q or k and for dout, so that they
+# add 0 to every dot product, and write nothing.
+
+
+@cuda.jit(cache=True)
+def attention_forward_kernel(out, lse, qkv, scale):
+    """out and lse of one query: position t = blockIdx.x, head h = blockIdx.y, sequence b = blockIdx.z.
+
+    Every thread computes the same score, largest and total; only `weighted` is its own channel's.
     """
-    global _choice
-    if name not in CHOICES:
-        raise ValueError(f"choose_engine: name must be one of {', '.join(CHOICES)}, got {name!r}")
-    if name == "cudnn":
-        cudnn.demand_cudnn()
-    _choice = name
+    t, h, b = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    HS = qkv.shape[4]
+    has_channel = cuda.threadIdx.x < HS
+    e = min(cuda.threadIdx.x, HS - 1)
+    q = qkv[b, t, QUERY, h, e] if has_channel else ZERO
+
+    largest, total, weighted = MINUS_INFINITY, ZERO, ZERO
+    for s in range(t + 1):
+        score = block_sum(q * qkv[b, s, KEY, h, e]) * scale
+        previous = largest
+        largest = max(previous, score)
+        rescale = math.exp(previous - largest)  # 0 the first time, 1 as long as the largest score stays the same
+        exponential = math.exp(score - largest)
+        total = total * rescale + exponential
+        weighted = weighted * rescale + exponential * qkv[b, s, VALUE, h, e]
+
+    if has_channel:
+        out[b, t, h, e] = weighted / total
+    if cuda.threadIdx.x == 0:
+        lse[b, h, t] = largest + math.log(total)
 
 
-def engine_name(array, HS):
-    """Which engine serves arrays such as this one, of heads of HS numbers: the name of its module."""
-    return "reference" if on_host(array) else engine(array.dtype, HS).__name__.rpartition(".")[2]
+@cuda.jit(cache=True)
+def attention_backward_queries_kernel(dqkv, dout, out, lse, qkv, scale):
+    """dq of the query at position t = blockIdx.x: a loop over the keys 0 ... t."""
+    t, h, b = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    HS = qkv.shape[4]
+    has_channel = cuda.threadIdx.x < HS
+    e = min(cuda.threadIdx.x, HS - 1)
+    q = qkv[b, t, QUERY, h, e] if has_channel else ZERO
+    dout_t = dout[b, t, h, e] if has_channel else ZERO
+
+    dq = ZERO
+    for s in range(t + 1):
+        k = qkv[b, s, KEY, h, e]
+        v = qkv[b, s, VALUE, h, e]
+        att = math.exp(block_sum(q * k) * scale - lse[b, h, t])
+        dscore = att * block_sum(dout_t * (v - out[b, t, h, e]))
+        dq += dscore * k
+    if has_channel:
+        dqkv[b, t, QUERY, h, e] = dq * scale
 
 
-def engine(dtype, HS):
-    """The module whose attention_forward and attention_backward do the work on the device, for heads of HS numbers of a storage type."""
-    if dtype == BFLOAT16_BITS and _by_cudnn(HS):
-        return cudnn
-    if dtype == FLOAT32 and tf32_allowed() and tf32.can_serve(HS):
-        return tf32
-    if dtype != BFLOAT16_BITS or HS not in mma.HEAD_SIZES:
-        return matmuls
-    return wgmma if HS == wgmma.HS and _on_hopper() else mma
+@cuda.jit(cache=True)
+def attention_backward_keys_kernel(dqkv, dout, out, lse, qkv, scale):
+    """dk and dv of the key at position s = blockIdx.x: a loop over the queries s ... T - 1, which look back at it."""
+    s, h, b = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+    T, HS = qkv.shape[1], qkv.shape[4]
+    has_channel = cuda.threadIdx.x < HS
+    e = min(cuda.threadIdx.x, HS - 1)
+    k = qkv[b, s, KEY, h, e] if has_channel else ZERO
+    v = qkv[b, s, VALUE, h, e]
+
+    dk, dv = ZERO, ZERO
+    for t in range(s, T):
+        q = qkv[b, t, QUERY, h, e]
+        dout_t = dout[b, t, h, e] if has_channel else ZERO
+        att = math.exp(block_sum(q * k) * scale - lse[b, h, t])
+        dscore = att * block_sum(dout_t * (v - out[b, t, h, e]))
+        dv += att * dout_t
+        dk += dscore * q
+    if has_channel:
+        dqkv[b, s, KEY, h, e] = dk * scale
+        dqkv[b, s, VALUE, h, e] = dv
 
 
-def _by_cudnn(HS):
-    if _choice == "auto":
-        return HS in FASTER_BY_CUDNN and _on_hopper() and cudnn.cudnn_available()
-    return _choice == "cudnn"
+# -------------------------------------------------------------------------------------------------------- launchers
 
 
-@functools.cache
-def _on_hopper():
-    return real_gpu() and device_properties()[0] == (9, 0)
+def attention_forward(out, lse, qkv):
+    """Attention over the packed queries, keys and values. NumPy arrays go to on_cpu.py (the references above, tile by tile), device arrays to the kernel.
 
-
-def attention_scratch_size(B, T, NH, HS, dtype):
-    """How many float32 numbers of scratch memory batches of up to (B, T) tokens need. dtype: the storage type of the activations."""
-    return engine(dtype, HS).scratch_size(B, T, NH, HS)
-
-
-def attention_forward(out, lse, qkv, scratch):
-    """Attention over the packed queries, keys and values. The arrays decide: NumPy runs the reference, device arrays kernels.
-
-    out [w] (N, C)   lse [w] (B, NH, T), float32   qkv [r] (N, 3C)
-    scratch [w] float32, attention_scratch_size(B, T, NH, HS, type) elements; not used on the host, where it may be None
-    Raises ValueError or TypeError where a shape or type does not fit.
+    out [w] (N, C)   lse [w] (B, NH, T), float32   qkv [r] (N, 3C).   Raises ValueError or TypeError if a shape or type does not fit.
     """
-    sizes = _sizes("attention_forward", out, lse)
-    check_arrays("attention_forward", sizes, HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
+    sizes = sizes_of("attention_forward", out, lse)
+    check_arrays("attention_forward", sizes, SHAPE_HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
     if on_host(qkv):
-        return attention_forward_ref(out, lse, qkv)
-    _check_for_kernels("attention_forward", sizes, qkv.dtype, scratch)
-    engine(qkv.dtype, sizes["HS"]).attention_forward(out, lse, qkv, scratch)
+        return attention_forward_on_cpu(out, lse, qkv)
+    check_float32("attention_forward", qkv)
+    configured = _configured(attention_forward_kernel, sizes)
+    configured(_heads(out, sizes), lse, _heads(qkv, sizes, 3), _scale(sizes))
 
 
-def attention_backward(dqkv, dout, out, lse, qkv, scratch):
+def attention_backward(dqkv, dout, out, lse, qkv):
     """Gradient of attention_forward.
 
-    dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)   scratch [w] as in attention_forward
-    Raises ValueError or TypeError where a shape or type does not fit.
+    dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
-    sizes = _sizes("attention_backward", out, lse)
+    sizes = sizes_of("attention_backward", out, lse)
     check_arrays(
-        "attention_backward", sizes, HINT,
+        "attention_backward", sizes, SHAPE_HINT,
         dqkv=(dqkv, "N 3C"), dout=(dout, "N C"), out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"),
     )  # fmt: skip
     if on_host(qkv):
-        return attention_backward_ref(dqkv, dout, out, lse, qkv)
-    _check_for_kernels("attention_backward", sizes, qkv.dtype, scratch)
-    engine(qkv.dtype, sizes["HS"]).attention_backward(dqkv, dout, out, lse, qkv, scratch)
+        return attention_backward_on_cpu(dqkv, dout, out, lse, qkv)
+    check_float32("attention_backward", qkv)
+    arrays = _heads(dqkv, sizes, 3), _heads(dout, sizes), _heads(out, sizes), lse, _heads(qkv, sizes, 3), _scale(sizes)
+    for kernel in attention_backward_queries_kernel, attention_backward_keys_kernel:
+        _configured(kernel, sizes)(*arrays)
 
 
-def _sizes(function, out, lse):
+def sizes_of(function, out, lse):
+    """Letter -> size, from the shapes of out and lse. Raises ValueError if NH does not divide C."""
     (B, NH, T), C = lse.shape, out.shape[1]
     if C % NH:
-        raise ValueError(f"{function}: C must be a multiple of NH, got C={C} (of out) and NH={NH} (of lse). {HINT}")
+        raise ValueError(f"{function}: C must be a multiple of NH, got C={C} (of out) and NH={NH} (of lse). {SHAPE_HINT}")
     return {"B": B, "NH": NH, "T": T, "HS": C // NH, "C": C, "N": B * T}
 
 
-def _check_for_kernels(function, sizes, dtype, scratch):
-    check_width(function, HS=sizes["HS"])
-    check_scratch(function, scratch, attention_scratch_size(sizes["B"], sizes["T"], sizes["NH"], sizes["HS"], dtype))
+def _configured(kernel, sizes):
+    """The kernel with its launch shape: a block for each position of every head, of HS threads, rounded up to a power of two."""
+    threads = 1 << (sizes["HS"] - 1).bit_length()
+    return kernel[(sizes["T"], sizes["NH"], sizes["B"]), threads, compute_stream()]
+
+
+def _heads(array, sizes, *parts):
+    """Rows (N, C) or (N, 3C) as the kernels see them: (B, T, NH, HS) or (B, T, 3, NH, HS)."""
+    return array.reshape(sizes["B"], sizes["T"], *parts, sizes["NH"], sizes["HS"])
+
+
+def _scale(sizes):
+    return np.float32(1 / math.sqrt(sizes["HS"]))

@@ -1,8 +1,8 @@
 """Attention in bfloat16 on Hopper's tensor cores, for heads of 64 (wgmma: compute capability 9.0). The weights never leave the registers.
 
-The plan is mma.py's, and so is what happens to a tile of scores in registers (tiles.py); read these first. Other are the products: a block
-is one warpgroup, four warps that start the product of two whole tiles, 64 x 64, and go on while it runs (gpu/wgmma.py). Of the result, and
-of the sums that it is added to, each warp has 16 rows in its registers:
+What is different from the plain kernels of layers/attention is what mma.py and tiles.py explain; read these first. Different from mma.py
+are the products: a block is one warpgroup, four warps that start the product of two whole tiles, 64 x 64, and go on while it runs
+(gpu/wgmma.py). Of the result, and of the sums that it is added to, each warp has 16 rows in its registers:
 
     shared memory                      registers                           registers
                                            64 keys                             64 of a head's numbers
@@ -29,12 +29,13 @@ back to the first keys; or, for dk and dv, a column, from the diagonal on to the
     dk, dv     scoresᵀ = k qᵀ          weightsᵀ = exp(scoresᵀ - lse)                       dv  += weightsᵀ dout
                dattᵀ   = v doutᵀ       dscoresᵀ = weightsᵀ (dattᵀ - delta)                 dk  += dscoresᵀ q
 
-Both factors of the products on the left lie in shared memory; of those on the right, the first is in the registers where it was made.
-No product stands under a condition: ptxas 13.0 then gave registers away that the product still needed.
+Both factors of the products on the left lie in shared memory; of those on the right, the first is in the registers in which it was made.
+No product is started under a condition: ptxas 13.0 then gave registers away that the product still needed.
 
-One H200, B=16, T=1024, NH=25, launched again and again: forward 0.165 ms, backward 0.492; by cuDNN 0.160 and, with atomics, 0.553
-(dev/bench/attention.py). Left out, because they changed this by no more than the noise, 4 and 2 %: q in registers; to shrink sums only
-when a score has grown by much; -delta as what datt's product is added to; to let dq's, dk's products run on into the next tile.
+One H200, 2026-11-22, B=16, T=1024, NH=25, launched again and again: forward 0.165 ms, backward 0.492 (mma.py 0.230 and 0.835; cuDNN 0.160
+and, with atomics, 0.553). delta made inside dq's kernel instead of by one of its own: backward 0.479 instead of 0.514 in a prototype. Left
+out, because they changed this by no more than the noise, 4 and 2 %: q in registers; to shrink sums only when a score has grown by much;
+-delta as what datt's product is added to; to let the products of dq and dk run on into the next tile.
 
 Dao 2023, "FlashAttention-2", arXiv:2307.08691; Shah et al. 2024, "FlashAttention-3", arXiv:2407.08608.
 """
@@ -56,7 +57,7 @@ from gpt2_numba.gpu.wgmma import (
     tile_descriptor,
     wait_for_products,
 )
-from gpt2_numba.layers.attention.tiles import (
+from gpt2_numba.layers.fast.attention.tiles import (
     LOG2_E,
     MINUS_INFINITY,
     PIECE,
@@ -92,8 +93,8 @@ PIECES = ROW_BYTES // PIECE  # of a row
 STAGING = ROWS_OF_WARP * row_bytes(HS)  # bytes in which a warp brings its results in order before it stores them
 
 # Blocks run in the order of their numbers. As a rule the tiles of one head come one after the other: its keys and values are then in the
-# L2 cache. But when there are few heads of many tiles, the last blocks, of the last head, have long ways to go while other multiprocessors
-# have nothing left to do. So there heads take turns, and the longest ways of many heads come first. One H200, forward and backward together,
+# L2 cache. But when there are few heads of many tiles, the last blocks, of the last head, still have much to do while other multiprocessors
+# have nothing left. So there heads take turns, and the longest blocks of many heads come first. One H200, forward and backward together,
 # launched again and again, ms by how many heads take turns:
 #
 #                             1       4      16      64     all
@@ -110,7 +111,7 @@ HEADS_TOGETHER = 1, 64  # how many heads take turns: below LONG_T, and from ther
 
 @inlined
 def tile_and_head(tiles, heads, heads_together):
-    """This block's work: (tile, head), tile 0 the one with the longest way, head counted through all sequences.
+    """This block's work: (tile, head), tile 0 the one with the most other tiles to visit, head counted through all sequences.
 
     heads_together heads take turns: the first tile of each, the second tile of each, ... then come the next heads.
     """
@@ -125,8 +126,8 @@ def tile_and_head(tiles, heads, heads_together):
 def copy_tile(memory, tile, array, start, row_length, first_row, T):
     """Begin to copy rows first_row .. first_row + 63 of one head into a tile, by all threads of the block.
 
-    Row t of the head is at array[start + t * row_length]. Whoever is after the last row takes the last: what comes of it is hidden or not
-    stored, but it must be finite, since 0 NaN is NaN.
+    Row t of the head is at array[start + t * row_length]. A row after the last is replaced by the last: what it leads to is hidden or not
+    stored, but must be finite, since 0 NaN is NaN.
     """
     row, piece = int32(cuda.threadIdx.x >> 3), int32(cuda.threadIdx.x & 7)
     place = uint32(tile + row * ROW_BYTES + (piece ^ (row & 7)) * PIECE)
@@ -314,7 +315,7 @@ def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_to
 
 # Shared memory: the keys and values; then a ring of two places for queries, dout, lse and delta, rounded up to where a tile may begin.
 KEYS_RING = 2 * TILE_BYTES
-NUMBERS = 2 * TILE_BYTES  # where in a place lse stands, and behind it delta
+NUMBERS = 2 * TILE_BYTES  # where lse begins in a place, and behind it delta
 KEYS_PLACE_BYTES = NUMBERS + 1024
 KEYS_BYTES = KEYS_RING + 2 * KEYS_PLACE_BYTES
 

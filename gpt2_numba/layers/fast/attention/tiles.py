@@ -1,4 +1,4 @@
-"""What the two engines on tensor cores (mma, wgmma) have in common: what is done to a tile of scores while it is in registers.
+"""What the engines on tensor cores (mma, tf32, wgmma) have in common: what is done to a tile of scores while it is in registers.
 
 A warp has some *row tiles* of 16 rows. Of a matrix with that many rows, a thread holds in local arrays
 
@@ -14,8 +14,8 @@ whose lengths are constants, so that all loops over them unroll and they become 
     row 16 r + g     | 0 1 |  | 0 1 |  | 0 1 |  | 0 1 |      the numbers are the last index, 2 half + i
     row 16 r + g + 8 | 2 3 |  | 2 3 |  | 2 3 |  | 2 3 |
 
-A row belongs to the four neighbouring threads of one g, a quad: `quad_max`, `quad_sum`. What there is one of for each row (the largest
-score, lse, delta) is in local arrays (row tiles, 2). In dk's and dv's kernel keys are the rows: lse and delta then belong to columns.
+A row belongs to the four neighbouring threads of one g, a quad: `quad_max`, `quad_sum`. Numbers of which each row has one (its largest
+score, lse, delta) are in local arrays (row tiles, 2). In the kernel for dk and dv keys are the rows: lse and delta then belong to columns.
 
 Exponentials are powers of two: exp(x) = exp2(x log2(e)), one instruction; log2(e) / sqrt(HS) is one factor, `log2_scale`.
 """
@@ -138,7 +138,7 @@ def hide_earlier_queries(weights, first_key, first_query, T):
 
 @inlined
 def online_softmax(scores, largest, total, shrink, log2_scale):
-    """scores become weights, exp(score - largest of the row so far); by `shrink` must be multiplied what was added up before.
+    """scores become weights, exp(score - largest of the row so far); what was added up before must be multiplied by `shrink`.
 
     largest, total, shrink (row tiles, 2). `total` is the sum over this thread's columns alone.
     """
@@ -168,14 +168,14 @@ def finish_softmax(sums, largest, total, lse, b, h, first_query, log2_scale):
     lane = int32(cuda.threadIdx.x & 31)
     for r in range(row_tiles):
         for half in range(2):
-            of_row = quad_sum(total[r, half])
-            one_over_total = ONE / of_row
+            row_total = quad_sum(total[r, half])
+            one_over_total = ONE / row_total
             for n in range(groups):
                 for i in range(2 * half, 2 * half + 2):
                     sums[r, n, i] *= one_over_total
             t = int32(first_query + 16 * r + 8 * half + (lane >> 2))
             if (lane & 3) == 0 and t < int32(lse.shape[2]):
-                lse[b, h, t] = (largest[r, half] * log2_scale + log2(of_row)) * LN_2
+                lse[b, h, t] = (largest[r, half] * log2_scale + log2(row_total)) * LN_2
 
 
 @inlined
@@ -200,7 +200,7 @@ def dscores_of_rows(datt, weights, delta):
 
 @inlined
 def weights_of_columns(scores, memory, lse, log2_scale):
-    """scores become weights again, exp(score - lse of the column). lse: the byte of shared memory from which on it stands."""
+    """scores become weights again, exp(score - lse of the column). lse: its first byte in shared memory."""
     row_tiles, groups, _ = scores.shape
     of_columns = uint32(lse + int32(cuda.threadIdx.x & 3) * 8)  # of this thread's first column
     for n in range(groups):
@@ -213,7 +213,7 @@ def weights_of_columns(scores, memory, lse, log2_scale):
 
 @inlined
 def dscores_of_columns(datt, weights, memory, delta):
-    """datt become dscores = weights (datt - delta of the column). delta: the byte of shared memory from which on it stands."""
+    """datt become dscores = weights (datt - delta of the column). delta: its first byte in shared memory."""
     row_tiles, groups, _ = datt.shape
     of_columns = uint32(delta + int32(cuda.threadIdx.x & 3) * 8)
     for n in range(groups):

@@ -1,8 +1,8 @@
-"""Attention in NumPy: the definition, and what `--device cpu` trains with.
+"""The same as attention_forward_ref and attention_backward_ref, several times faster: what training on a CPU runs.
 
-Queries and keys are taken a tile at a time, so that the keys after the queries cost nothing, and no more than NH * TILE * T weights
-are in memory for one sequence. They are written with a column for each query: the largest score and the sum of a query then come of whole rows
-being compared and added, which NumPy does several times faster than going along rows. Sequences share nothing: threads take some each.
+Queries and keys are taken a tile at a time, so that the keys after a query cost nothing, and no more than NH * TILE * T weights are in memory
+for one sequence. Weights are stored with a column for each query: the largest score and the sum of a query then come from comparing and adding
+whole rows, which NumPy does several times faster than going along rows. Sequences are independent: threads take some each.
 """
 
 import os
@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 TILE = 64  # queries in forward, keys in backward
-TOGETHER = 1 << 17  # weights that one thread works on at a time, of several short sequences, or of a tile of one: they stay in the cache
+TOGETHER = 1 << 17  # weights that one thread works on at a time, of several short sequences or of one tile: they stay in the cache
 
 
 @cache
@@ -21,7 +21,7 @@ def _threads():
 
 
 def _for_all_sequences(work, B, NH, T):
-    """Call work(slice of sequences) until all have had their turn, in threads: NumPy lets others run while it computes."""
+    """Call work(slice of sequences) for all sequences, in threads: NumPy lets other threads run while it computes."""
     together = max(1, min(-(-B // os.cpu_count()), TOGETHER // (NH * T * min(T, TILE))))
     for _ in _threads().map(work, [slice(b, min(b + together, B)) for b in range(0, B, together)]):
         pass
@@ -38,8 +38,8 @@ def _hide_later_keys(dtype):
     return np.tril(np.full((TILE, TILE), -np.inf, dtype), -1)
 
 
-def attention_forward_ref(out, lse, qkv):
-    """The definition. Arguments as in attention_forward; float32 or float64."""
+def attention_forward_on_cpu(out, lse, qkv):
+    """Arguments as in attention_forward; NumPy arrays, float32 or float64."""
     B, NH, T = lse.shape
     all_qkv, all_out = _by_head(qkv, B, NH, 3), _by_head(out, B, NH, 1)
     scale = qkv.dtype.type(1 / np.sqrt(all_qkv.shape[-1]))
@@ -54,16 +54,16 @@ def attention_forward_ref(out, lse, qkv):
             weights -= largest  # so that exp cannot overflow; softmax stays the same
             np.exp(weights, out=weights)
             total = weights.sum(axis=2, keepdims=True)
-            of_queries = all_out[0, some, :, queries]
-            np.matmul(weights.swapaxes(2, 3), v[:, :, before], out=of_queries)
-            of_queries /= total.swapaxes(2, 3)
+            queries_out = all_out[0, some, :, queries]
+            np.matmul(weights.swapaxes(2, 3), v[:, :, before], out=queries_out)
+            queries_out /= total.swapaxes(2, 3)
             lse[some, :, queries] = (largest + np.log(total))[:, :, 0]
 
     _for_all_sequences(some_sequences, B, NH, T)
 
 
-def attention_backward_ref(dqkv, dout, out, lse, qkv):
-    """The chain rule. Arguments as in attention_backward."""
+def attention_backward_on_cpu(dqkv, dout, out, lse, qkv):
+    """Arguments as in attention_backward; NumPy arrays."""
     B, NH, T = lse.shape
     all_qkv, all_dqkv, all_dout = _by_head(qkv, B, NH, 3), _by_head(dqkv, B, NH, 3), _by_head(dout, B, NH, 1)
     delta = np.einsum("bhte,bhte->bht", _by_head(out, B, NH, 1)[0], all_dout[0])

@@ -1,4 +1,4 @@
-"""delta[t] = out[t] · dout[t], what the softmax's gradient subtracts; the backward pass of mma, tf32 and matmuls begins with it."""
+"""delta[t] = out[t] · dout[t], with which the backward pass of mma, tf32 and matmuls begins: 16 bytes a load, eight threads to a query."""
 
 import numpy as np
 from numba import cuda, float32
