@@ -136,7 +136,8 @@ def make_training_kernel(V, Vp):
             at_target = load1(logits, row * Vp + target)  # before the barriers of block_max; gradients are written after them
             wait_for_copies(OTHERS)
             for e in range(EIGHTS):
-                load8(numbers, (place * EIGHTS + e) * SPAN + thread * WIDTH, x, e * WIDTH)
+                if e < WHOLE or e * SPAN + thread * WIDTH < Vp:  # what send_for has asked for
+                    load8(numbers, (place * EIGHTS + e) * SPAN + thread * WIDTH, x, e * WIDTH)
             for e in range(WHOLE, EIGHTS):
                 mask_padding(x, e * SPAN + thread * WIDTH, V, e * WIDTH)
             begin_copy(numbers, place, logits, row + PLACES * step)

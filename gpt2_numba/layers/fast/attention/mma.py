@@ -43,6 +43,7 @@ from gpt2_numba.gpu.shared_memory import (
     load_matrices,
     load_matrices_transposed,
     shared_bytes,
+    sync_warp,
     wait_for_copies,
 )
 from gpt2_numba.gpu.tensor_cores import mma_m16n8k16
@@ -382,6 +383,7 @@ def make_backward_keys_kernel(HS, sizes=None):
             half_of_ring = next_half
 
         multiply_all(dk, scale)
+        sync_warp()  # no thread of the warp reads its keys' or values' rows any more (load_factors): they are free
         store_rows(dqkv, start + C, 3 * C, my_key, T, dk, memory, my_rows)
         store_rows(dqkv, start + 2 * C, 3 * C, my_key, T, dv, memory, value_rows + my_rows)
 

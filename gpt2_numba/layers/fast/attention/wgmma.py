@@ -277,10 +277,11 @@ def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_to
     commit_copies()
     set_to_zero(dq)
     for half in range(2):
-        t = int32(min(int32(my_query + 8 * half + (lane >> 2)), int32(T - 1)))
+        query = int32(my_query + 8 * half + (lane >> 2))
+        t = int32(min(query, int32(T - 1)))
         log2_lse[0, half] = lse[b, h, t] * LOG2_E
         my_delta[0, half] = delta_of_row(out, dout, of_dout + int64(t) * int64(C))
-        if lane & 3 == 0:
+        if lane & 3 == 0 and query < T:  # one thread alone writes the last one
             delta[b, h, t] = my_delta[0, half]
 
     q_tile, dout_tile = tile_descriptor(memory, uint32(0)), tile_descriptor(memory, uint32(TILE_BYTES))
