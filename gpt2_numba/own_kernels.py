@@ -1,8 +1,10 @@
 """A user's own layer functions (--kernels FILE.py), checked before a model trains with them.
 
-Each is checked as the package's own kernels are, by layer_checks: at awkward sizes and, on a GPU, at the model's widths.
+Each is checked as the package's own kernels are, by layer_checks: at awkward sizes and, on a GPU, at the model's widths. In the simulator the race
+detector watches.
 """
 
+import contextlib
 from types import SimpleNamespace
 
 from gpt2_numba.errors import UserError
@@ -20,15 +22,25 @@ def check_own_kernels(kernels, config):
     checked = SimpleNamespace(**{name: _named(name, getattr(kernels.functions, name)) for name in kernels.own})
     print(f"checking {', '.join(kernels.own)} of {kernels.name}:")
     rows = []
-    for layer in LAYERS:
-        if set(functions_of(layer)) & set(kernels.own):
-            for sizes in [*small_sizes(layer, "fp32", "plain"), *([] if SIMULATING else [model_sizes(layer, config)])]:
-                rows += check_kernel(layer, "fp32", sizes, checked)
+    with _watching_for_races():
+        for layer in LAYERS:
+            if set(functions_of(layer)) & set(kernels.own):
+                for sizes in [*small_sizes(layer, "fp32", "plain"), *([] if SIMULATING else [model_sizes(layer, config)])]:
+                    rows += check_kernel(layer, "fp32", sizes, checked)
     print(format_table(rows))
     wrong = [row for row in rows if not row.ok]
     if wrong:
         more = f" ({len(wrong) - 1} more in the table)" if len(wrong) > 1 else ""
         raise UserError(f"--kernels {kernels.name}: {wrong[0]}{more}")
+
+
+def _watching_for_races():
+    """The race detector, in the simulator; on a GPU nothing."""
+    if not SIMULATING:
+        return contextlib.nullcontext()
+    from gpt2_numba.gpu.race_detector import race_detector
+
+    return race_detector()
 
 
 def model_sizes(layer, config):

@@ -23,6 +23,7 @@ from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits, bfloat16_values
 WIDTH = 8
 
 if SIMULATING:
+    from gpt2_numba.gpu.simulator import elements_read
 
     def _flat(array):
         item = getattr(array, "_item", array)  # the simulator wraps NumPy arrays twice inside a kernel
@@ -36,7 +37,7 @@ if SIMULATING:
 
     def load8(array, index, values, first=0):
         """values[first : first + 8] = array[index : index + 8], as float32. Twin for the simulator."""
-        eight = _eight(array, index)
+        eight = elements_read(_eight(array, index))
         values[first : first + WIDTH] = bfloat16_values(eight) if eight.dtype == np.uint16 else eight
 
     def store8(array, index, values, first=0):

@@ -30,7 +30,7 @@ ANY_KERNEL_MAY_USE = 48 << 10  # bytes of shared memory of a block; for more the
 if SIMULATING:
     import threading
 
-    from gpt2_numba.gpu.simulator import dynamic_shared_memory, elements_of, install, meet_warp
+    from gpt2_numba.gpu.simulator import dynamic_shared_memory, elements_of, elements_read, install, meet_warp
 
     install()
 
@@ -39,7 +39,7 @@ if SIMULATING:
         return dynamic_shared_memory()
 
     def _bytes(memory, offset, count):
-        if offset % count or offset + count > memory.size:
+        if offset % count or offset < 0 or offset + count > memory.size:
             raise IndexError(f"{count} bytes at byte {offset} of {memory.size} of shared memory: misaligned or out of bounds")
         return memory[offset : offset + count]
 
@@ -53,6 +53,7 @@ if SIMULATING:
     def _copy_async(memory, offset, array, index, nbytes):
         target, source = _bytes(memory, offset, nbytes), _elements(array, index, nbytes)
         target[:] = 0xFF
+        elements_read(source)
         threading.current_thread().copies[-1].append((target, source))
 
     def copy16_async(memory, offset, array, index):
@@ -80,15 +81,15 @@ if SIMULATING:
         groups = threading.current_thread().copies  # the last one has not been committed
         while len(groups) - 1 > left:
             for target, source in groups.pop(0):
-                target[:] = source
+                target[:] = elements_read(source)
 
     def sync_warp():
         """Wait for the other 31 threads of the warp. Twin for the simulator."""
-        meet_warp(None, lambda values: None)
+        threading.current_thread().sync_warp()
 
     def _matrices(memory, offset):
         """ldmatrix: every lane names one row of eight; returns the four 8 x 8 matrices of 16-bit numbers."""
-        rows = meet_warp(offset, lambda offsets: np.stack([_bytes(memory, row, 16) for row in offsets]))
+        rows = meet_warp(elements_read(_bytes(memory, offset, 16)), np.stack)
         return rows.view(np.uint16).reshape(4, 8, 8)
 
     def _pairs(matrices):
@@ -113,7 +114,7 @@ if SIMULATING:
 
     def load128(memory, offset):
         """Load four uint32. Twin for the simulator."""
-        return tuple(_bytes(memory, offset, 16).view(np.uint32))
+        return tuple(elements_read(_bytes(memory, offset, 16)).view(np.uint32))
 
     def store128(memory, offset, first, second, third, fourth):
         """Store four uint32. Twin for the simulator."""
@@ -121,7 +122,7 @@ if SIMULATING:
 
     def copy16_out(array, index, memory, offset):
         """16 bytes from byte `offset` of shared memory to `array`, element `index`. Twin for the simulator."""
-        _elements(array, index, 16)[:] = _bytes(memory, offset, 16)
+        _elements(array, index, 16)[:] = elements_read(_bytes(memory, offset, 16))
 
     def most_shared_bytes():
         """How many bytes of dynamic shared memory a block may have. In the simulator few: small arrays then go beyond it, too."""

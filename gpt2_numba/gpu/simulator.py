@@ -43,6 +43,8 @@ class SimulatedThread(threading.Thread):
         self.started, self.finished, self.abandoned, self.waits_at = False, False, False, None
         self.copies = [[]]  # groups of asynchronous copies on their way, see shared_memory.py
         self.products = []  # of a warpgroup, begun and not waited for, see wgmma.py
+        self.barriers = self.warp_barriers = 0  # passed so far; these and the next for race_detector.py
+        self.fences = []  # for each fence_async so far, how many barriers had been passed
 
     def run(self):
         # All on one processor: a turn is passed on twice as fast, and only one thread runs at a time anyway.
@@ -61,6 +63,10 @@ class SimulatedThread(threading.Thread):
 
     def syncthreads(self):
         self.block.meet_in_block(self, None, lambda values: None)
+
+    def sync_warp(self):
+        self.block.meet_in_warp(self, None, lambda values: None)
+        self.warp_barriers += 1
 
     def syncthreads_count(self, value):
         return self.block.meet_in_block(self, value, lambda values: sum(bool(v) for v in values.values()))
@@ -146,7 +152,9 @@ class CooperativeBlockManager:
         meeting = self.at_barrier = self.at_barrier or Meeting("cuda.syncthreads")
         if len(meeting.values) + 1 == self.live:
             self.at_barrier = None
-        return self.meet(thread, meeting, value, self.live, conclude)
+        result = self.meet(thread, meeting, value, self.live, conclude)
+        thread.barriers += 1
+        return result
 
     def meet_in_warp(self, thread, value, conclude, size=WARP_SIZE, name="warp"):
         """Meet the other threads of the warp, or of a warpgroup of 128, all of which must come."""
@@ -222,12 +230,17 @@ def elements_of(array):
     return getattr(item, "_ary", item).reshape(-1)
 
 
+def elements_read(part, by_tensor_cores=False):
+    """A part of an array, of which a twin reads all elements at once. Where races are looked for (race_detector.py) this is noted."""
+    return part.elements_read(by_tensor_cores) if hasattr(part, "elements_read") else part
+
+
 def dynamic_shared_memory():
     """The block's dynamic shared memory as uint8, full of 0xFF (NaN) when the block starts."""
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     block, memory = threading.current_thread().block, _get_kernel_context().shared.array(0, np.dtype(np.uint8))
     if not block.has_shared_memory:
-        memory[:] = 0xFF
+        np.asarray(memory)[:] = 0xFF
         block.has_shared_memory = True
     return memory

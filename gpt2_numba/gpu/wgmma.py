@@ -45,7 +45,7 @@ if SIMULATING:
 
     from gpt2_numba.gpu.backend import bfloat16_values
     from gpt2_numba.gpu.shared_memory import copy16_async
-    from gpt2_numba.gpu.simulator import meet_warpgroup
+    from gpt2_numba.gpu.simulator import elements_read, meet_warpgroup
 
     _THREAD, _INDEX = np.ogrid[:WARPGROUP, :RESULT_SIZE]
     _ROW = _THREAD // 32 * 16 + _INDEX // 2 % 2 * 8 + _THREAD % 32 // 4
@@ -61,7 +61,7 @@ if SIMULATING:
             self.offset, self.stored = offset, memory[offset : offset + TILE_BYTES]
 
         def matrix(self):
-            pieces = np.take_along_axis(self.stored.reshape(TILE, 8, 16), _PLACE[:, :, None], axis=1)
+            pieces = np.take_along_axis(elements_read(self.stored, by_tensor_cores=True).reshape(TILE, 8, 16), _PLACE[:, :, None], axis=1)
             return bfloat16_values(pieces.reshape(TILE, ROW_BYTES).view(np.uint16))
 
     def _matrix(factors):
@@ -79,7 +79,7 @@ if SIMULATING:
         product = meet_warpgroup((a, b), lambda factors: multiply(*map(_matrix, zip(*factors)))[_ROW, _COLUMN])
         product = product[thread.thread_id % WARPGROUP].reshape(result.shape) + (result if accumulate else 0)
         result[:] = np.nan  # until the wait
-        stored = [factor.stored if isinstance(factor, _Tile) else factor for factor in (a, b)]
+        stored = [np.asarray(factor.stored if isinstance(factor, _Tile) else factor) for factor in (a, b)]
         thread.products.append((result, product, stored, [factor.copy() for factor in stored]))
 
     def tile_descriptor(memory, offset):
@@ -108,7 +108,9 @@ if SIMULATING:
         copy16_async(memory, offset, array, start + row * stride)
 
     def fence_async():
-        """Nothing to do: the simulator has one way to shared memory. Twin for the simulator."""
+        """The simulator has one way to shared memory; this is for race_detector.py alone. Twin for the simulator."""
+        thread = threading.current_thread()
+        thread.fences.append(thread.barriers)
 
 else:
     from llvmlite import ir
