@@ -1,19 +1,22 @@
-"""The encoder: looking rows up is easy; adding to them in a fixed order, when one word stands in every tenth place, is not.
+"""The encoder: looking rows up is easy; adding to them in a fixed order, when one token fills every tenth position, is not.
 
-forward     eight_per_thread             a thread makes eight numbers wherever they are: two divisions and a token to each load
-            the package                  a warp makes a row: one token, no division
-
-backward    block_per_token              dwte: a block adds up all places of a token; the most frequent word keeps everybody waiting
-            the package                  a token's places are cut into pieces, and their sums added up by a second kernel
+forward    plain                a block a position: 4 bytes a load
+           eight_per_thread     16 bytes a load, but two divisions and a token for each
+           fast                 a warp a row: one token, no division
+backward   plain                a block for every row of dwte, which scans all positions for its token
+           block_per_token      the positions sorted by token on the host: a block reads only its own; the most frequent token keeps all waiting
+           fast                 the positions of a token cut into pieces, whose sums a second kernel adds
 """
 
 import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream
+from dev.kernels import buffer, in_both_precisions
+from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, copy_to_host, to_device
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import COLUMN_WARPS, COLUMNS_PER_WARP, WARP_SIZE, add_up_warps
-from gpt2_numba.layers.fast.encoder import encoder_backward_wpe_kernel
+from gpt2_numba.layers import encoder
+from gpt2_numba.layers.fast import encoder as fast
 
 ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
@@ -37,14 +40,31 @@ def eight_per_thread_kernel(out, tokens, wte, wpe):
     store8(out, index, x)
 
 
+@in_both_precisions
 def eight_per_thread(out, tokens, wte, wpe):
-    """Threads know nothing of rows."""
-    eight_per_thread_kernel[-(-out.size // (THREADS * WIDTH)), THREADS, compute_stream()](out, tokens, wte, wpe)
+    """Wide loads. Before, four times as many instructions moved the same bytes."""
+    eight_per_thread_kernel[ceil_div(out.size, THREADS * WIDTH), THREADS, compute_stream()](out, tokens, wte, wpe)
+
+
+@in_both_precisions
+def fast_forward(out, tokens, wte, wpe):
+    """The trainer's kernel. Before, divisions of indices took longer than the memory."""
+    fast.encoder_forward(out, tokens, wte, wpe)
+
+
+_sorted = {}  # identity of a device array of tokens -> the array, its places and pieces
+
+
+def places_and_pieces(tokens, V):
+    """The positions sorted by token, on the device. The host sorts them, once for each array: its time is not the kernel's."""
+    if id(tokens) not in _sorted:
+        _sorted[id(tokens)] = tokens, *map(to_device, fast.places_by_token(copy_to_host(tokens), V))
+    return _sorted[id(tokens)][1:]
 
 
 @cuda.jit
 def block_per_token_kernel(dwte, dout, places, pieces):
-    """One block adds up COLUMNS_PER_WARP channels of all places of a token: its warps take every so-maniest each, and join their sums."""
+    """One block adds up COLUMNS_PER_WARP channels of all places of a token: each warp sums every COLUMN_WARPS-th, then their sums are joined."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     C, piece = dout.shape[1], cuda.blockIdx.x
     token, first, count = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
@@ -69,12 +89,25 @@ def block_per_token_kernel(dwte, dout, places, pieces):
         store8(dwte, token * C + c, x)
 
 
-def block_per_token(dwte, dwpe, dout, places, pieces, scratch, T):
-    """However many places it has."""
-    C = dout.shape[1]
-    encoder_backward_wpe_kernel[-(-T * C // (THREADS * WIDTH)), THREADS, compute_stream()](dwpe, dout, T)
-    grid = (len(pieces) - 1, -(-C // COLUMNS_PER_WARP))
+@in_both_precisions
+def block_per_token(dwte, dwpe, dout, tokens):
+    """Only the positions of a block's own token are read. Before, every block compared all tokens with its own."""
+    (Vp, C), T = dwte.shape, tokens.shape[1]
+    places, pieces = places_and_pieces(tokens, Vp)
+    fast.encoder_backward_wpe_kernel[ceil_div(T * C, THREADS * WIDTH), THREADS, compute_stream()](dwpe, dout, T)
+    grid = (len(pieces) - 1, ceil_div(C, COLUMNS_PER_WARP))
     block_per_token_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](dwte, dout, places, pieces)
 
 
-LADDER = {"encoder_forward": (eight_per_thread,), "encoder_backward": (block_per_token,)}
+@in_both_precisions
+def fast_backward(dwte, dwpe, dout, tokens):
+    """The trainer's kernels. Before, the block of the most frequent token worked on when all others were done."""
+    places, pieces = places_and_pieces(tokens, dwte.shape[0])
+    scratch = buffer(max(1, fast.encoder_scratch_size(*dout.shape)))
+    fast.encoder_backward(dwte, dwpe, dout, places, pieces, scratch, tokens.shape[1])
+
+
+LADDER = {
+    "encoder_forward": (encoder.encoder_forward, eight_per_thread, fast_forward),
+    "encoder_backward": (encoder.encoder_backward, block_per_token, fast_backward),
+}

@@ -1,15 +1,20 @@
 """GELU: a formula for each number, and yet not bound by memory at first.
 
-forward     number_per_thread            two bytes a load; tanh is twenty instructions
-            eight_per_thread             16 bytes a load; still tanh
-            the package                  the logistic function instead of tanh: two special instructions; two loads in flight
+forward    plain               4 bytes a load; tanh is some twenty instructions
+           eight_per_thread    16 bytes a load; still tanh
+           logistic            ½ (1 + tanh u) is the logistic function of 2 u: two special instructions instead of tanh
+           fast                two loads in flight for each thread
+backward   plain, eight_per_thread, then fast with the logistic function
 """
 
-import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1, store8
+from dev.kernels import in_both_precisions
+from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
+from gpt2_numba.layers import gelu
+from gpt2_numba.layers.fast import gelu as fast
+from gpt2_numba.layers.gelu import CUBIC, HALF, ONE, SQRT_2_OVER_PI, THREE_CUBIC
 
 if SIMULATING:
     from numpy import tanh
@@ -17,45 +22,92 @@ else:
     from math import tanh
 
 THREADS = 32 if SIMULATING else 256
-HALF, ONE = np.float32(0.5), np.float32(1.0)
-SQRT_2_OVER_PI, CUBIC = np.float32(np.sqrt(2 / np.pi)), np.float32(0.044715)
 
 
 @cuda.jit(device=True)
-def gelu(x):
-    """The definition."""
-    return HALF * x * (ONE + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+def tanh_of_u(x):
+    """tanh(sqrt(2/π) (x + 0.044715 x³))."""
+    return tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))
+
+
+def _launch(kernel, out, *others):
+    kernel[ceil_div(out.size, THREADS * WIDTH), THREADS, compute_stream()](out, *others)
 
 
 @cuda.jit
-def number_per_thread_kernel(out, inp):
-    """The definition, number by number."""
-    i = cuda.grid(1)
-    if i < inp.size:
-        store1(out, i, gelu(load1(inp, i)))
-
-
-def number_per_thread(out, inp):
-    """One thread makes one number."""
-    number_per_thread_kernel[-(-inp.size // THREADS), THREADS, compute_stream()](out, inp)
-
-
-@cuda.jit
-def eight_per_thread_kernel(out, inp):
-    """The definition, eight numbers to a load."""
+def eight_per_thread_forward_kernel(out, inp):
+    """Numbers i ... i + 7, counted through all rows."""
     i = cuda.grid(1) * WIDTH
     if i >= inp.size:
         return
     x = cuda.local.array(WIDTH, float32)
     load8(inp, i, x)
     for k in range(WIDTH):
-        x[k] = gelu(x[k])
+        x[k] = HALF * x[k] * (ONE + tanh_of_u(x[k]))
     store8(out, i, x)
 
 
-def eight_per_thread(out, inp):
-    """One thread makes eight numbers, from one load of 16 bytes."""
-    eight_per_thread_kernel[-(-inp.size // (THREADS * WIDTH)), THREADS, compute_stream()](out, inp)
+@in_both_precisions
+def eight_per_thread_forward(out, inp):
+    """A quarter of the loads for the same bytes. Before, too few bytes were in flight."""
+    _launch(eight_per_thread_forward_kernel, out, inp)
 
 
-LADDER = {"gelu_forward": (number_per_thread, eight_per_thread)}
+@cuda.jit
+def logistic_kernel(out, inp):
+    """The same with the logistic function."""
+    i = cuda.grid(1) * WIDTH
+    if i >= inp.size:
+        return
+    x = cuda.local.array(WIDTH, float32)
+    load8(inp, i, x)
+    for k in range(WIDTH):
+        x[k] *= fast.logistic_of_2u(x[k])
+    store8(out, i, x)
+
+
+@in_both_precisions
+def logistic(out, inp):
+    """exp2 and a reciprocal instead of tanh. Before, arithmetic took longer than memory."""
+    _launch(logistic_kernel, out, inp)
+
+
+@in_both_precisions
+def fast_forward(out, inp):
+    """The trainer's kernel: 16 numbers a thread. Before, a thread waited for its one load."""
+    fast.gelu_forward(out, inp)
+
+
+@cuda.jit
+def eight_per_thread_backward_kernel(dinp, dout, inp):
+    """Numbers i ... i + 7, counted through all rows."""
+    i = cuda.grid(1) * WIDTH
+    if i >= inp.size:
+        return
+    x = cuda.local.array(WIDTH, float32)
+    d = cuda.local.array(WIDTH, float32)
+    load8(inp, i, x)
+    load8(dout, i, d)
+    for k in range(WIDTH):
+        tanh_u = tanh_of_u(x[k])
+        du = SQRT_2_OVER_PI * (ONE + THREE_CUBIC * x[k] * x[k])
+        d[k] *= HALF * (ONE + tanh_u) + HALF * x[k] * (ONE - tanh_u * tanh_u) * du
+    store8(dinp, i, d)
+
+
+@in_both_precisions
+def eight_per_thread_backward(dinp, dout, inp):
+    """A quarter of the loads for the same bytes."""
+    _launch(eight_per_thread_backward_kernel, dinp, dout, inp)
+
+
+@in_both_precisions
+def fast_backward(dinp, dout, inp):
+    """The trainer's kernel, with the logistic function. Before, arithmetic took longer than memory."""
+    fast.gelu_backward(dinp, dout, inp)
+
+
+LADDER = {
+    "gelu_forward": (gelu.gelu_forward, eight_per_thread_forward, logistic, fast_forward),
+    "gelu_backward": (gelu.gelu_backward, eight_per_thread_backward, fast_backward),
+}

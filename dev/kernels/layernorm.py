@@ -1,23 +1,23 @@
-"""LayerNorm: from one thread a row to one read a row.
+"""LayerNorm: how often a row travels.
 
-forward     thread_per_row               32 neighbouring threads read 32 different rows: every load of a warp is 32 pieces of memory
-            warp_per_row                 neighbouring threads read neighbouring numbers, eight each; the row three times
-            the package                  the row stays in registers between the passes
+forward    plain                a block a row, 4 bytes a load; the row is read three times, with some twenty barriers
+           warp_per_row         a warp a row: 16 bytes a load, sums by shuffles, no barrier; three reads still
+           fast                 the row stays in registers between the passes: one read
+backward   plain                a thread a channel goes down all rows: at 768 channels three blocks have all the work
+           rows_then_columns    16 bytes a load, and the rows cut into chunks, so that the columns keep the whole GPU busy; two kernels read inp and dout
+           fast                 one kernel, whose threads keep the sums of their columns while they go down the rows
 
-residual    add_then_normalise           two kernels: the sum is written, then read
-            the package                  the sum is normalised while it is still in registers
-
-backward    rows_then_columns            dinp by rows, dweight and dbias by columns: two kernels read inp and dout
-            the package                  one kernel, whose threads keep the sums of their columns while they go down the rows
+residual   add_then_normalise   two kernels: the sum is written, then read
+           fast                 the sum is normalised while it is still in registers
 """
 
 import numpy as np
 from numba import cuda, float32
 
-from dev.kernels import buffer
-from gpt2_numba.gpu.backend import SIMULATING, compute_stream
+from dev.kernels import buffer, in_both_precisions
+from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
 from gpt2_numba.gpu.float32_math import sqrt
-from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1, store8
+from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import (
     COLUMN_WARPS,
     COLUMNS_PER_WARP,
@@ -29,39 +29,14 @@ from gpt2_numba.gpu.reductions import (
     most_chunks,
     warp_sum,
 )
-from gpt2_numba.layers.fast.residual import residual_forward
+from gpt2_numba.layers import layernorm
+from gpt2_numba.layers.fast import layernorm as fast
 from gpt2_numba.layers.layernorm import EPS
+from gpt2_numba.layers.residual import residual_forward
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
-ROWS_PER_BLOCK = THREADS // WARP_SIZE  # where a row is a warp's
-
-
-@cuda.jit
-def thread_per_row_kernel(out, mean, rstd, inp, weight, bias):
-    """The formula, as one would write it in C."""
-    row = cuda.grid(1)
-    N, C = inp.shape
-    if row >= N:
-        return
-    total = ZERO
-    for c in range(C):
-        total += load1(inp, row * C + c)
-    m = total / float32(C)
-    total = ZERO
-    for c in range(C):
-        centred = load1(inp, row * C + c) - m
-        total += centred * centred
-    s = ONE / sqrt(total / float32(C) + EPS)
-    for c in range(C):
-        store1(out, row * C + c, (load1(inp, row * C + c) - m) * s * load1(weight, c) + load1(bias, c))
-    mean[row] = m
-    rstd[row] = s
-
-
-def thread_per_row(out, mean, rstd, inp, weight, bias):
-    """One thread a row."""
-    thread_per_row_kernel[-(-len(inp) // THREADS), THREADS, compute_stream()](out, mean, rstd, inp, weight, bias)
+ROWS_PER_BLOCK = THREADS // WARP_SIZE  # a warp each
 
 
 @cuda.jit
@@ -103,15 +78,16 @@ def warp_per_row_kernel(out, mean, rstd, inp, weight, bias):
         rstd[row] = s
 
 
+@in_both_precisions
 def warp_per_row(out, mean, rstd, inp, weight, bias):
-    """One warp a row, which it reads three times."""
-    warp_per_row_kernel[-(-len(inp) // ROWS_PER_BLOCK), THREADS, compute_stream()](out, mean, rstd, inp, weight, bias)
+    """Wide loads, and a warp for a row. Before, barriers made the block's threads wait, and loads were narrow."""
+    warp_per_row_kernel[ceil_div(len(inp), ROWS_PER_BLOCK), THREADS, compute_stream()](out, mean, rstd, inp, weight, bias)
 
 
-def add_then_normalise(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The residual stream's addition, then the kernel above."""
-    residual_forward(residual, inp, branch)
-    warp_per_row(out, mean, rstd, residual, weight, bias)
+@in_both_precisions
+def fast_forward(out, mean, rstd, inp, weight, bias):
+    """The trainer's kernel: a row is read once. Before, the second and third read went to the cache."""
+    fast.layernorm_forward(out, mean, rstd, inp, weight, bias)
 
 
 @cuda.jit
@@ -151,7 +127,7 @@ def backward_rows_kernel(dinp, dout, inp, weight, mean, rstd):
 
 @cuda.jit
 def backward_columns_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
-    """dweight and dbias: this block's sums over one chunk of rows. gpu/reductions.py tells the plan. partials (chunks, 2, C), flat."""
+    """dweight and dbias: this block's sums over one chunk of rows. The scheme is in gpu/reductions.py. partials (chunks, 2, C), flat."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     N, C = inp.shape
     chunk = cuda.blockIdx.x
@@ -177,18 +153,38 @@ def backward_columns_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
         store8(partials, (2 * chunk + 1) * C + c, db)
 
 
-def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch):
-    """Two kernels, deterministic by their structure: nobody adds to what another one adds to."""
+@in_both_precisions
+def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
+    """As many blocks for the columns as the GPU holds. Before, a few threads went down all rows, one load after the other."""
     N, C = inp.shape
     (chunks, rows_per_chunk), partials = chunk_rows(N, C), buffer(2 * most_chunks(C) * C)
     grid, threads = (chunks, column_blocks(C)), COLUMN_WARPS * WARP_SIZE
     backward_columns_kernel[grid, threads, compute_stream()](partials, dout, inp, mean, rstd, rows_per_chunk)
     accumulate_partials([dweight, dbias], partials, chunks)
-    backward_rows_kernel[-(-N // ROWS_PER_BLOCK), THREADS, compute_stream()](dinp, dout, inp, weight, mean, rstd)
+    backward_rows_kernel[ceil_div(N, ROWS_PER_BLOCK), THREADS, compute_stream()](dinp, dout, inp, weight, mean, rstd)
+
+
+@in_both_precisions
+def fast_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
+    """The trainer's kernel: inp and dout are read once. Before, each of two kernels read them."""
+    scratch = buffer(fast.layernorm_scratch_size(inp.shape[1]))
+    fast.layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch)
+
+
+def add_then_normalise(residual, out, mean, rstd, inp, branch, weight, bias):
+    """The plain kernels of the two layers, one after the other."""
+    residual_forward(residual, inp, branch)
+    layernorm.layernorm_forward(out, mean, rstd, residual, weight, bias)
+
+
+@in_both_precisions
+def fast_residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
+    """The trainer's kernel: two reads and two writes instead of three and two."""
+    fast.residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias)
 
 
 LADDER = {
-    "layernorm_forward": (thread_per_row, warp_per_row),
-    "residual_layernorm_forward": (add_then_normalise,),
-    "layernorm_backward": (rows_then_columns,),
+    "layernorm_forward": (layernorm.layernorm_forward, warp_per_row, fast_forward),
+    "layernorm_backward": (layernorm.layernorm_backward, rows_then_columns, fast_backward),
 }
+FUSED = {"residual_layernorm_forward": (add_then_normalise, fast_residual_layernorm_forward)}

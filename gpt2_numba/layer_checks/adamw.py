@@ -73,7 +73,8 @@ def plain_calls(s, normal, functions):
     ):  # fmt: skip
         yield textbook_call(
             functions, textbook, "adamw_update",
-            dict(params=changed(params), grads=read(grads), m=changed(m), v=changed(v), norm_and_scale=read(np.array([123.0, SCALE]))),
+            dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"),
+                 norm_and_scale=read(np.array([123.0, SCALE]), "f32")),
             lambda a, decay=decay, t=t: (
                 a.params, a.grads, a.m, a.v, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t
             ),

@@ -60,7 +60,7 @@ def plain_calls(s, normal, functions):
     qkv = queries_keys_values(s, normal)
     forward = textbook_call(
         functions, textbook, "attention_forward",
-        dict(out=written(s.N, s.C), lse=written(s.B, s.NH, s.T), qkv=read(qkv)),
+        dict(out=written(s.N, s.C), lse=written(s.B, s.NH, s.T, kind="f32"), qkv=read(qkv)),
         lambda a: (a.out, a.lse, a.qkv),
         lambda after, before, storage: forward_errors(after, storage, s, s.T),
     )  # fmt: skip
@@ -68,7 +68,7 @@ def plain_calls(s, normal, functions):
     kept, _ = run_on_host(forward, FLOAT32)
     yield textbook_call(
         functions, textbook, "attention_backward",
-        dict(dqkv=written(s.N, 3 * s.C), dout=read(normal(s.N, s.C)), out=read(kept.out), lse=read(kept.lse), qkv=read(qkv)),
+        dict(dqkv=written(s.N, 3 * s.C), dout=read(normal(s.N, s.C)), out=read(kept.out), lse=read(kept.lse, "f32"), qkv=read(qkv)),
         lambda a: (a.dqkv, a.dout, a.out, a.lse, a.qkv),
         lambda after, before, storage: backward_errors(after, storage, s),
     )  # fmt: skip

@@ -70,14 +70,14 @@ def plain_calls(s, normal, functions):
     logits, targets = inputs(s, normal)
     yield textbook_call(
         functions, textbook, "classifier_forward",
-        dict(losses=written(s.N), logits=read(logits), targets=read(targets, "i32")),
+        dict(losses=written(s.N, kind="f32"), logits=read(logits), targets=read(targets, "i32")),
         lambda a: (a.losses, a.logits, a.targets, s.V),
         lambda after, before, storage: {"losses": loss_errors(before, s.V, s.V)[1]},
     )  # fmt: skip
     for name, dloss in (("classifier forward_backward", 1.0), (f"classifier forward_backward, dloss {DLOSS:.2f}", DLOSS)):
         yield textbook_call(
             functions, textbook, "classifier_forward_backward",
-            dict(losses=written(s.N), logits=changed(logits), targets=read(targets, "i32")),
+            dict(losses=written(s.N, kind="f32"), logits=changed(logits), targets=read(targets, "i32")),
             lambda a, dloss=dloss: (a.losses, a.logits, a.targets, dloss, s.V),
             lambda after, before, storage, dloss=dloss: backward_errors(after, before, s.V, s.V, dloss),
             name,

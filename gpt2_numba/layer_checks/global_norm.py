@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
+from gpt2_numba.gpu.backend import to_storage
 from gpt2_numba.layer_checks.adamw import scattered
 from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
-from gpt2_numba.layer_checks.rows import compare
+from gpt2_numba.layer_checks.rows import as_float, compare
 from gpt2_numba.layer_checks.running import run_on_device
 from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
 from gpt2_numba.layers import global_norm as textbook
@@ -44,17 +45,20 @@ def plain_calls(s, normal, functions):
         # Which square is added to which of the partial sums is for the kernel to decide: their total is compared.
         results, rows = run_on_device(call, storage)
         total = results["partials"].sum(dtype=np.float64, keepdims=True)
-        expected = partials.sum(dtype=np.float64, keepdims=True) + np.square(call.tensors["grads"].values, dtype=np.float64).sum()
+        expected = (
+            partials.sum(dtype=np.float64, keepdims=True)
+            + np.square(as_float(to_storage(call.tensors["grads"].values, storage)), dtype=np.float64).sum()
+        )
         yield compare(call.name, "Σ partials", total, expected, summation_error(count + 1, expected))
         yield from rows
 
     yield textbook_call(
-        functions, textbook, "sum_of_squares", dict(partials=changed(partials), grads=read(normal(count))),
+        functions, textbook, "sum_of_squares", dict(partials=changed(partials, "f32"), grads=read(normal(count))),
         lambda a: (a.partials, a.grads), name="global norm, sum of squares", check=check_sum,
     )  # fmt: skip
     for name, max_norm in (("clipped", 0.5), ("not clipped", 1e9)):
         yield textbook_call(
-            functions, textbook, "norm_and_scale", dict(result=written(2), partials=read(1 + partials)),
+            functions, textbook, "norm_and_scale", dict(result=written(2, kind="f32"), partials=read(1 + partials, "f32")),
             lambda a, max_norm=max_norm: (a.result, a.partials, max_norm),
             lambda after, before, storage: result_errors(after, textbook.PARTIALS), f"global norm, {name}",
         )  # fmt: skip

@@ -75,14 +75,14 @@ def plain_calls(s, normal, functions):
     inp, weight, bias = inputs(s, normal)
     yield textbook_call(
         functions, textbook, "layernorm_forward",
-        dict(out=written(s.N, s.C), mean=written(s.N), rstd=written(s.N), inp=read(inp), weight=read(weight), bias=read(bias)),
+        dict(out=written(s.N, s.C), mean=written(s.N, kind="f32"), rstd=written(s.N, kind="f32"), inp=read(inp), weight=read(weight), bias=read(bias)),
         lambda a: (a.out, a.mean, a.rstd, a.inp, a.weight, a.bias),
         forward_errors,
     )  # fmt: skip
     yield textbook_call(
         functions, textbook, "layernorm_backward",
         dict(dinp=changed(normal(s.N, s.C)), dweight=changed(normal(s.C)), dbias=changed(normal(s.C)), dout=read(normal(s.N, s.C)),
-             inp=read(inp), weight=read(weight), mean=read(inp.mean(axis=1)), rstd=read(rstd_of(inp))),
+             inp=read(inp), weight=read(weight), mean=read(inp.mean(axis=1), "f32"), rstd=read(rstd_of(inp), "f32")),
         lambda a: (a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd),
         lambda after, before, storage: backward_errors(after, before, s.C),
     )  # fmt: skip

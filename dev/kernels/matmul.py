@@ -1,0 +1,116 @@
+"""The linear layer: from a number of shared memory that serves one product to tensor cores.
+
+forward    plain            a tile in shared memory: a number from memory serves 32 products, one from shared memory a single one
+           register_tile    8 x 8 results a thread: a number from shared memory serves eight products, from a register
+           by_library       cuBLASLt in float32: wider loads, the next tile on its way during the products, tile shapes chosen by size
+           fast             bfloat16: the same library on tensor cores, its algorithm chosen by trying; layers/fast/matmul.py
+backward   the same rungs: two products, and a sum over rows for the bias, which only the fast rung spreads over the whole GPU
+
+A multiprocessor of an H100 can do 128 float32 multiply-adds in a cycle, and read 32 numbers from shared memory. The plain kernel reads two for
+each multiply-add, so it reaches an eighth of the arithmetic at best. 8 x 8 results need 16 numbers for 64 multiply-adds: a quarter of a number each.
+Forward at N=8,192, C=768, OC=2,304 in float32 (one H100, 2026-11-28): plain 15.4 ms, register_tile 1.57, by_library 0.64.
+"""
+
+import numpy as np
+from numba import cuda, float32
+
+from dev.kernels import buffer, in_both_precisions
+from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.layers import matmul
+from gpt2_numba.layers.fast import matmul as fast
+
+ZERO = np.float32(0)
+ACROSS = 4 if SIMULATING else 16  # a block has ACROSS x ACROSS threads
+EACH = 8  # a thread has EACH x EACH results, in 64 registers
+TILE = ACROSS * EACH  # of out, rows and columns; 128 on a GPU
+TILE_SHAPE = (ACROSS, TILE + 1)  # [k, row or column of out]: ACROSS steps of the inner axis; one more number against bank conflicts
+
+
+@cuda.jit(device=True)
+def load_tile(tile, matrix, start, k0, k_is_last):
+    """tile[k, i] = matrix[start + i, k0 + k] if k_is_last, else matrix[k0 + k, start + i]. EACH numbers a thread, neighbours side by side."""
+    x, y = cuda.threadIdx.x, cuda.threadIdx.y
+    for i in range(0, TILE, ACROSS):
+        if k_is_last:
+            tile[x, y + i] = matmul.element_or_zero(matrix, start + y + i, k0 + x)
+        else:
+            tile[y, x + i] = matmul.element_or_zero(matrix, k0 + y, start + x + i)
+
+
+@cuda.jit
+def register_tile_kernel(out, a, b, bias, inner, a_transposed, b_transposed, has_bias, accumulate):
+    """out = a b (+ bias) (+ out). A thread has rows y, y + ACROSS, ... and columns x, x + ACROSS, ... of its block's tile.
+
+    In the loop over k every index of total, a_own and b_own is a constant once the inner loops are unrolled: so there they are registers.
+    """
+    a_tile = cuda.shared.array(TILE_SHAPE, float32)
+    b_tile = cuda.shared.array(TILE_SHAPE, float32)
+    total = cuda.local.array((EACH, EACH), float32)
+    a_own, b_own = cuda.local.array(EACH, float32), cuda.local.array(EACH, float32)
+    x, y = cuda.threadIdx.x, cuda.threadIdx.y
+    row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
+    for i in range(EACH):
+        for j in range(EACH):
+            total[i, j] = ZERO
+    for k0 in range(0, inner, ACROSS):
+        load_tile(a_tile, a, row0, k0, not a_transposed)
+        load_tile(b_tile, b, col0, k0, b_transposed)
+        cuda.syncthreads()
+        for k in range(ACROSS):
+            for i in range(EACH):
+                a_own[i] = a_tile[k, y + i * ACROSS]
+                b_own[i] = b_tile[k, x + i * ACROSS]
+            for i in range(EACH):
+                for j in range(EACH):
+                    total[i, j] += a_own[i] * b_own[j]
+        cuda.syncthreads()
+    for i in range(EACH):
+        for j in range(EACH):
+            row, col = row0 + y + i * ACROSS, col0 + x + j * ACROSS
+            if row < out.shape[0] and col < out.shape[1]:
+                if has_bias:
+                    total[i, j] += bias[col]
+                if accumulate:
+                    total[i, j] += out[row, col]
+                out[row, col] = total[i, j]
+
+
+def launch_register_tile(out, a, b, bias=None, a_transposed=False, b_transposed=False, accumulate=False):
+    """out = a b (+ bias) (+ out), as matmul.launch_product."""
+    (rows, cols), inner = out.shape, a.shape[0] if a_transposed else a.shape[1]
+    grid, has_bias = (ceil_div(cols, TILE), ceil_div(rows, TILE)), bias is not None
+    configured = register_tile_kernel[grid, (ACROSS, ACROSS), compute_stream()]
+    configured(out, a, b, bias if has_bias else out.reshape(out.size), inner, a_transposed, b_transposed, has_bias, accumulate)
+
+
+def register_tile_forward(out, inp, weight, bias):
+    """A tile of results for each thread. The plain kernel is bound by shared memory: two reads for each multiply-add."""
+    launch_register_tile(out, inp, weight, bias, b_transposed=True)
+
+
+def register_tile_backward(dinp, dweight, dbias, dout, inp, weight):
+    """Both products by the kernel of register_tile_forward; the bias's gradient as in the plain layer."""
+    launch_register_tile(dinp, dout, weight)
+    launch_register_tile(dweight, dout, inp, a_transposed=True, accumulate=True)
+    if dbias is not None:
+        matmul.bias_backward_kernel[ceil_div(dout.shape[1], THREADS), THREADS, compute_stream()](dbias, dout)
+
+
+@in_both_precisions
+def fast_forward(out, inp, weight, bias):
+    """bfloat16 on tensor cores. The library in float32 is bound by the ordinary arithmetic units; given float32 it does the same here."""
+    fast.matmul_forward(out, inp, weight, bias)
+
+
+@in_both_precisions
+def fast_backward(dinp, dweight, dbias, dout, inp, weight):
+    """The products as in fast_forward. The bias's gradient, until here one thread a channel, keeps the whole GPU reading, 16 bytes a load."""
+    scratch = None if dbias is None else buffer(fast.matmul_scratch_size(dout.shape[1]))
+    fast.matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch)
+
+
+LADDER = {
+    "matmul_forward": (matmul.matmul_forward, register_tile_forward, matmul.matmul_forward_by_library, fast_forward),
+    "matmul_backward": (matmul.matmul_backward, register_tile_backward, matmul.matmul_backward_by_library, fast_backward),
+}
