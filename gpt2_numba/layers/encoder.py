@@ -10,8 +10,7 @@ the token is v. Multiply by dout, add up, divide by ε:
 Forward gathers rows; the second sum scatters them: many rows of dout may belong to one row of dwte. If a thread took one (b, t) and added its row
 to dwte, threads with the same token would write to the same number at the same time. Atomic additions would be safe, but would add in the
 order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here it is turned
-around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons for every pass of a
-block's threads over the channels.
+around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons.
 
 Token and learned position embeddings: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 
@@ -80,16 +79,14 @@ def encoder_backward_wpe_kernel(dwpe, dout):
 
 @cuda.jit(cache=True)
 def encoder_backward_wte_kernel(dwte, dout, tokens):
-    """One block per row v of dwte: it goes through all positions in order and sums the rows of dout whose token is v. dout (B, T, C)."""
+    """One block per row v of dwte: it goes through all positions in order and adds the rows of dout whose token is v. dout (B, T, C)."""
     v = cuda.blockIdx.x
     B, T, C = dout.shape
-    for c in range(cuda.threadIdx.x, C, cuda.blockDim.x):
-        total = ZERO
-        for b in range(B):
-            for t in range(T):
-                if tokens[b, t] == v:
-                    total += dout[b, t, c]
-        dwte[v, c] += total
+    for b in range(B):
+        for t in range(T):
+            if tokens[b, t] == v:
+                for c in range(cuda.threadIdx.x, C, cuda.blockDim.x):
+                    dwte[v, c] += dout[b, t, c]
 
 
 # -------------------------------------------------------------------------------------------------------- launchers

@@ -47,9 +47,11 @@ from gpt2_numba.gpu.check import check_arrays, check_float32
 from gpt2_numba.gpu.gemm import gemm
 
 ZERO = np.float32(0)
-TILE = 8 if SIMULATING else 32  # rows and columns of a tile: 32 x 32 = 1,024 threads, the most that a block can have
-# Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. The 32 threads of a warp that
-# store a column (a_tile[x, y] below) would otherwise all want one bank and be served one after the other; with rows of 33 they hit 32 banks.
+# Rows and columns of a tile. The compiler unrolls a loop of 16 steps, so that every index in it is a constant; one of 32 steps it does not, and
+# then computing the indices takes several times as long as multiplying.
+TILE = 8 if SIMULATING else 16
+# Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. Threads that store a column
+# (a_tile[x, y] below) would otherwise meet in two banks, 16 apart, and be served one after the other; with rows of 17 they spread over all.
 TILE_SHAPE = (TILE, TILE + 1)
 SHAPE_HINT = "Weights are (out, in)."
 
@@ -89,7 +91,7 @@ def product_kernel(out, a, b, bias, inner, a_transposed, b_transposed, has_bias,
     """
     a_tile = cuda.shared.array(TILE_SHAPE, float32)  # [row of out, k]
     b_tile = cuda.shared.array(TILE_SHAPE, float32)  # [k, column of out]
-    x, y = cuda.threadIdx.x, cuda.threadIdx.y  # the threads of a warp have one y, and x = 0 ... 31
+    x, y = cuda.threadIdx.x, cuda.threadIdx.y  # the 32 threads of a warp: two values of y, each with x = 0 ... 15
     row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
     total = ZERO
     for k0 in range(0, inner, TILE):
