@@ -71,7 +71,18 @@ def examine():
         print("[--] GPU             none: training runs on the CPU, kernels in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
     elif well:
         examine_gpu(line)
+    if well:
+        print(f"[ok] kernels         {which_kernels()}")
     return well
+
+
+def which_kernels():
+    """Which set of kernels a training takes on this machine, and why."""
+    from gpt2_numba.gpu.backend import real_gpu
+    from gpt2_numba.kernel_sets import choose_kernels
+
+    chosen = choose_kernels("auto", "gpu" if real_gpu() else "cpu")
+    return f"{chosen.name}: {chosen.reason} (--kernels chooses others: docs/kernels.md)"
 
 
 def examine_gpu(line):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt2_numba import doctor
-from gpt2_numba.gpu import kernel_cache
+from gpt2_numba import doctor, kernel_sets
+from gpt2_numba.gpu import backend, kernel_cache
 from gpt2_numba.gpu.backend import SIMULATING, gpu_available, real_gpu
 from gpt2_numba.layer_checks import LAYERS
 from gpt2_numba.training.settings import parse_settings
@@ -25,6 +25,18 @@ def test_what_only_several_processes_need_may_be_missing(gpus, optional, monkeyp
     assert doctor.examine()
     told = [line for line in capsys.readouterr().out.splitlines() if "not installed" in line]
     assert [line.split()[1] for line in told] == optional and all(line.startswith("[--]") and "pip install" in line for line in told)
+
+
+def test_it_says_which_kernels_serve_and_why(monkeypatch):
+    if not real_gpu():
+        assert doctor.which_kernels().startswith("reference: NumPy, on the CPU (--kernels")
+    monkeypatch.setattr(backend, "real_gpu", lambda: True)
+    monkeypatch.setattr(kernel_sets, "device_name", lambda: "NVIDIA T4")
+    monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: False)
+    expected = "plain, cublaslt: the fast ones need compute capability 8.0, and NVIDIA T4 has less (--kernels"
+    assert doctor.which_kernels().startswith(expected)
+    monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: True)
+    assert doctor.which_kernels().startswith("fast: ")
 
 
 def test_tasks_cover_every_layer_in_both_precisions_and_the_trainer_at_last():
