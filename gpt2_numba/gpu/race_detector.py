@@ -87,7 +87,7 @@ class Access:
             self.number = self.warp = None
 
     def is_fenced(self, barriers):
-        """Whether the thread has called fence_async after this access and before the last of so many barriers."""
+        """Whether the thread has called fence_async after this access, and before the last barrier of `barriers`."""
         since = self.thread.fences[self.fences :]
         return bool(since) and since[0] < barriers
 
@@ -264,6 +264,7 @@ def watched(array, memory):
 
 
 def address_of(array):
+    """Address of the first element."""
     return array.__array_interface__["data"][0]
 
 
