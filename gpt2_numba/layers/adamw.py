@@ -86,7 +86,7 @@ def adamw_update(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta
     """
     check_arrays(
         "adamw_update", {"count": params.shape[0]},
-        params=(params, "count"), grads=(grads, "count"), m=(m, "count"), v=(v, "count"), norm_and_scale=(norm_and_scale, "f32 2"),
+        params=(params, "count"), grads=(grads, "count"), m=(m, "f32 count"), v=(v, "f32 count"), norm_and_scale=(norm_and_scale, "f32 2"),
     )  # fmt: skip
     constants = learning_rate, beta1, beta2, eps, weight_decay
     if on_host(params):
