@@ -1,12 +1,14 @@
 """The rungs of dev/kernels, from each plain kernel to the fast one: each gives its function's answer, in the simulator and on a GPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dev.kernels import LAYERS, ladder, rungs
+from dev.kernels import LAYERS, buffer, ladder, rungs
 from dev.kernels.__main__ import run
 from gpt2_numba.gpu.backend import gpu_available
+from gpt2_numba.gpu.gemm import tf32_allowed
 from gpt2_numba.kernel_sets import FUNCTIONS
 from gpt2_numba.layer_checks import AWKWARD, format_table
 
@@ -21,8 +23,8 @@ RUNGS = [(layer, function, rung) for layer in LAYERS for function, steps in ladd
 ])  # fmt: skip
 def test_a_rung_gives_the_answer_of_its_function(layer, function, rung, monkeypatch):
     monkeypatch.setattr("dev.kernels.ladder", lambda _: {function: (rung,)})
-    for found in rungs(layer, AWKWARD):
-        rows = found.check()
+    for found in rungs(layer):
+        rows = found.check(AWKWARD)
         print("\n" + format_table(rows))
         assert rows and all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
@@ -42,6 +44,25 @@ def test_bfloat16_comes_in_on_some_rung_and_stays(layer):
         assert in_bf16 == sorted(in_bf16) and not in_bf16[0], (
             "the plain kernels are float32; a rung that brings bfloat16 is followed by such"
         )
+
+
+def test_two_buffers_of_one_shape_are_two():
+    """Attention's weights have the shape of its output where T is HS."""
+    assert buffer("att", 2, 8) is not buffer("result", 2, 8)
+    assert buffer("att", 2, 8) is buffer("att", 2, 8)
+
+
+def test_products_may_round_to_tf32_on_the_rungs_that_say_so(monkeypatch):
+    allowed, before = {}, tf32_allowed()
+
+    def note(rung):
+        allowed[rung.precision] = tf32_allowed()
+
+    monkeypatch.setattr("dev.kernels._calls", lambda *_: [SimpleNamespace(check=lambda *_: [note(rung)])])
+    for rung in rungs("matmul"):
+        rung.check(AWKWARD)
+    assert allowed == {"fp32": False, "tf32": True, "bf16": False}
+    assert tf32_allowed() == before
 
 
 def test_the_table_names_every_rung_from_plain_to_fast(capsys):

@@ -8,29 +8,40 @@ checks the package's own kernels.
 import functools
 import importlib
 import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
-from gpt2_numba.kernel_sets import FUNCTIONS
-from gpt2_numba.layer_checks import check_call, kernel_calls
-from gpt2_numba.layer_checks.all_layers import STORAGE
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
+from gpt2_numba.gpu.gemm import allow_tf32, tf32_allowed
+from gpt2_numba.kernel_sets import FUNCTIONS, on_any_stream
+from gpt2_numba.layer_checks import GuardedArray, check_call, kernel_calls
 
 LAYERS = ("residual", "gelu", "layernorm", "encoder", "matmul", "attention", "classifier", "global_norm", "adamw")
 CHECKS = {"classifier": ("classifier", "mean loss"), "global_norm": ("global norm",)}  # a layer's names in layer_checks, if others
+# tf32: arrays of float32, whose products may round their factors to 10 bits of mantissa, so that tensor cores take them.
+PRECISIONS = {"fp32": FLOAT32, "tf32": FLOAT32, "bf16": BFLOAT16_BITS}
 
 
 def in_both_precisions(rung):
     """Mark a rung that takes float32 and bfloat16 arrays. One that is not marked takes float32."""
-    rung.precisions = tuple(STORAGE)
+    rung.precisions = ("fp32", "bf16")
+    return rung
+
+
+def in_all_precisions(rung):
+    """Mark a rung that takes float32 and bfloat16 arrays, and whose products of float32 are others if TF32 is allowed."""
+    rung.precisions = tuple(PRECISIONS)
     return rung
 
 
 @functools.cache
-def buffer(*shape, dtype=np.float32):
-    """A device array for what a rung keeps between its kernels."""
+def buffer(name, *shape, dtype=np.float32):
+    """A device array for what a rung keeps between its kernels: the same one whenever name, shape and type are the same."""
     return cuda.device_array(shape, dtype)
 
 
@@ -40,21 +51,37 @@ def ladder(layer):
     return module.LADDER | getattr(module, "FUSED", {})
 
 
+@contextmanager
+def products_in(precision):
+    """Within it, TF32 is allowed if the precision is tf32, and else forbidden."""
+    before = tf32_allowed()
+    allow_tf32(precision == "tf32")
+    try:
+        yield
+    finally:
+        allow_tf32(before)
+
+
 @dataclass(frozen=True)
 class Rung:
-    """One function in one precision, and the calls that check and time it."""
+    """One rung in one precision."""
 
+    layer: str
     function: str  # name of the layer function
-    name: str  # plain, fast, or the rung's own
+    name: str  # plain, fast, yours, or the rung's own
+    launch: Callable  # with the function's signature
     precision: str
-    calls: list  # of layer_checks; the first is the one to be timed
 
-    def check(self):
+    def check(self, sizes):
         """Rows of layer_checks."""
-        return [row for call in self.calls for row in (call.check or check_call)(call, STORAGE[self.precision])]
+        storage = PRECISIONS[self.precision]
+        launch = on_any_stream(self.launch) if self.name == "yours" else self.launch
+        with products_in(self.precision):
+            calls = _calls(self.layer, self.function, launch, sizes, storage)
+            return [row for call in calls for row in (call.check or check_call)(call, storage)]
 
 
-def rungs(layer, sizes, precisions=tuple(STORAGE), own=None):
+def rungs(layer, precisions=tuple(PRECISIONS), own=None):
     """Yield a Rung for every function of a layer, slowest first, in the precisions that it takes.
 
     own   functions of a reader's own, name -> function: they come last in their function's ladder, under the name "yours"
@@ -66,7 +93,7 @@ def rungs(layer, sizes, precisions=tuple(STORAGE), own=None):
         for name, step in named:
             for precision in getattr(step, "precisions", ("fp32",)):
                 if precision in precisions:
-                    yield Rung(function, name, precision, list(_calls(layer, function, step, sizes, precision)))
+                    yield Rung(layer, function, name, step, precision)
 
 
 def _name(step, index, steps, function):
@@ -75,30 +102,30 @@ def _name(step, index, steps, function):
     return "fast" if index + 1 == len(steps) else step.__name__
 
 
-def _calls(layer, function, step, sizes, precision):
-    """The Calls of layer_checks that use a function, with `step` in its place."""
+def _calls(layer, function, launch, sizes, storage):
+    """The Calls of layer_checks that use a function, with `launch` in its place."""
     for check in CHECKS.get(layer, (layer,)):
         if function in FUNCTIONS:
-            yield from kernel_calls(check, sizes, STORAGE[precision], SimpleNamespace(**{function: step}))
+            yield from kernel_calls(check, sizes, storage, SimpleNamespace(**{function: launch}))
             continue
-        for call in kernel_calls(check, sizes, STORAGE[precision]):
+        for call in kernel_calls(check, sizes, storage):
             if call.function == function:
-                yield replace(call, launch=functools.partial(_launch_by_name, step))
+                yield replace(call, launch=functools.partial(_launch_by_name, launch))
 
 
-def _launch_by_name(step, arrays):
+def _launch_by_name(launch, arrays):
     """Call a function with the arrays that have its parameters' names."""
-    step(*(getattr(arrays, name) for name in inspect.signature(step).parameters))
+    launch(*(getattr(arrays, name) for name in inspect.signature(launch).parameters))
 
 
-def arguments_of(layer, rung, sizes, arrays):
-    """The arguments of a rung's function by name, as its first call gives them: what its cost is counted from. Nothing is launched."""
-    signature, given = inspect.signature(ladder(layer)[rung.function][0]), {}
+def arguments_of(layer, function, sizes, storage):
+    """Arguments of a layer function by name, as its first check has them: device arrays, and numbers. Nothing is launched."""
+    signature, given = inspect.signature(ladder(layer)[function][0]), {}
 
     def note(*arguments):
         given.update(zip(signature.parameters, arguments))
 
     note.__signature__ = signature
-    first, *_ = _calls(layer, rung.function, note, sizes, rung.precision)
-    first.launch(arrays)
+    call = next(_calls(layer, function, note, sizes, storage))
+    call.launch(SimpleNamespace(**{name: GuardedArray(tensor, storage).array for name, tensor in call.tensors.items()}))
     return given

@@ -4,7 +4,7 @@ update     plain               a thread a parameter: 4 bytes a load
            eight_per_thread    eight parameters a thread: 16 bytes a load, eight loads in flight for each thread
            fast                all tensors in one launch; rate and scale from the device's memory, so that a step can be replayed as a graph
 
-All in float32; 33,554,432 parameters (one H100, 2026-11-28): 0.339, 0.319 and 0.317 ms. In bfloat16 the fast kernel also rounds
+In float32; 33,554,432 parameters (one H100, 2026-11-28): 0.339, 0.319 and 0.317 ms. In bfloat16 the fast kernel also rounds
 stochastically: layers/fast/adamw.py.
 """
 
@@ -13,7 +13,9 @@ import functools
 import numpy as np
 from numba import cuda, float32
 
+from dev.kernels import in_both_precisions
 from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, to_device
+from gpt2_numba.gpu.check import check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.layers import adamw
@@ -51,36 +53,22 @@ def eight_per_thread(params, grads, m, v, norm_and_scale, learning_rate, beta1, 
     """16 bytes a load: a quarter of the instructions for the same bytes. The plain kernel comes within a tenth of the memory's rate, and
     what it lacks are bytes in flight, since a thread asks for 4 numbers and then waits.
     """
-    arrays = _eights_of(params, grads, m, v)
+    count = params.shape[0]
+    check_width("eight_per_thread", count=count)
     constants = [np.float32(value) for value in (learning_rate, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)]
-    if arrays[0].size:
-        blocks = ceil_div(arrays[0].size, THREADS * WIDTH)
-        eight_per_thread_kernel[blocks, THREADS, compute_stream()](*arrays, norm_and_scale, *constants)
-    _update_rest(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t)
+    eight_per_thread_kernel[ceil_div(count, THREADS * WIDTH), THREADS, compute_stream()](params, grads, m, v, norm_and_scale, *constants)
 
 
+@in_both_precisions
 def fast_update(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t):
     """One launch for all tensors, with a table of the ranges that decay. Before, the model launches once for each run of tensors that decay
-    alike, and waits for each. Here there is one range, so what is left to see is that the table costs next to nothing.
+    alike, and waits for each. Here there is one range, so what is left to see is that the table costs next to nothing. In bfloat16 a
+    parameter is rounded stochastically; the trainer has another seed for every step.
     """
-    arrays = _eights_of(params, grads, m, v)
     step_values = _on_device((learning_rate, 1 - beta1**t, 1 - beta2**t), np.float32)
-    ranges = _on_device(((0, 0, 0, 1), (arrays[0].size,) * 4), np.int64)
-    seed = _on_device((0,), np.uint32)  # of stochastic rounding: not used in float32
-    fast.adamw_update(*arrays, None, step_values, seed, norm_and_scale, ranges, beta1, beta2, eps, weight_decay)
-    _update_rest(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t)
-
-
-def _eights_of(*arrays):
-    """The arrays without their last len % 8 numbers."""
-    return [array[: array.size // WIDTH * WIDTH] for array in arrays]
-
-
-def _update_rest(params, grads, m, v, *more):
-    """The last len % 8 parameters, by the plain kernel. A model has none: its arrays are padded."""
-    rest = params.size // WIDTH * WIDTH
-    if rest < params.size:
-        adamw.adamw_update(params[rest:], grads[rest:], m[rest:], v[rest:], *more)
+    ranges = _on_device(((0, 0, 0, 1), (params.shape[0],) * 4), np.int64)
+    seed = _on_device((0,), np.uint32)
+    fast.adamw_update(params, grads, m, v, None, step_values, seed, norm_and_scale, ranges, beta1, beta2, eps, weight_decay)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ forward    plain                 a block a query, a thread a channel: for every 
            warp_per_query        a warp a query: the sum passes from register to register, five shuffles and no barrier
            whole_matrices        the library's matrix products: a key that has been read serves many queries. But 4 T² bytes a head in memory
            sequence_at_a_time    the same for a few sequences at a time: 1 / B of the memory, and the weights stay in the cache
-           fast                  bfloat16: tile by tile on tensor cores, the weights in registers: layers/fast/attention/mma.py, then wgmma.py
+           fast                  tile by tile on tensor cores, the weights in registers: layers/fast/attention/tf32.py, in bfloat16 mma.py, wgmma.py
 backward   plain                 a block a query, then a block a key, two sums over the block for every pair
            warp_per_token        a warp each, and out · dout once for a query instead of once for a pair
            sequence_at_a_time    five matrix products by the library, the weights from lse instead of from memory
@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import cuda, float32
 
-from dev.kernels import buffer, in_both_precisions
+from dev.kernels import buffer, in_all_precisions, in_both_precisions
 from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
 from gpt2_numba.gpu.float32_math import exp, log, maximum
 from gpt2_numba.gpu.gemm import gemm
@@ -149,7 +149,7 @@ def warp_per_token(dqkv, dout, out, lse, qkv):
     """Warps as in warp_per_query, and delta[t] = out[t] · dout[t] beforehand. The plain kernel waits twice for each pair of query and key,
     and reads out for each to find dout[t] · out[t] again, which is the same for all keys.
     """
-    delta = compute_delta(buffer(lse.size), dout, out, lse)
+    delta = compute_delta(buffer("delta", lse.size), dout, out, lse)
     for kernel in warp_per_query_backward_kernel, warp_per_key_backward_kernel:
         configured, scale, by_head = _by_head(kernel, out, lse)
         configured(by_head(dqkv, 3), by_head(dout), delta, lse, by_head(qkv, 3), scale)
@@ -173,7 +173,7 @@ def whole_matrices(out, lse, qkv):
     and values for one query, whereas a matrix product uses each number that it has read for a tile of queries.
     """
     (B, NH, T), HS = lse.shape, out.shape[1] // lse.shape[1]
-    heads, result, att = (buffer(*matmuls.matrices(B, T, NH, HS)[name]) for name in ("heads", "result", "att"))
+    heads, result, att = (buffer(name, *matmuls.matrices(B, T, NH, HS)[name]) for name in ("heads", "result", "att"))
     matmuls._split(heads, qkv)
     q, k, v = matmuls._matrices_of_three(heads)
     weights = matmuls._matrices(att)
@@ -197,7 +197,7 @@ def sequence_at_a_time_backward(dqkv, dout, out, lse, qkv):
     matmuls.attention_backward(dqkv, dout, out, lse, qkv, _scratch(matmuls.scratch_size, lse, out))
 
 
-@in_both_precisions
+@in_all_precisions
 def fast_forward(out, lse, qkv):
     """Tile by tile: the weights are made, used and forgotten in registers. Before, they went through the cache for every product, and the
     softmax waited for the products. In float32 without TF32 this is sequence_at_a_time itself.
@@ -205,7 +205,7 @@ def fast_forward(out, lse, qkv):
     fast.attention_forward(out, lse, qkv, _scratch(fast.attention_scratch_size, lse, out, qkv.dtype))
 
 
-@in_both_precisions
+@in_all_precisions
 def fast_backward(dqkv, dout, out, lse, qkv):
     """The weights come again from lse, tile by tile, in registers. In float32 without TF32 this is sequence_at_a_time_backward itself."""
     fast.attention_backward(dqkv, dout, out, lse, qkv, _scratch(fast.attention_scratch_size, lse, out, qkv.dtype))
@@ -213,7 +213,7 @@ def fast_backward(dqkv, dout, out, lse, qkv):
 
 def _scratch(size, lse, out, *dtype):
     (B, NH, T), C = lse.shape, out.shape[1]
-    return buffer(size(B, T, NH, C // NH, *dtype))
+    return buffer("scratch", size(B, T, NH, C // NH, *dtype))
 
 
 LADDER = {

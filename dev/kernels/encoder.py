@@ -103,7 +103,7 @@ def block_per_token(dwte, dwpe, dout, tokens):
 def fast_backward(dwte, dwpe, dout, tokens):
     """The trainer's kernels. Before, the block of the most frequent token worked on when all others were done."""
     places, pieces = places_and_pieces(tokens, dwte.shape[0])
-    scratch = buffer(max(1, fast.encoder_scratch_size(*dout.shape)))
+    scratch = buffer("scratch", max(1, fast.encoder_scratch_size(*dout.shape)))
     fast.encoder_backward(dwte, dwpe, dout, places, pieces, scratch, tokens.shape[1])
 
 

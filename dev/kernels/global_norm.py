@@ -70,7 +70,7 @@ def fast_sum_of_squares(partials, grads):
     them to `partials`, with the last len % 8 numbers. In a step no second launch is needed: all gradients are in one array.
     """
     eights = grads.size // WIDTH * WIDTH
-    sums = buffer(fast.BLOCKS)
+    sums = buffer("sums", fast.BLOCKS)
     fast.sum_of_squares(sums, grads[:eights], _one_range(eights))
     add_sums_kernel[1, THREADS, compute_stream()](partials, sums, grads, eights)
 

@@ -157,7 +157,7 @@ def backward_columns_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
 def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
     """As many blocks for the columns as the GPU holds. Before, a few threads went down all rows, one load after the other."""
     N, C = inp.shape
-    (chunks, rows_per_chunk), partials = chunk_rows(N, C), buffer(2 * most_chunks(C) * C)
+    (chunks, rows_per_chunk), partials = chunk_rows(N, C), buffer("partials", 2 * most_chunks(C) * C)
     grid, threads = (chunks, column_blocks(C)), COLUMN_WARPS * WARP_SIZE
     backward_columns_kernel[grid, threads, compute_stream()](partials, dout, inp, mean, rstd, rows_per_chunk)
     accumulate_partials([dweight, dbias], partials, chunks)
@@ -167,7 +167,7 @@ def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
 @in_both_precisions
 def fast_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
     """The trainer's kernel: inp and dout are read once. Before, each of two kernels read them."""
-    scratch = buffer(fast.layernorm_scratch_size(inp.shape[1]))
+    scratch = buffer("scratch", fast.layernorm_scratch_size(inp.shape[1]))
     fast.layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch)
 
 

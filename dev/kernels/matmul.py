@@ -3,7 +3,7 @@
 forward    plain            a tile in shared memory: a number from memory serves 32 products, one from shared memory a single one
            register_tile    8 x 8 results a thread: a number from shared memory serves eight products, from a register
            by_library       cuBLASLt in float32: wider loads, the next tile on its way during the products, tile shapes chosen by size
-           fast             bfloat16: the same library on tensor cores, its algorithm chosen by trying; layers/fast/matmul.py
+           fast             the same library on tensor cores: float32 with factors rounded to TF32, then bfloat16; layers/fast/matmul.py
 backward   the same rungs: two products, and a sum over rows for the bias, which only the fast rung spreads over the whole GPU
 
 A multiprocessor of an H100 can do 128 float32 multiply-adds in a cycle, and read 32 numbers from shared memory. The plain kernel reads two for
@@ -14,7 +14,7 @@ Forward at N=8,192, C=768, OC=2,304 in float32 (one H100, 2026-11-28): plain 15.
 import numpy as np
 from numba import cuda, float32
 
-from dev.kernels import buffer, in_both_precisions
+from dev.kernels import buffer, in_all_precisions
 from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
 from gpt2_numba.gpu.block_sum import THREADS
 from gpt2_numba.layers import matmul
@@ -97,16 +97,18 @@ def register_tile_backward(dinp, dweight, dbias, dout, inp, weight):
         matmul.bias_backward_kernel[ceil_div(dout.shape[1], THREADS), THREADS, compute_stream()](dbias, dout)
 
 
-@in_both_precisions
+@in_all_precisions
 def fast_forward(out, inp, weight, bias):
-    """bfloat16 on tensor cores. The library in float32 is bound by the ordinary arithmetic units; given float32 it does the same here."""
+    """On tensor cores: float32 if factors may be rounded to TF32, then bfloat16. by_library is bound by the ordinary arithmetic units, and
+    so is this one in float32 without TF32: there it is the same call.
+    """
     fast.matmul_forward(out, inp, weight, bias)
 
 
-@in_both_precisions
+@in_all_precisions
 def fast_backward(dinp, dweight, dbias, dout, inp, weight):
     """The products as in fast_forward. The bias's gradient, until here one thread a channel, keeps the whole GPU reading, 16 bytes a load."""
-    scratch = None if dbias is None else buffer(fast.matmul_scratch_size(dout.shape[1]))
+    scratch = None if dbias is None else buffer("scratch", fast.matmul_scratch_size(dout.shape[1]))
     fast.matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch)
 
 

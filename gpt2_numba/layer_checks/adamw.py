@@ -63,7 +63,7 @@ def errors_of(params, grads, m, after_v, decay, t):
 
 def plain_calls(s, normal, functions):
     """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
-    count = s.C * s.C + 3
+    count = s.C * s.C
     params, grads = normal(count), normal(count)
     zeros, means, squares = np.zeros(count), normal(count), np.abs(normal(count))
     for name, t, m, v, decay in (
@@ -78,9 +78,20 @@ def plain_calls(s, normal, functions):
             lambda a, decay=decay, t=t: (
                 a.params, a.grads, a.m, a.v, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t
             ),
-            lambda after, before, storage, decay=decay, t=t: errors_of(before.params, before.grads, before.m, after.v, decay, t),
+            lambda after, before, storage, decay=decay, t=t: plain_errors(after, before, storage, decay, t),
             name,
         )  # fmt: skip
+
+
+def plain_errors(after, before, storage, decay, t):
+    """Bounds for the parameters, m and v. A bfloat16 parameter is rounded stochastically: it may be either neighbour."""
+    bounds = errors_of(before.params, before.grads, before.m, after.v, decay, t)
+    return {**bounds, "params": bounds["params"] + either_neighbour(after.params, bounds["params"], storage)}
+
+
+def either_neighbour(params, errors, storage):
+    """How far from `params` a number is that has been rounded up or down to the storage type, after errors: nothing in float32."""
+    return 2 * half_ulp(np.abs(params) + errors, storage) if storage == BFLOAT16_BITS else 0
 
 
 GAP = 40  # numbers among `params` that are not to be updated
@@ -138,9 +149,8 @@ def fast_calls(s, normal, storage):
             mine = before.master if has_master else before.params[in_params]
             bounds = errors_of(mine, before.grads[in_grads], before.m, after.v, DECAY, t)
             weights = bounds["params"]
-            either_neighbour = 2 * half_ulp(np.abs(after.params[in_params]) + weights, storage) if storage == BFLOAT16_BITS else 0
             all_params = np.zeros(count + GAP)  # no error where nothing is to be updated
-            all_params[in_params] = weights + either_neighbour
+            all_params[in_params] = weights + either_neighbour(after.params[in_params], weights, storage)
             return {**bounds, "master": weights, "params": all_params}
 
         return Call("adamw_update", name, tensors, launch, errors, reference, check)
