@@ -1,9 +1,13 @@
 """The classifier: how often a row of 50,304 logits travels.
 
-training   plain                   largest, sum, gradients: three reads, 4 bytes a load
-           online_softmax          largest and sum in one pass, 16 bytes a load; of the second read some comes from the L2 cache
-           row_in_shared_memory    one read; but two exponentials a logit, and nothing is read while a block computes or writes
-           fast                    the row stays in registers: one exponential; the block's next rows come meanwhile
+validation  plain                   largest, sum: two reads, 4 bytes a load
+            fast                    largest and sum in one pass, 16 bytes a load
+training    plain                   largest, sum, gradients: three reads, 4 bytes a load
+            online_softmax          largest and sum in one pass, 16 bytes a load; of the second read some comes from the L2 cache
+            row_in_shared_memory    one read; but two exponentials a logit, and nothing is read while a block computes or writes
+            fast                    the row stays in registers: one exponential; the next rows of the block come meanwhile. float32: as before
+mean        plain                   one block of 256 threads, 4 bytes a load
+            fast                    one block of 1,024, 16 bytes a load
 """
 
 import numpy as np
@@ -13,7 +17,7 @@ from dev.kernels import in_both_precisions
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.float32_math import exp, log
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store8
-from gpt2_numba.gpu.shared_memory import launch_with_shared_memory
+from gpt2_numba.gpu.shared_memory import launch_with_shared_memory, most_shared_bytes
 from gpt2_numba.layers import classifier
 from gpt2_numba.layers.fast import classifier as fast
 from gpt2_numba.layers.fast.classifier import largest_and_total
@@ -24,7 +28,7 @@ THREADS = 64 if SIMULATING else 1024
 
 @in_both_precisions
 def fast_classifier_forward(losses, logits, targets, V):
-    """The trainer's kernel for validation: one pass, 16 bytes a load."""
+    """The trainer's kernel for validation: one pass, 16 bytes a load. Before, the row was read twice, and loads were narrow."""
     fast.classifier_forward(losses, logits, targets, V)
 
 
@@ -54,8 +58,13 @@ def online_softmax(losses, logits, targets, dloss, V):
 
 @in_both_precisions
 def row_in_shared_memory(losses, logits, targets, dloss, V):
-    """The trainer's kernel for rows of float32: the gradient is computed from a copy. Before, the row was read from memory again."""
+    """The trainer's kernel for rows of float32: the gradient is computed from a copy. Before, the row was read from memory again.
+
+    Rows longer than the shared memory of a block are left to the rung before: 50,304 of float32 need 197 KB, which an A100 does not have.
+    """
     nbytes, arguments = logits.shape[1] * logits.dtype.itemsize, (losses, logits, targets, np.float32(dloss), V)
+    if nbytes > most_shared_bytes():
+        return online_softmax(losses, logits, targets, dloss, V)
     launch_with_shared_memory(fast.classifier_forward_backward_shared_kernel, len(logits), fast.TRAINING_THREADS, nbytes, *arguments)
 
 
@@ -66,7 +75,7 @@ def fast_forward_backward(losses, logits, targets, dloss, V):
 
 
 def fast_accumulate_mean(mean, values):
-    """The trainer's kernel: 16 bytes a load."""
+    """The trainer's kernel: 1,024 threads instead of 256, 16 bytes a load instead of 4."""
     fast.accumulate_mean(mean, values)
 
 

@@ -1,10 +1,12 @@
 """GELU: a formula for each number, and yet not bound by memory at first.
 
-forward    plain               4 bytes a load; tanh is some twenty instructions
-           eight_per_thread    16 bytes a load; still tanh
-           logistic            ½ (1 + tanh u) is the logistic function of 2 u: two special instructions instead of tanh
-           fast                two loads in flight for each thread
-backward   plain, eight_per_thread, then fast with the logistic function
+forward    plain                        4 bytes a load; tanh is some twenty instructions
+           eight_per_thread_forward     16 bytes a load; still tanh
+           logistic                     ½ (1 + tanh u) is the logistic function of 2 u: two special instructions instead of tanh
+           fast                         two loads in flight for each thread
+backward   plain                        4 bytes a load, from two arrays; tanh
+           eight_per_thread_backward    16 bytes a load; still tanh
+           fast                         the logistic function and its derivative s (1 - s)
 """
 
 from numba import cuda, float32
@@ -49,7 +51,7 @@ def eight_per_thread_forward_kernel(out, inp):
 
 @in_both_precisions
 def eight_per_thread_forward(out, inp):
-    """A quarter of the loads for the same bytes. Before, too few bytes were in flight."""
+    """A quarter of the loads for the same bytes."""
     _launch(eight_per_thread_forward_kernel, out, inp)
 
 

@@ -172,14 +172,14 @@ def fast_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
 
 
 def add_then_normalise(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The plain kernels of the two layers, one after the other."""
+    """The plain kernels of the two layers, one after the other: the second reads what the first has written."""
     residual_forward(residual, inp, branch)
     layernorm.layernorm_forward(out, mean, rstd, residual, weight, bias)
 
 
 @in_both_precisions
 def fast_residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The trainer's kernel: two reads and two writes instead of three and two."""
+    """The trainer's kernel: two reads and two writes. Before, the sum went to memory and came back to be normalised."""
     fast.residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias)
 
 
