@@ -11,7 +11,7 @@ in each round. With 8 threads:
 
 Thread 0 must not read values[4] before thread 4 has written it. Threads do not run in lockstep, so between a write and another thread's
 read there must be a barrier: `cuda.syncthreads()` makes every thread wait until all threads of the block have reached it. Without it
-the result depends on which thread is faster: a race. So does a barrier that some threads never reach: usually the block hangs.
+the result depends on which thread is faster: a race. A barrier that some threads never reach is a bug too: usually the block hangs.
 Never put a barrier under a condition that differs from thread to thread; a thread may return early only in a kernel without barriers.
 
 The order of the additions is fixed by the indices of the threads. That matters because float32 rounds after every addition: another order
@@ -34,7 +34,7 @@ MOST_THREADS = 1024  # the hardware's limit; a shared array needs a size that is
 
 @cuda.jit(device=True)
 def block_sum(value):
-    """The sum of `value` over all threads of the block. Every thread must call it and gets the sum; they must be a power of two."""
+    """The sum of `value` over all threads of the block. Every thread must call it and gets the sum. Their number must be a power of two."""
     values = cuda.shared.array(MOST_THREADS, float32)
     i = cuda.threadIdx.x
     cuda.syncthreads()  # values is the same memory in every call: a thread may still be reading the result of the one before

@@ -4,8 +4,8 @@
     loss[n] = -log p[n, targets[n]]                                      cross-entropy
             = largest + log Σ_w exp(logits[n, w] - largest) - logits[n, targets[n]]        largest = max_w logits[n, w]
 
-The last line is what is computed. Subtracting the row's largest logit divides numerator and denominator by the same exp(largest), so nothing
-changes, but exp can no longer overflow, and the sum is at least 1 (the largest logit contributes exp(0)).
+The last line is what is computed: exp(largest) is taken out of the sum, and in p it cancels. Nothing changes, but exp can no longer
+overflow, and the sum is at least 1 (the largest logit contributes exp(0)).
 
 Backward. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n, v]), so its logarithm rises by that over the sum: by ε p[n, v].
 And if v is the target, the last term of the loss, -logits[n, v], falls by ε. Multiply by dloss, divide by ε:
@@ -16,7 +16,7 @@ dloss is the derivative of the training loss with respect to loss[n], the same f
 A step against the gradient lowers every wrong logit in proportion to p and raises the target's in proportion to 1 - p.
 
 The probabilities are never stored: the gradient overwrites the logits, since (N, Vp) is the largest array of the model (for 64 x 1024 tokens
-13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at a round address;
+13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at an aligned address;
 the padding is left out of the softmax and gets the gradient 0.
 
     | array          | shape, type | classifier_forward (validation) | classifier_forward_backward (training) |
@@ -143,7 +143,7 @@ def classifier_forward_backward(losses, logits, targets, dloss, V):
     """Cross-entropy of every row; the logits are overwritten with their gradient.
 
     losses [w] (N,) float32, nats   logits [rw] (N, Vp)   targets [r] (N,) int32 in [0, V)
-    dloss  float, the gradient of each row's loss: 1 / N for the mean of one batch, 1 / (N * batches) over several   V at most Vp
+    dloss  float, the derivative of the training loss with respect to each row's loss: 1 / N for the mean of one batch, 1 / (N * batches) over several   V at most Vp
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     check_classifier("classifier_forward_backward", losses, logits, targets, V)
@@ -165,7 +165,7 @@ def accumulate_mean(mean, values):
 
 
 def check_classifier(function, losses, logits, targets, V):
-    """Raise ValueError or TypeError unless the arrays are as in the table above."""
+    """Raise ValueError or TypeError unless shapes and types are as in the table above; the values of targets are not checked."""
     N, Vp = logits.shape
     if not 0 < V <= Vp:
         raise ValueError(f"{function}: V must be between 1 and Vp = {Vp}, got {V}")

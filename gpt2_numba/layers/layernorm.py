@@ -23,7 +23,7 @@ Now raise one x[c] of the row by ε. Every xhat[j] = (x[j] - mean) rstd of the r
                                               = 2 xhat[c] ε / (C rstd)
                         rstd = (variance + eps)^(-1/2) changes by -½ rstd³ times that
                                               = -rstd² xhat[c] ε / C
-                        xhat[j] changes by (x[j] - mean) = xhat[j] / rstd times that
+                        xhat[j] changes by (x[j] - mean) times that, and x[j] - mean is xhat[j] / rstd: by
                                               = -rstd xhat[c] xhat[j] ε / C
 
 Multiply each movement of xhat[j] by dxhat[j], add up over j, divide by ε:
@@ -32,8 +32,8 @@ Multiply each movement of xhat[j] by dxhat[j], add up over j, divide by ε:
                        (1)          (2)            (3)
     mean_dxhat = 1/C Σ_j dxhat[j]        mean_dxhat_xhat = 1/C Σ_j dxhat[j] xhat[j]
 
-Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove exactly the
-components of the gradient along these two directions, (1, ..., 1) and xhat.
+Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove the components
+of the gradient along these two directions, (1, ..., 1) and, up to eps, xhat.
 
 Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-2.
 
@@ -98,7 +98,7 @@ def layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
 
 @cuda.jit(cache=True)
 def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
-    """One block per row. Thread i takes channels i, i + stride, ...; block_sum adds the threads' partial sums, 0 from one without a channel."""
+    """One block per row. Thread i takes channels i, i + stride, ...; block_sum adds the threads' partial sums; one without a channel adds 0."""
     row, C = cuda.blockIdx.x, inp.shape[1]
     i, stride = cuda.threadIdx.x, cuda.blockDim.x
 

@@ -4,10 +4,10 @@ Each of the NH heads, of HS = C / NH channels, has a query q, a key k and a valu
 and the key at position s <= t:
 
     score[t, s] = q[t] · k[s] / sqrt(HS)
-    att[t, s]   = exp(score[t, s]) / Σ_s exp(score[t, s])             the weights: softmax, positive, adding up to 1 over s
+    att[t, s]   = exp(score[t, s]) / Σ_r exp(score[t, r])             the weights: softmax, positive, adding up to 1 over s
     out[t]      = Σ_s att[t, s] v[s]
 
-Sums over keys s run over s <= t, sums over queries t over t >= s.
+Sums over keys s or r run up to t, sums over queries t over t >= s.
 
 The weights are T² numbers for each head, too many to keep. So forward goes over the keys once and keeps, for its query, two running numbers and a
 running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When a larger score comes,
@@ -29,7 +29,7 @@ Backward. Raise one number by a tiny ε, see how much each number of out moves, 
 
             dscore[t, s] = att[t, s] (dout[t] · (v[s] - out[t]))
 
-    (3) Raise one channel q[t, e]. Every score[t, s] rises by ε k[s, e] / sqrt(HS); likewise for k[s, e] with q[t, e]:
+    (3) Raise one channel q[t, e]. Every score[t, s] rises by ε k[s, e] / sqrt(HS): multiply by dscore[t, s], add up over s. Likewise for k[s, e]:
 
             dq[t] = Σ_s dscore[t, s] k[s] / sqrt(HS)                  dk[s] = Σ_t dscore[t, s] q[t] / sqrt(HS)
 
@@ -44,7 +44,7 @@ Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (arXiv:1706.03762)
     | out, dout       | (N, C)            | [w]     | [r], out as forward left it. A row: the heads side by side            |
     | lse             | (B, NH, T) float32| [w]     | [r] as forward left it                                                |
 
-N = B * T rows, one for each token. [r] read, [w] overwritten. The kernels view the same numbers as qkv (B, T, 3, NH, HS) and out (B, T, NH, HS).
+N = B * T rows, one for each token. [r] read, [w] overwritten. The kernels get reshaped views: qkv as (B, T, 3, NH, HS), out as (B, T, NH, HS).
 """
 
 import math
@@ -101,8 +101,8 @@ def attention_backward_ref(dqkv, dout, out, lse, qkv):
 #
 # One block per query (or key) of one head, one thread per channel: here block_sum is the dot product of two vectors of HS channels, and the
 # sums over tokens are the loops. block_sum needs a power of two threads, so a head of 80 gets 128. The 48 spare threads must not return early,
-# since they have to reach every barrier: they read the last channel, to stay within the arrays, hold 0 for q or k and for dout, so that they
-# add 0 to every dot product, and write nothing.
+# since they have to reach every barrier: they read the last channel, to stay within the arrays, but hold 0 for one factor of every dot product
+# (q or k, and dout), and write nothing. The loops are equally long for all threads of a block, so all call block_sum equally often.
 
 
 @cuda.jit(cache=True)
