@@ -9,13 +9,13 @@ in each round. With 8 threads:
     half = 2    0+4+2+6    1+5+3+7                              three rounds for 8 parts, eight for 256
     half = 1      all
 
-Thread 0 must not read values[4] before thread 4 has written it. Threads do not run in lockstep, so between a write and another thread's
+Thread 0 must not read values[4] before thread 4 has written it. Threads cannot be relied on to run in lockstep, so between a write and another thread's
 read there must be a barrier: `cuda.syncthreads()` makes every thread wait until all threads of the block have reached it. Without it
 the result depends on which thread is faster: a race. A barrier that some threads never reach is a bug too: usually the block hangs.
 Never put a barrier under a condition that differs from thread to thread; a thread may return early only in a kernel without barriers.
 
-The order of the additions is fixed by the indices of the threads. That matters because float32 rounds after every addition: another order
-may change the last bits. With atomic additions the order is that in which the threads happen to arrive, and it can differ from run to run.
+The order of the additions is fixed by the indices and the number of the threads. That matters because float32 rounds after every addition: another order
+may change the last bits. With atomic additions the order is whatever order the threads arrive in, which can differ from run to run.
 """
 
 from numba import cuda, float32

@@ -2,13 +2,14 @@
 
     p[n, v] = exp(logits[n, v]) / Σ_w exp(logits[n, w])                  softmax: the probability that token v comes next
     loss[n] = -log p[n, targets[n]]                                      cross-entropy
+            = log Σ_w exp(logits[n, w]) - logits[n, targets[n]]
             = largest + log Σ_w exp(logits[n, w] - largest) - logits[n, targets[n]]        largest = max_w logits[n, w]
 
 The last line is what is computed: exp(largest) is taken out of the sum, and in p it cancels. Nothing changes, but exp can no longer
 overflow, and the sum is at least 1 (the largest logit contributes exp(0)).
 
-Backward. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n, v]), so its logarithm rises by that over the sum: by ε p[n, v].
-And if v is the target, the last term of the loss, -logits[n, v], falls by ε. Multiply by dloss, divide by ε:
+Backward, from the line before, which has no largest in it. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n, v]), so its
+logarithm rises by that divided by the sum, which is ε p[n, v]. And if v is the target, the last term, -logits[n, v], falls by ε. Multiply by dloss, divide by ε:
 
     dlogits[n, v] = (p[n, v] - [v = targets[n]]) dloss          [...] is 1 where the equation holds, else 0
 
@@ -16,13 +17,13 @@ dloss is the derivative of the training loss with respect to loss[n], the same f
 A step against the gradient lowers every wrong logit in proportion to p and raises the target's in proportion to 1 - p.
 
 The probabilities are never stored: the gradient overwrites the logits, since (N, Vp) is the largest array of the model (for 64 x 1024 tokens
-13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at an aligned address;
+13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at a multiple of 256 bytes;
 the padding is left out of the softmax and gets the gradient 0.
 
     | array          | shape, type | classifier_forward (validation) | classifier_forward_backward (training) |
     | -------------- | ----------- | ------------------------------- | -------------------------------------- |
     | logits         | (N, Vp)     | [r]                             | [rw] become dlogits                    |
-    | targets        | (N,) int32  | [r] in [0, V)                   | [r]                                    |
+    | targets        | (N,) int32  | [r] in [0, V), not checked      | [r]                                    |
     | losses         | (N,) float32| [w] nats: natural logarithm     | [w]                                    |
 
 N = B * T rows, one for each token. [r] read, [w] overwritten, [rw] updated in place.
@@ -67,7 +68,7 @@ def classifier_forward_backward_ref(losses, logits, targets, dloss, V):
 
 
 def accumulate_mean_ref(mean, values):
-    """mean[0] += the mean of values, summed in float64 (the kernel: in float32) and rounded once."""
+    """mean[0] += the mean of values, summed in float64 (the kernel: in float32), rounded, then added."""
     mean += values.dtype.type(values.mean(dtype=np.float64))
 
 
@@ -98,7 +99,7 @@ def classifier_forward_kernel(losses, logits, targets, V):
 
 @cuda.jit(cache=True)
 def classifier_forward_backward_kernel(losses, logits, targets, dloss, V):
-    """One block per row: first its loss, then the gradient, which overwrites the logits."""
+    """One block per row: first its loss, then the gradient. The thread that overwrites a logit is the only one to read it, but for the target's."""
     row, target = cuda.blockIdx.x, targets[cuda.blockIdx.x]
     largest, sum_exp = row_max_and_sum_exp(logits, row, V)
     if cuda.threadIdx.x == 0:
@@ -155,6 +156,8 @@ def classifier_forward_backward(losses, logits, targets, dloss, V):
 
 def accumulate_mean(mean, values):
     """mean[0] += the mean of values: adds up the mean losses of a step's batches on the device, so that the host need not wait.
+
+    What is added up is divided by the number of batches when the host reads it (GPT2.measure).
 
     mean [+] (1,) float32   values [r] (N,) float32.   Raises ValueError or TypeError if a shape or type does not fit.
     """

@@ -3,7 +3,7 @@
 inp is (N, C): a row of C channels for each of the N = B * T tokens. For every row x:
 
     mean = 1/C Σ_c x[c]                  variance = 1/C Σ_c (x[c] - mean)²        rstd = 1 / sqrt(variance + eps)
-    xhat[c] = (x[c] - mean) rstd         out[c] = xhat[c] weight[c] + bias[c]     ("reciprocal standard deviation")
+    xhat[c] = (x[c] - mean) rstd         out[c] = xhat[c] weight[c] + bias[c]        (rstd: reciprocal standard deviation)
 
 Backward. Raise one number by a tiny ε, see how much each number of out moves, multiply by its dout, add up, divide by ε.
 
@@ -11,7 +11,7 @@ Weight and bias are shared by all rows. Raise weight[c], and out[c] of every row
 
     dweight[c] += Σ_rows dout[c] xhat[c]         dbias[c] += Σ_rows dout[c]
 
-Within a row, out[j] moves by weight[j] times what xhat[j] moves by. So the gradient of xhat[j] is
+Within a row, out[j] moves weight[j] times as far as xhat[j]. So the gradient of xhat[j] is
 
     dxhat[j] = dout[j] weight[j]
 
@@ -43,7 +43,7 @@ Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-
     | mean, rstd (float32)| (N,)   | [w]     | [r] saved by forward                                                         |
     | weight, bias        | (C,)   | [r]     | weight [r]                                                                   |
     | dout                | (N, C) |         | [r]                                                                          |
-    | dinp                | (N, C) |         | [+] inp also feeds the residual stream, whose gradient is in dinp already    |
+    | dinp                | (N, C) |         | [+] inp also goes on along the residual path, whose gradient dinp holds      |
     | dweight, dbias      | (C,)   |         | [+] a step may consist of several batches (gradient accumulation)            |
 
 [r] read, [w] overwritten, [+] accumulated into.
@@ -121,7 +121,7 @@ def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
 
 @cuda.jit(cache=True)
 def layernorm_backward_inp_kernel(dinp, dout, inp, weight, mean, rstd):
-    """One block per row: first the two means over the row, then dinp. xhat and dxhat are computed twice, which is cheaper than storing them."""
+    """One block per row: first the two means over the row, then dinp. Every dinp[row, c] belongs to one thread, so += is safe."""
     row, C = cuda.blockIdx.x, inp.shape[1]
     i, stride = cuda.threadIdx.x, cuda.blockDim.x
 
@@ -190,6 +190,6 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
     if on_host(inp):
         return layernorm_backward_ref(dinp, dweight, dbias, dout, inp, weight, mean, rstd)
     check_float32("layernorm_backward", inp)
-    stream = compute_stream()  # the two kernels are independent; on one stream they run one after the other
+    stream = compute_stream()  # the two kernels are independent; on one stream, a queue of work for the GPU, they run one after the other
     layernorm_backward_params_kernel[ceil_div(C, THREADS), THREADS, stream](dweight, dbias, dout, inp, mean, rstd)
     layernorm_backward_inp_kernel[N, THREADS, stream](dinp, dout, inp, weight, mean, rstd)

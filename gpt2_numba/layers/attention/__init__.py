@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention: every token takes a weighted mean of the values of itself and the tokens before it.
+"""Causal multi-head self-attention: every token takes a weighted mean of its own value and those of the tokens before it.
 
 Each of the NH heads, of HS = C / NH channels, has a query q, a key k and a value v for every token, HS numbers each. For the query at position t
 and the key at position s <= t:
@@ -9,23 +9,24 @@ and the key at position s <= t:
 
 Sums over keys s or r run up to t, sums over queries t over t >= s.
 
-The weights are T² numbers for each head, too many to keep. So forward goes over the keys once and keeps, for its query, two running numbers and a
-running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When a larger score comes,
-total and weighted are multiplied by exp(largest before - largest now), as if they had been summed with the new one: "online softmax" (Milakov,
-Gimelshein 2018, arXiv:1805.02867). At the end out = weighted / total. Backward can compute any weight again from one number that is saved
-for each query, the log of the sum of the exponentials (Dao et al. 2022, "FlashAttention", arXiv:2205.14135; one number since FlashAttention-2):
+The weights are T² numbers for each head of each sequence, too many to keep. So for each query forward goes over the keys once and keeps two
+running numbers and a running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When a
+larger score comes, total and weighted are multiplied by exp(largest before - largest now), which makes them what they would be had the new
+largest been subtracted from the start: "online softmax" (Milakov, Gimelshein 2018, arXiv:1805.02867). Subtracting the largest keeps exp from
+overflowing, and it cancels at the end: out = weighted / total. Backward can compute any weight again from one number that is saved for each
+query, the log of the sum of the exponentials (Dao et al. 2022, "FlashAttention", arXiv:2205.14135; one number since FlashAttention-2):
 
     lse[t] = log Σ_s exp(score[t, s]) = largest + log(total)          att[t, s] = exp(score[t, s] - lse[t])
 
 Backward. Raise one number by a tiny ε, see how much each number of out moves, multiply by its dout, add up, divide by ε.
 
-    (1) Raise one channel v[s, e]. In every query t >= s, out[t, e] rises by ε att[t, s]:
+    (1) Raise one channel v[s, e]. For every query t >= s, out[t, e] rises by ε att[t, s]:
 
             dv[s] = Σ_t att[t, s] dout[t]
 
     (2) Raise score[t, s]. exp(score[t, s]) grows by the factor 1 + ε, and so the sum of all exponentials by the factor 1 + ε att[t, s]. By the
         first, att[t, s] rises by ε att[t, s]; by the second, every att[t, r] falls by ε att[t, s] att[t, r]. So out[t] moves by
-        ε att[t, s] (v[s] - Σ_r att[t, r] v[r]) = ε att[t, s] (v[s] - out[t]): from the mean of the values towards v[s].
+        ε att[t, s] (v[s] - Σ_r att[t, r] v[r]) = ε att[t, s] (v[s] - out[t]): from the weighted mean out[t] towards v[s].
 
             dscore[t, s] = att[t, s] (dout[t] · (v[s] - out[t]))
 
@@ -66,7 +67,7 @@ SHAPE_HINT = "lse is (B, NH, T), and C is NH * HS."
 
 
 def by_head(rows, lse, parts):
-    """Rows (N, parts * C), stored without gaps, viewed as (parts, B, NH, T, HS): q, k, v (parts = 3), or one array (parts = 1)."""
+    """Contiguous rows (N, parts * C), viewed as (parts, B, NH, T, HS): q, k, v (parts = 3), or one array (parts = 1)."""
     B, NH, T = lse.shape
     return rows.reshape(B, T, parts, NH, -1).transpose(2, 0, 3, 1, 4)
 
@@ -181,7 +182,7 @@ def attention_backward_keys_kernel(dqkv, dout, out, lse, qkv, scale):
 
 
 def attention_forward(out, lse, qkv):
-    """Attention over the packed queries, keys and values. NumPy arrays go to on_cpu.py (the references above, tile by tile), device arrays to the kernel.
+    """Attention over the packed queries, keys and values. NumPy arrays go to on_cpu.py, device arrays to the kernel.
 
     out [w] (N, C)   lse [w] (B, NH, T), float32   qkv [r] (N, 3C).   Raises ValueError or TypeError if a shape or type does not fit.
     """
@@ -222,7 +223,7 @@ def sizes_of(function, out, lse):
 
 
 def _configured(kernel, sizes):
-    """The kernel with its launch shape: a block for each position of every head, of HS threads, rounded up to a power of two."""
+    """The kernel with its launch shape: one block per position, head and sequence, HS threads each, rounded up to a power of two."""
     threads = 1 << (sizes["HS"] - 1).bit_length()
     return kernel[(sizes["T"], sizes["NH"], sizes["B"]), threads, compute_stream()]
 
