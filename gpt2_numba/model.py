@@ -41,8 +41,6 @@ from gpt2_numba.memory_plan import (
     activation_shapes,
     aligned,
     check_memory,
-    largest_batch,
-    memory_needed,
     plan_memory,
     transient_shapes,
 )
@@ -50,10 +48,7 @@ from gpt2_numba.parallel.gradients import Gradients, ShardedGradients, tensors_b
 from gpt2_numba.parallel.group import Alone
 from gpt2_numba.parallel.shards import Sharing
 
-__all__ = [
-    "GPT2", "GPT2Config", "check_memory", "count_parameters", "largest_batch", "memory_needed", "parameter_shapes", "parse_descriptor",
-    "plan_memory",
-]  # fmt: skip
+__all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor"]
 
 LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 

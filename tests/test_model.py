@@ -15,7 +15,8 @@ from gpt2_numba.gpu.arena import ALIGNMENT
 from gpt2_numba.gpu.backend import bfloat16_supported, gpu_available
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.initial_weights import NormalStream, draw_initial_weights, initial_weights
-from gpt2_numba.model import GPT2, check_memory, count_parameters, parameter_shapes, plan_memory
+from gpt2_numba.memory_plan import check_memory, plan_memory
+from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
 
 SMALL = GPT2Config(L=2, NH=2, C=16, max_T=7, V=37)
 ONE_BLOCK = GPT2Config(L=1, NH=2, C=16, max_T=7, V=37)

@@ -10,7 +10,7 @@ from dev.scaling.collectives import Fabric, message_ms
 from dev.scaling.figures import FIGURES, ONE_GPU, OUR_RUNS, PUBLISHED_RUNS
 from dev.scaling.one_gpu import BENCH, measured, micro_step_share
 from gpt2_numba.config import parse_descriptor
-from gpt2_numba.model import plan_memory
+from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.parallel.shards import Sharing
 
 KINDS = "all_reduce", "reduce_scatter", "all_gather"

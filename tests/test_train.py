@@ -14,7 +14,7 @@ from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
 from gpt2_numba.kernel_sets import KernelSet
-from gpt2_numba.model import check_memory, memory_needed, plan_memory
+from gpt2_numba.memory_plan import check_memory, memory_needed, plan_memory
 from gpt2_numba.training.log import read_main_log
 from gpt2_numba.training.settings import parse_settings, with_defaults
 

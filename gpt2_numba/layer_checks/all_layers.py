@@ -1,5 +1,7 @@
 """The two checks of a layer by its name, and both of every layer."""
 
+import functools
+
 import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, bfloat16_supported, gpu_available, real_gpu
@@ -34,6 +36,7 @@ def check_reference(layer, sizes=REFERENCE_SIZES):
     return list(file.reference_rows(sizes, normal, **options))
 
 
+@functools.cache
 def functions_of(layer):
     """Names of the textbook functions that the plain checks of one of LAYERS call, each once."""
     return tuple(dict.fromkeys(call.function for call in kernel_calls(layer, REFERENCE_SIZES, FLOAT32, "plain")))

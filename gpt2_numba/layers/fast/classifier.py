@@ -47,6 +47,7 @@ from gpt2_numba.gpu.shared_memory import (
     shared_numbers,
     wait_for_copies,
 )
+from gpt2_numba.layers.classifier import check_classifier
 
 ZERO = np.float32(0.0)
 THREADS = 64 if SIMULATING else 1024  # one block a row of 50,304 logits: about six loads a thread
@@ -293,9 +294,6 @@ def accumulate_mean(mean, values):
 
 
 def _check(function, losses, logits, targets, V):
-    N, Vp = logits.shape
-    if not 0 < V <= Vp:
-        raise ValueError(f"{function}: V must be between 1 and Vp = {Vp}, got {V}")
-    check_arrays(function, {"N": N, "Vp": Vp}, logits=(logits, "N Vp"), losses=(losses, "f32 N"), targets=(targets, "i32 N"))
+    check_classifier(function, losses, logits, targets, V)
     check_on_device(function, logits, "layers/classifier.py")
-    check_width(function, Vp=Vp)
+    check_width(function, Vp=logits.shape[1])

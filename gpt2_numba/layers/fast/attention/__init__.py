@@ -38,9 +38,9 @@ import functools
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, device_properties, real_gpu
 from gpt2_numba.gpu.check import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.gemm import tf32_allowed
+from gpt2_numba.layers.attention import SHAPE_HINT, sizes_of
 from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma
 
-HINT = "lse is (B, NH, T), and C is NH * HS."
 CHOICES = ("auto", "numba", "cudnn")
 # Head sizes for which `auto` takes cuDNN on Hopper: where it was measured to be faster than the kernels here, with bits that repeat. One
 # H200, cuDNN 9.19, T=1024, forward + backward in ms, launched again and again (python -m dev.bench.attention):
@@ -108,8 +108,8 @@ def attention_forward(out, lse, qkv, scratch):
     scratch [w] float32, at least attention_scratch_size(B, T, NH, HS, type) elements
     Raises ValueError or TypeError where a shape or type does not fit.
     """
-    sizes = _sizes("attention_forward", out, lse)
-    check_arrays("attention_forward", sizes, HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
+    sizes = sizes_of("attention_forward", out, lse)
+    check_arrays("attention_forward", sizes, SHAPE_HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
     _check_for_kernels("attention_forward", sizes, qkv, scratch)
     engine(qkv.dtype, sizes["HS"]).attention_forward(out, lse, qkv, scratch)
 
@@ -120,20 +120,13 @@ def attention_backward(dqkv, dout, out, lse, qkv, scratch):
     dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)   scratch [w] as in attention_forward
     Raises ValueError or TypeError where a shape or type does not fit.
     """
-    sizes = _sizes("attention_backward", out, lse)
+    sizes = sizes_of("attention_backward", out, lse)
     check_arrays(
-        "attention_backward", sizes, HINT,
+        "attention_backward", sizes, SHAPE_HINT,
         dqkv=(dqkv, "N 3C"), dout=(dout, "N C"), out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"),
     )  # fmt: skip
     _check_for_kernels("attention_backward", sizes, qkv, scratch)
     engine(qkv.dtype, sizes["HS"]).attention_backward(dqkv, dout, out, lse, qkv, scratch)
-
-
-def _sizes(function, out, lse):
-    (B, NH, T), C = lse.shape, out.shape[1]
-    if C % NH:
-        raise ValueError(f"{function}: C must be a multiple of NH, got C={C} (of out) and NH={NH} (of lse). {HINT}")
-    return {"B": B, "NH": NH, "T": T, "HS": C // NH, "C": C, "N": B * T}
 
 
 def _check_for_kernels(function, sizes, qkv, scratch):
