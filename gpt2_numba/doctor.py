@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
-from gpt2_numba.gpu.driver import count_gpus, simulate_without_gpu
+from gpt2_numba.gpu.detect_gpu import count_gpus, simulate_without_gpu
 
 WARM_MODELS = ("d12", "d48")  # some kernels are made for the number of channels: these are ready, those of others compile as they come
 MOST_PROCESSES = 16  # each holds half a GiB of GPU memory

@@ -74,6 +74,7 @@ def losses(model, acts):
 def backward(model, acts, dloss, last):
     """From acts.logits to the gradients of all parameters. dloss: with respect to each token's loss. last: the last batch of the step."""
     p, g, sums, dresidual = model.params, model.grads, model.memory["sums"], acts.dresidual
+    recompute = model.options.recompute
     classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, model.config.V)
     accumulate_mean(model.memory["mean_loss"], acts.losses)
     matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte, None)
@@ -83,13 +84,13 @@ def backward(model, acts, dloss, last):
 
     for l in reversed(range(model.config.L)):
         residual = acts.residual3[l - 1] if l else acts.encoded
-        if model.recompute >= 1:
+        if recompute >= 1:
             gelu_forward(acts.fch_gelu[l], acts.fch[l])
         fused = acts.fch[l] if model.gelu_fusion >= 2 else None
         matmul_backward(acts.dfch, g.fcprojw[l], None, dresidual, acts.fch_gelu[l], p.fcprojw[l], sums, before_gelu=fused)
         if fused is None:
             gelu_backward(acts.dfch, acts.dfch, acts.fch[l], dbias=g.fcb[l], scratch=sums)
-        if model.recompute >= 2:
+        if recompute >= 2:
             layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
         dfcb = None if fused is None else g.fcb[l]
         matmul_backward(acts.dbranch, g.fcw[l], dfcb, acts.dfch, acts.ln2[l], p.fcw[l], sums)
@@ -98,7 +99,7 @@ def backward(model, acts, dloss, last):
 
         matmul_backward(acts.dbranch, g.attprojw[l], None, dresidual, acts.atty[l], p.attprojw[l], sums)
         attention_backward(acts.dqkv, acts.dbranch, acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
-        if model.recompute >= 2:
+        if recompute >= 2:
             layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
         matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l], sums)
         ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]

@@ -60,6 +60,7 @@ def backward(model, acts, dloss, last):
     comes back through a branch to it. acts.dbranch holds the gradients on the way through a branch that are (N, C).
     """
     k, p, g, L = model.kernels.functions, model.params, model.grads, model.config.L
+    recompute = model.options.recompute
     k.classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, model.config.V)  # the logits become their gradients
     k.accumulate_mean(model.memory["mean_loss"], acts.losses)
     k.matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte)
@@ -71,11 +72,11 @@ def backward(model, acts, dloss, last):
 
         # residual3 = residual2 + fcproj(gelu(fc(ln2)))
         k.residual_backward(acts.dresidual, acts.dbranch, acts.dresidual)
-        if model.recompute >= 1:  # all blocks share one fch_gelu
+        if recompute >= 1:  # all blocks share one fch_gelu
             k.gelu_forward(acts.fch_gelu[l], acts.fch[l])
         k.matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], acts.dbranch, acts.fch_gelu[l], p.fcprojw[l])
         k.gelu_backward(acts.dfch, acts.dfch, acts.fch[l])  # in place
-        if model.recompute >= 2:  # and one ln1 and ln2
+        if recompute >= 2:  # and one ln1 and ln2
             k.layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
         k.matmul_backward(acts.dbranch, g.fcw[l], g.fcb[l], acts.dfch, acts.ln2[l], p.fcw[l])
         ln2 = acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l]
@@ -85,7 +86,7 @@ def backward(model, acts, dloss, last):
         k.residual_backward(acts.dresidual, acts.dbranch, acts.dresidual)
         k.matmul_backward(acts.datty, g.attprojw[l], g.attprojb[l], acts.dbranch, acts.atty[l], p.attprojw[l])
         k.attention_backward(acts.dqkv, acts.datty, acts.atty[l], acts.lse[l], acts.qkv[l])
-        if model.recompute >= 2:
+        if recompute >= 2:
             k.layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
         k.matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l])
         ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]

@@ -1,12 +1,14 @@
-"""Which arrays a model in training has, and how much memory they take: planned first, so that what does not fit is refused at once.
+"""Which arrays a model in training has, and how much memory they take. They are planned first, so a model that does not fit is refused at once.
 
-Everything lies in one arena (gpu/arena.py), allocated once. N = B * T; an activation is an (N, channels) array, one row a token.
+All arrays lie in one arena (gpu/arena.py), allocated once. N = B * T; an activation is an (N, channels) array, one row per token.
 
-Recompute levels save memory: 0 keeps everything for backward, 1 computes the GELU again, 2 the LayerNorms as well. Then all blocks share one
-array for what is computed again.
+What forward computes, backward needs again. Recomputing part of it saves memory: with options.recompute = 1 the GELUs are computed a second
+time, with 2 the LayerNorms as well. All blocks then share one array for what is recomputed.
 """
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import Arena
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
+from gpt2_numba.integers import round_up
 from gpt2_numba.layers.fast.attention import attention_scratch_size
 from gpt2_numba.layers.fast.encoder import encoder_scratch_size, most_pieces
 from gpt2_numba.layers.fast.gelu import gelu_scratch_size
@@ -25,32 +28,34 @@ from gpt2_numba.layers.global_norm import PARTIALS
 from gpt2_numba.parallel.gradients import BUFFERS
 from gpt2_numba.parallel.shards import Sharing
 
-STEP_RESULTS = 4  # numbers that a step sends to the host: norm of the gradients, scale that clips them, mean loss, requests to stop
+STEP_RESULTS = 4  # numbers that a step sends to the host: gradient norm, the scale that clips it, mean loss, requests to stop
 STATISTICS = ("ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd", "lse")  # activations that are float32 in any precision
+SHARED_BY_BLOCKS = {0: (), 1: ("fch_gelu",), 2: ("fch_gelu", "ln1", "ln2")}  # by options.recompute
+ALIGNMENT = 128  # elements: 256 bytes of bfloat16
 
 
 def activation_shapes(config, B, T):
-    """What a block keeps for backward, name -> shape: of the model's type, STATISTICS float32."""
+    """What every block keeps for backward, name -> shape. STATISTICS are float32, the others have the type of the parameters."""
     N, C, NH = B * T, config.C, config.NH
     return {
         "ln1": (N, C),  # LayerNorm's output
         "ln1_mean": (N,),
         "ln1_rstd": (N,),
         "qkv": (N, 3 * C),  # queries, keys, values
-        "lse": (B, NH, T),  # logarithm of the sum by which a query's attention weights are divided
+        "lse": (B, NH, T),  # log-sum-exp of each query's scores
         "atty": (N, C),  # attention's output
         "residual2": (N, C),  # the residual stream after attention
         "ln2": (N, C),
         "ln2_mean": (N,),
         "ln2_rstd": (N,),
-        "fch": (N, 4 * C),  # before the GELU
-        "fch_gelu": (N, 4 * C),  # after it
+        "fch": (N, 4 * C),  # the MLP's hidden layer before the GELU
+        "fch_gelu": (N, 4 * C),  # and after it
         "residual3": (N, C),  # the residual stream after the MLP
     }
 
 
 def transient_shapes(config, B, T, fused):
-    """Arrays that are needed briefly, as sets that share one piece of memory, since no two of them are needed at the same time."""
+    """Short-lived arrays. The sets share one piece of memory, since no two of them are in use at the same time."""
     N, C = B * T, config.C
     in_forward = {"branch": (N, C)}
     at_the_end = {"logits": (N, config.Vp)}
@@ -59,18 +64,13 @@ def transient_shapes(config, B, T, fused):
     return in_forward, at_the_end, {"dfch": (N, 4 * C)}, {"dqkv": (N, 3 * C), "datty": (N, C)}
 
 
-def aligned(count):
-    """`count` elements, rounded up to 256 bytes of bfloat16."""
-    return -(-count // 128) * 128
-
-
-def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True, sharing=None, fused=True):
+def plan_memory(config, B, T, options, sharing=None):
     """All arrays of a model in training, as an Arena that has not been allocated yet.
 
-    sharing  a Sharing, by default nothing is shared out        fused  the fast kernels in the fused order, which need scratch
+    options  Options        sharing  which part of the state this process keeps (parallel/shards.py); None: all of it
     """
-    real = FLOAT32 if precision == "fp32" else BFLOAT16_BITS
-    sharing = sharing or Sharing(config)
+    real = FLOAT32 if options.precision == "fp32" else BFLOAT16_BITS
+    sharing, fused = sharing or Sharing(config), options.kernel_set.fused
     N, C, count, own = B * T, config.C, count_parameters(config), sharing.state.local_count()
     arena = Arena()
     arena.add("parameters", "params", (count,), real)
@@ -79,18 +79,19 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
         arena.add("gradients", "layer_grads", (BUFFERS, sum(segment.length for segment in sharing.layer_matrices(0))), real)
     arena.add("AdamW's m and v", "m", (own,), FLOAT32)
     arena.add("AdamW's m and v", "v", (own,), FLOAT32)
-    if precision == "bf16" and master_weights:
+    if options.precision == "bf16" and options.master_weights:
         arena.add("master weights", "master", (own,), FLOAT32)
-    shared_by_blocks = {1: ("fch_gelu",), 2: ("fch_gelu", "ln1", "ln2")}.get(recompute, ())
     for name, shape in activation_shapes(config, B, T).items():
-        copies = 1 if name in shared_by_blocks else config.L
+        copies = 1 if name in SHARED_BY_BLOCKS[options.recompute] else config.L
         arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real)
     arena.add("activations", "encoded", (N * C,), real)
     arena.add("activations", "lnf", (N * C,), real)
     arena.add("activations", "lnf_mean", (N,), FLOAT32)
     arena.add("activations", "lnf_rstd", (N,), FLOAT32)
     arena.add("activations", "losses", (N,), FLOAT32)
-    transient = max(sum(aligned(math.prod(s)) for s in shapes.values()) for shapes in transient_shapes(config, B, T, fused))
+    transient = max(
+        sum(round_up(math.prod(shape), ALIGNMENT) for shape in shapes.values()) for shapes in transient_shapes(config, B, T, fused)
+    )
     arena.add("logits and scratch", "transient", (transient,), real)
     arena.add("logits and scratch", "dresidual", (N * C,), real)
     arena.add("logits and scratch", "dbranch", (N * C,), real)
@@ -104,7 +105,7 @@ def plan_memory(config, B, T, precision="fp32", recompute=1, master_weights=True
 
 
 def _plan_for_fast_kernels(arena, config, B, T, real, sharing):
-    """Scratch, the places of each token, and what a recorded step reads from memory because it changes from step to step."""
+    """Scratch, the positions of each token, and whatever a recorded step reads from memory because it changes from step to step."""
     N, C = B * T, config.C
     sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C))
     arena.add("logits and scratch", "sums", (sums,), FLOAT32)
@@ -117,16 +118,42 @@ def _plan_for_fast_kernels(arena, config, B, T, real, sharing):
     arena.add("update", "norm_ranges", sharing.norm_ranges().shape, np.int64)
 
 
-def memory_needed(config, B, T, precision, recompute, master_weights, sharing=None, fused=True):
+def activation_views(memory, config, B, T, fused):
+    """The activations of a batch of (B, T) tokens, shaped: attributes by name, each a view of the front of an arena's array.
+
+    Those of activation_shapes are lists of L arrays, one for each block; a block's entry may be the same array as another's.
+    """
+    acts, N, C = SimpleNamespace(), B * T, config.C
+    for name, shape in activation_shapes(config, B, T).items():
+        buffer, size = memory[name], math.prod(shape)
+        copies = [buffer[layer][:size].reshape(shape) for layer in range(buffer.shape[0])]
+        setattr(acts, name, [copies[layer % len(copies)] for layer in range(config.L)])
+    for name in ("encoded", "lnf", "dresidual", "dbranch"):
+        setattr(acts, name, memory[name][: N * C].reshape((N, C)))
+    for name in ("lnf_mean", "lnf_rstd", "losses", "targets"):
+        setattr(acts, name, memory[name][:N])
+    acts.inputs = memory["inputs"][:N].reshape((B, T))
+    if fused:
+        acts.places = memory["places"][:N]
+        acts.pieces = memory["pieces"][: most_pieces(N, config.V) + 1]
+    for shapes in transient_shapes(config, B, T, fused):
+        start = 0
+        for name, shape in shapes.items():
+            setattr(acts, name, memory["transient"][start : start + math.prod(shape)].reshape(shape))
+            start += round_up(math.prod(shape), ALIGNMENT)
+    return acts
+
+
+def memory_needed(config, B, T, options, sharing=None):
     """Bytes of GPU memory that a model in training takes, cuBLASLt's workspace included."""
-    return plan_memory(config, B, T, precision, recompute, master_weights, sharing, fused).nbytes + WORKSPACE_BYTES
+    return plan_memory(config, B, T, options, sharing).nbytes + WORKSPACE_BYTES
 
 
-def largest_batch(config, T, precision, recompute, master_weights, free_bytes, sharing=None, fused=True):
-    """The largest B for which a model in training fits into `free_bytes` of GPU memory; 0 if none does."""
+def largest_batch(config, T, options, free_bytes, sharing=None):
+    """The largest B with which a model in training fits into `free_bytes` of GPU memory; 0 if none does."""
 
     def fits(B):
-        return memory_needed(config, B, T, precision, recompute, master_weights, sharing, fused) <= free_bytes
+        return memory_needed(config, B, T, options, sharing) <= free_bytes
 
     fitting, too_large = 0, 1
     while fits(too_large):
@@ -137,21 +164,18 @@ def largest_batch(config, T, precision, recompute, master_weights, free_bytes, s
     return fitting
 
 
-def check_memory(config, B, T, precision, recompute, master_weights, free_bytes, sharing=None, fused=True):
+def check_memory(config, B, T, options, free_bytes, sharing=None):
     """Raise UserError if a model in training does not fit into `free_bytes` of GPU memory; the message says what would fit."""
-
-    def needed(batch, level):
-        return memory_needed(config, batch, T, precision, level, master_weights, sharing, fused)
-
-    if needed(B, recompute) <= free_bytes:
+    needed = memory_needed(config, B, T, options, sharing)
+    if needed <= free_bytes:
         return
     message = (
-        f"too little GPU memory: {config} with B={B}, T={T}, {precision}, recompute {recompute} needs "
-        f"{needed(B, recompute) / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free. "
+        f"too little GPU memory: {config} with B={B}, T={T}, {options.precision}, recompute {options.recompute} needs "
+        f"{needed / 2**30:.2f} GiB, but {free_bytes / 2**30:.2f} GiB are free. "
     )
-    if recompute < 2 and needed(B, 2) <= free_bytes:
-        raise UserError(message + "Recompute 2 (-r 2) would fit")
-    fitting = largest_batch(config, T, precision, recompute, master_weights, free_bytes, sharing, fused)
+    if options.recompute < 2 and memory_needed(config, B, T, replace(options, recompute=2), sharing) <= free_bytes:
+        raise UserError(message + "With recompute 2 (-r 2) it fits")
+    fitting = largest_batch(config, T, options, free_bytes, sharing)
     if fitting:
-        raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) would fit, more of them to a step keep the total")
-    raise UserError(message + "Not even a micro-batch of 1 fits: take a shorter context (-t), a smaller model (-e) or bf16")
+        raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) fits; more micro-steps keep the total (-d)")
+    raise UserError(message + "Not even a micro-batch of 1 fits: use a shorter context (-t), a smaller model (-e) or bf16")

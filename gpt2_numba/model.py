@@ -1,22 +1,21 @@
-"""GPT2: a model in training. Its parameters, gradients and activations, and the four things that a trainer asks of it:
+"""GPT2: a model in training. Its parameters, gradients and activations, and the four things a trainer asks of it:
 
     forward(inputs)      the logits of a batch                     measure()     the loss and the norm of the gradients
-    backward(targets)    the gradients, accumulated                update(...)   a step of AdamW
+    backward(targets)    the gradients, accumulated                update(...)   one step of AdamW
 
-The order in which the layers are called is in layer_order.py, the arrays are planned in memory_plan.py, and kernel_sets.py says whose
-functions are called: NumPy's on the CPU, or one of the sets of kernels.
+The order in which the layers are called is in layer_order.py, the arrays are listed in memory_plan.py, and kernel_sets.py says whose functions
+are called: NumPy's on the CPU, or one of the sets of kernels.
 
-Several processes may train one model, each on its part of the batch (parallel/gradients.py). With ZeRO each of them updates its own parts of
-the parameters, and has AdamW's averages and the master weights of these only (parallel/shards.py).
+Several processes may train one model, each on its part of the batch (parallel/gradients.py). With ZeRO each of them updates its own part of the
+parameters, and keeps AdamW's averages and the master weights of that part only (parallel/shards.py).
 """
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 
 from gpt2_numba import fused_layer_order, layer_order
-from gpt2_numba.config import ONCE, GPT2Config, count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.config import ONCE, parameter_shapes
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
@@ -34,21 +33,12 @@ from gpt2_numba.gpu.gemm import allow_tf32
 from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.gpu.moment import GpuMoment, HostMoment
 from gpt2_numba.gpu.staging import PinnedResults, PinnedRing
-from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.encoder import most_pieces
-from gpt2_numba.memory_plan import (
-    STEP_RESULTS,
-    activation_shapes,
-    aligned,
-    check_memory,
-    plan_memory,
-    transient_shapes,
-)
+from gpt2_numba.memory_plan import STEP_RESULTS, activation_views, check_memory, plan_memory
+from gpt2_numba.options import Options
 from gpt2_numba.parallel.gradients import Gradients, ShardedGradients, tensors_by_name
 from gpt2_numba.parallel.group import Alone
 from gpt2_numba.parallel.shards import Sharing
-
-__all__ = ["GPT2", "GPT2Config", "count_parameters", "parameter_shapes", "parse_descriptor"]
 
 LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 
@@ -56,59 +46,44 @@ LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 class GPT2:
     """A model in training: parameters, gradients, optimizer state and activations for batches of up to (B, T) tokens.
 
-    config          GPT2Config        B, T  largest batch; T at most config.max_T
-    device          "cpu" (NumPy references) or "gpu" (kernels; in the simulator, too)
-    precision       "fp32", or "bf16" on a GPU: parameters, gradients and activations in bfloat16, sums in float32
-    recompute       0, 1 or 2         master_weights  keep float32 copies of bfloat16 parameters
-    tf32            allow TF32 in float32 matmuls on a GPU; it holds for the whole process
-    graph           record the launches of a pass as a CUDA graph and replay it, on a real GPU; the bits are the same without
-    gelu_fusion     0, 1: GELU in the epilogue of the matmul before it, 2: its backward, too. On a real GPU; elsewhere it changes nothing
-    group           the processes that train this model together (parallel/group.py); None: this one alone
-    zero_stage      what they share out: 0 nothing, 1 the optimizer's state, 2 the gradients as well
-    kernels         auto, fast, plain or files with functions of your own, see kernel_sets.choose_kernels; or a KernelSet
-    Raises UserError where these do not go together or the memory is too small. Parameters are zero until loaded.
+    config   GPT2Config        B, T  largest batch; T at most config.max_T
+    options  Options: device, precision, kernels and so on
+    group    the processes that train this model together (parallel/group.py); None: this one alone
+    Raises UserError if these do not go together or memory is too small. Parameters are zero until they are loaded.
     """
 
-    def __init__(
-        self, config, B, T, device="cpu", precision="fp32", recompute=1, master_weights=True, tf32=True, gelu_fusion=0, graph=True,
-        group=None, zero_stage=0, kernels="auto",
-    ):  # fmt: skip
+    def __init__(self, config, B, T, options=None, group=None):
+        options = options or Options()
         if T > config.max_T:
             raise UserError(f"the sequence length T={T} must be at most the model's longest context, {config.max_T}: use -t {config.max_T}")
-        if device not in ("cpu", "gpu") or precision not in ("fp32", "bf16") or recompute not in (0, 1, 2):
-            raise UserError(f"device is cpu or gpu, precision fp32 or bf16, recompute 0, 1 or 2; got {device}, {precision}, {recompute}")
-        if device == "cpu" and precision == "bf16":
-            raise UserError("bf16 needs a GPU: NumPy has no bfloat16. Use --precision fp32")
-        on_real_gpu = device == "gpu" and real_gpu()
-        if device == "gpu":
+        on_real_gpu = options.device == "gpu" and real_gpu()
+        if options.device == "gpu":
             require_gpu()
-            allow_tf32(tf32)  # before memory is planned: attention's scratch depends on it
-        self.kernels = choose_kernels(kernels, device, precision) if isinstance(kernels, str) else kernels
+            allow_tf32(options.tf32)  # before memory is planned: attention's scratch depends on it
+        self.config, self.B, self.T, self.options = config, B, T, options
+        self.kernels = options.kernel_set
+        self.gelu_fusion = options.gelu_fusion if on_real_gpu and self.kernels.fused else 0
         self.group = group or Alone()
-        self.sharing = Sharing(config, self.group.rank, self.group.ranks, zero_stage)
-        fused = self.kernels.fused
-        if device == "gpu":
-            check_memory(config, B, T, precision, recompute, master_weights, free_gpu_bytes(), self.sharing, fused)
-        self.config, self.B, self.T = config, B, T
-        self.device, self.precision, self.recompute = device, precision, recompute
-        self.gelu_fusion = gelu_fusion if on_real_gpu and fused else 0
-        self.arena = plan_memory(config, B, T, precision, recompute, master_weights, self.sharing, fused)
-        self.memory = self.arena.allocate(on_gpu=device == "gpu")
-        results = self.memory["step_results"]  # in one piece, so that one copy brings all of them to the host
+        self.sharing = Sharing(config, self.group.rank, self.group.ranks, options.zero_stage)
+        if options.device == "gpu":
+            check_memory(config, B, T, options, free_gpu_bytes(), self.sharing)
+        self.arena = plan_memory(config, B, T, options, self.sharing)
+        self.memory = self.arena.allocate(on_gpu=options.device == "gpu")
+        results = self.memory["step_results"]  # contiguous, so that one copy brings all of them to the host
         self.memory["norm_and_scale"], self.memory["mean_loss"], self.memory["stop_requests"] = results[:2], results[2:3], results[3:]
-        self.memory["shared_results"] = results[2:]  # what is summed over the processes
+        self.memory["shared_results"] = results[2:]  # summed over the processes
         for name in ("params", "grads", "layer_grads", "m", "v", "shared_results"):
             if name in self.memory:
                 zero(self.memory[name])
         self._write(self.memory["norm_and_scale"], np.ones(2, np.float32))
-        if fused:
+        if self.kernels.fused:
             self._write(self.memory["ranges"], self.sharing.update_ranges())
             self._write(self.memory["norm_ranges"], self.sharing.norm_ranges())
         self.params = tensors_by_name(self.sharing.state, lambda segment: self.memory["params"][segment.start : segment.stop])
         self.gradients = (ShardedGradients if self.sharing.stage == 2 else Gradients)(self.memory, self.sharing, self.group)
         self.grads = self.gradients.by_name
-        self.graphs = Graphs(graph and on_real_gpu and fused)
-        self._order = fused_layer_order if fused else layer_order
+        self.graphs = Graphs(options.graph and on_real_gpu and self.kernels.fused)
+        self._order = fused_layer_order if self.kernels.fused else layer_order
         self._staging = PinnedRing(max(B * T, 3 * most_pieces(B * T, config.V) + 3)) if on_real_gpu else None
         self._results = PinnedResults(STEP_RESULTS) if on_real_gpu else None
         self._views = {}
@@ -199,32 +174,10 @@ class GPT2:
     # ------------------------------------------------------------------------------------------------ activations
 
     def _activations(self, B, T):
-        """Views of the activations for a batch of (B, T) tokens, which uses the front of each buffer. Made once for each size."""
+        """Views of the activations for a batch of (B, T) tokens; made once for each size."""
         if (B, T) not in self._views:
-            self._views[B, T] = self._make_views(B, T)
+            self._views[B, T] = activation_views(self.memory, self.config, B, T, self.kernels.fused)
         return self._views[B, T]
-
-    def _make_views(self, B, T):
-        acts = SimpleNamespace()
-        memory, N, C = self.memory, B * T, self.config.C
-        for name, shape in activation_shapes(self.config, B, T).items():
-            buffer, size = memory[name], math.prod(shape)
-            copies = [buffer[layer][:size].reshape(shape) for layer in range(buffer.shape[0])]
-            setattr(acts, name, [copies[layer % len(copies)] for layer in range(self.config.L)])
-        for name in ("encoded", "lnf", "dresidual", "dbranch"):
-            setattr(acts, name, memory[name][: N * C].reshape((N, C)))
-        for name in ("lnf_mean", "lnf_rstd", "losses", "targets"):
-            setattr(acts, name, memory[name][:N])
-        acts.inputs = memory["inputs"][:N].reshape((B, T))
-        if self.kernels.fused:
-            acts.places = memory["places"][:N]
-            acts.pieces = memory["pieces"][: most_pieces(N, self.config.V) + 1]
-        for shapes in transient_shapes(self.config, B, T, self.kernels.fused):
-            start = 0
-            for name, shape in shapes.items():
-                setattr(acts, name, memory["transient"][start : start + math.prod(shape)].reshape(shape))
-                start += aligned(math.prod(shape))
-        return acts
 
     def _load_tokens(self, name, target, tokens):
         tokens = np.ascontiguousarray(tokens, np.int32)
@@ -322,17 +275,17 @@ class GPT2:
 
     def synchronize(self):
         """Wait until the device has done all that was asked of it."""
-        if self.device == "gpu":
+        if self.options.device == "gpu":
             synchronize()
 
     # ------------------------------------------------------------------------------------------------------ update
 
     def measure(self, max_norm=math.inf, stop=False):
-        """Ask for the loss of the batches since the last call (see take_loss) and the norm of all gradients together.
+        """Start to measure the loss of the batches since the last call (see take_loss) and the norm of all gradients together.
 
-        Returns a function that waits for the device and gives (loss, norm, stopping); it must be called before measure is called twice more.
-        With several processes the loss is the mean over them, and `stopping` is true in all of them if `stop` was in any.
-        If the norm is larger than max_norm, the updates until the next call scale the gradients so that it is max_norm.
+        Returns a Measurement; its `wait` must be called before measure is called twice more. If the norm is larger than max_norm, the updates
+        until the next call scale the gradients down to it. With several processes the loss is the mean over all of them, and if `stop` is true
+        in any, `stopping` is true in all.
         """
         if not self._losses_gathered:
             raise RuntimeError("measure: no loss has been computed since the last call")
@@ -341,14 +294,9 @@ class GPT2:
             self.write_numbers(memory["stop_requests"], np.ones(1, np.float32))
         self.graphs.run(("measure", max_norm), lambda: self._measure(max_norm))
         results = memory["step_results"]
-        wait = self._read(results).tolist if self._results is None else self._results.fetch(results)
+        fetch = self._read(results).tolist if self._results is None else self._results.fetch(results)
         zero(memory["shared_results"])
-
-        def loss_norm_stopping():
-            norm, _, sum_of_losses, stop_requests = wait()
-            return sum_of_losses / losses, norm, stop_requests > 0
-
-        return loss_norm_stopping
+        return Measurement(fetch, losses)
 
     def _measure(self, max_norm):
         shared = [self.memory["shared_results"]]
@@ -365,3 +313,16 @@ class GPT2:
         but not from process to process.
         """
         self._order.update(self, step, learning_rate, weight_decay, beta1, beta2, eps, rounding_seed)
+
+
+class Measurement:
+    """The loss and the gradient norm of a step, on their way from the device to the host."""
+
+    def __init__(self, fetch, losses):
+        """fetch: a function that waits for the step_results of memory_plan.py. losses: how many mean losses have been added up."""
+        self._fetch, self._losses = fetch, losses
+
+    def wait(self):
+        """(loss, norm, stopping): nats per token, the norm before clipping, whether any process asked to stop. Waits for the device."""
+        norm, _, sum_of_losses, stop_requests = self._fetch()
+        return sum_of_losses / self._losses, norm, stop_requests > 0

@@ -1,6 +1,6 @@
 """Where the kernels of the tests run: on the GPU, or in Numba's simulator where there is none. Numba must be told before it is imported."""
 
-from gpt2_numba.gpu.driver import simulate_without_gpu
+from gpt2_numba.gpu.detect_gpu import simulate_without_gpu
 
 simulate_without_gpu()
 

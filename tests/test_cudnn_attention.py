@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpt2_numba import preparation, train
+from gpt2_numba import train
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_bits, bfloat16_values, copy_to_host, to_device
 from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.layers.fast import attention as package
 from gpt2_numba.layers.fast.attention import cudnn as attention
 from gpt2_numba.layers.fast.attention import matmuls, mma, wgmma
+from gpt2_numba.training import preparation
 from gpt2_numba.training.settings import SHARD_DEFAULTS
 
 B, T, NH, HS = 2, 5, 3, 8
@@ -138,11 +139,11 @@ def test_what_cannot_be_used_is_not_chosen(machine):
 def test_the_trainer_demands_cudnn_only_for_bf16(machine):
     machine(installed=False)
     settings = dataclasses.replace(SHARD_DEFAULTS, attention="cudnn")
-    train.choose_attention(dataclasses.replace(settings, precision="fp32"))
+    preparation.choose_attention(dataclasses.replace(settings, precision="fp32"))
     with pytest.raises(UserError, match="not installed"):
-        train.choose_attention(dataclasses.replace(settings, precision="bf16"))
+        preparation.choose_attention(dataclasses.replace(settings, precision="bf16"))
     machine(installed=True)
-    train.choose_attention(dataclasses.replace(settings, precision="bf16"))
+    preparation.choose_attention(dataclasses.replace(settings, precision="bf16"))
     assert package.engine(BFLOAT16_BITS, HS) is attention
 
 
@@ -150,7 +151,7 @@ def test_the_command_line_chooses_before_anything_is_made(machine, monkeypatch, 
     machine(installed=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preparation, "bfloat16_supported", lambda: True)
-    monkeypatch.setattr(train, "make_loaders", lambda *_: pytest.fail("the trainer went on"))
+    monkeypatch.setattr(preparation, "make_loaders", lambda *_: pytest.fail("the trainer went on"))
     assert train.main(["--device", "gpu", "--precision", "bf16", "--attention", "cudnn"]) == 2
     assert "attention by cuDNN: it is not installed. Choose another attention (--attention numba)" in capsys.readouterr().err
 

@@ -5,9 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2_numba.config import GPT2Config
+from gpt2_numba.config import GPT2Config, parameter_shapes
 from gpt2_numba.errors import UserError
-from gpt2_numba.model import parameter_shapes
 from gpt2_numba.training.debug_state_file import DebugState, read_debug_state, write_debug_state
 
 CONFIG = GPT2Config(L=2, NH=1, C=8, max_T=5, V=37)

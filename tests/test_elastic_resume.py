@@ -9,13 +9,14 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2_numba import resume
 from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.loader import DataLoader, permute
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values, gpu_available
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 from gpt2_numba.parallel.shards import Shards
+from gpt2_numba.training import resume
 from gpt2_numba.training.checkpoint import CheckpointFailed
 from tests.thread_group import in_threads
 
@@ -38,9 +39,9 @@ def all_numbers(precision, master_weights=True):
 
 
 def part_of_run(group, zero_stage, device, precision, B=1, **options):
-    """Model, loader and course of one process."""
-    model = GPT2(SIZES, B, 4, device, precision, group=group, zero_stage=zero_stage, **options)
-    return model, DataLoader(SHARDS, B, 4, group.rank, group.ranks, shuffle=True), resume.Course()
+    """Model, loader and run_state of one process."""
+    model = GPT2(SIZES, B, 4, Options(device, precision, zero_stage=zero_stage, **options), group)
+    return model, DataLoader(SHARDS, B, 4, group.rank, group.ranks, shuffle=True), resume.RunState()
 
 
 def files(directory):
@@ -58,21 +59,21 @@ def write_by_several(directory, processes, zero_stage, device, precision, **opti
     """A checkpoint of so many processes, each at a place of its own in the data. Returns the loaders."""
 
     def write(group):
-        model, loader, course = part_of_run(group, zero_stage, device, precision, **options)
+        model, loader, run_state = part_of_run(group, zero_stage, device, precision, **options)
         for name, array in all_numbers(precision, options.get("master_weights", True)).items():
             model.load_part(name, 0, parts_of(array, model, name))
         loader.skip(5)
         for _ in range(3):
-            course.next_rounding_seed()
-        course.loss_outliers.load([1.0, 2.5])
-        resume.save(directory, STEP, model, loader, course, keep=0, major_every=0, group=group)
+            run_state.next_rounding_seed()
+        run_state.loss_outliers.load([1.0, 2.5])
+        resume.save(directory, STEP, model, loader, run_state, keep=0, major_every=0, group=group)
         return loader
 
     return in_threads(processes, write)
 
 
 def resume_by_several(directory, processes, zero_stage, device, precision, **options):
-    """What each of so many processes has after it has resumed: (model, loader, course)."""
+    """What each of so many processes has after it has resumed: (model, loader, run_state)."""
 
     def restore(group):
         whole = part_of_run(group, zero_stage, device, precision, **options)
@@ -84,10 +85,10 @@ def resume_by_several(directory, processes, zero_stage, device, precision, **opt
 
 def rounding_after(updates):
     """The states of the rounding's generator, now and before the last update."""
-    course = resume.Course()
+    run_state = resume.RunState()
     for _ in range(updates):
-        course.next_rounding_seed()
-    return course.rounding.state, course.rounding_before_update
+        run_state.next_rounding_seed()
+    return run_state.rounding.state, run_state.rounding_before_update
 
 
 def assert_holds(model, expected):
@@ -104,10 +105,10 @@ def assert_holds(model, expected):
 def test_resumed_by_another_number_of_processes(tmp_path, before, after, device, precision):
     write_by_several(tmp_path, before, 1, device, precision)
     for zero_stage in (0, 1, 2):
-        for model, loader, course in resume_by_several(tmp_path, after, zero_stage, device, precision):
+        for model, loader, run_state in resume_by_several(tmp_path, after, zero_stage, device, precision):
             assert_holds(model, all_numbers(precision))
-            assert (course.rounding.state, course.rounding_before_update) == rounding_after(3)
-            assert course.loss_outliers.values() == [1.0, 2.5]
+            assert (run_state.rounding.state, run_state.rounding_before_update) == rounding_after(3)
+            assert run_state.loss_outliers.values() == [1.0, 2.5]
             assert loader.current_sample > 0  # where it should be, test_data_loader.py asks
 
 
@@ -172,8 +173,8 @@ def test_a_model_file_for_several_processes(tmp_path):
     bits = all_numbers("bf16")["params"]
 
     def begin(group):
-        model, loader, course = part_of_run(group, 1, "gpu", "bf16")
-        resume.restore(resume.Checkpoint(0, SIZES, bits), model, loader, course)
+        model, loader, run_state = part_of_run(group, 1, "gpu", "bf16")
+        resume.restore(resume.Checkpoint(0, SIZES, bits), model, loader, run_state)
         return model
 
     for model in in_threads(3, begin):
@@ -233,9 +234,9 @@ def test_a_checkpoint_of_llmc_by_several_processes(tmp_path, before, after, stag
     arrays = all_numbers("fp32")
     files_of_llmc(tmp_path / "llmc", before, stage_there, arrays)
     for stage in (0, 1):
-        for model, loader, course in resume_by_several(tmp_path / "llmc", after, stage, "cpu", "fp32"):
+        for model, loader, run_state in resume_by_several(tmp_path / "llmc", after, stage, "cpu", "fp32"):
             assert_holds(model, arrays)
-            assert (course.rounding.state, course.rounding_before_update) == (1000, 2000)
+            assert (run_state.rounding.state, run_state.rounding_before_update) == (1000, 2000)
             if before == after:
                 expected = DataLoader(SHARDS, 1, 4, loader.rank, before, shuffle=True)
                 expected.skip(5)

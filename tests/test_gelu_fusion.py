@@ -8,6 +8,7 @@ from gpt2_numba.gpu.backend import SIMULATING, copy_to_host, real_gpu, to_device
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 
 STORAGE = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 on_a_gpu_only = pytest.mark.skipif(not real_gpu(), reason="cuBLASLt and page-locked memory need a GPU")
@@ -29,7 +30,7 @@ def test_fused_gelu_gives_the_gradients_of_the_separate_one(precision, gelu_fusi
     inputs, targets = rng.integers(0, config.V, (2, 3, 40)).astype(np.int32)
     gradients, losses = [], []
     for level in (0, gelu_fusion):
-        model = GPT2(config, 3, 40, "gpu", precision, tf32=False, gelu_fusion=level)
+        model = GPT2(config, 3, 40, Options("gpu", precision, tf32=False, gelu_fusion=level))
         model.load_params(initial_weights(config, parameter_shapes(config)))
         model.forward(inputs)
         model.backward(targets)

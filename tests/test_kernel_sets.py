@@ -13,6 +13,7 @@ from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.kernel_sets import FUNCTIONS, choose_kernels
 from gpt2_numba.layers.matmul import matmul_forward_by_library
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 from gpt2_numba.train import main
 
 needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
@@ -63,13 +64,13 @@ def test_what_cannot_be_is_refused_in_one_line(text, precision, message):
 
 def one_step(kernels, device, recompute=0):
     """Loss, gradients and norm of one batch, and the parameters after one update."""
-    model = GPT2(TINY, 1, 4, device, kernels=kernels, tf32=False, recompute=recompute)
+    model = GPT2(TINY, 1, 4, Options(device, kernels=kernels, tf32=False, recompute=recompute))
     model.load_params(initial_weights(TINY, parameter_shapes(TINY), seed=5))
     random = np.random.default_rng(3)
     inputs, targets = (random.integers(0, TINY.V, (1, 4)).astype(np.int32) for _ in range(2))
     model.forward(inputs)
     model.backward(targets)
-    gradients, (loss, norm, _) = model.grads_to_host(), model.measure(1.0)()
+    gradients, (loss, norm, _) = model.grads_to_host(), model.measure(1.0).wait()
     model.update(0, 1e-2, 0.1)
     return loss, norm, gradients, model.params_to_host()
 

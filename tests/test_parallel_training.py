@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt2_numba.gpu.backend import SIMULATING
-from gpt2_numba.gpu.driver import count_gpus
+from gpt2_numba.gpu.detect_gpu import count_gpus
 from tests.mpi import run_together
 
 needs_two_gpus = pytest.mark.skipif(count_gpus() < 2, reason="needs two GPUs")

@@ -14,17 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpt2_numba import resume
 from gpt2_numba import train as trainer
-from gpt2_numba.config import parse_descriptor
+from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values, gpu_available, real_gpu
 from gpt2_numba.initial_weights import draw_initial_weights
-from gpt2_numba.model import GPT2, count_parameters, parameter_shapes
+from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 from gpt2_numba.parallel.group import Alone
-from gpt2_numba.training import checkpoint
+from gpt2_numba.training import checkpoint, resume
 from gpt2_numba.training.checkpoint import complete_checkpoints
 from gpt2_numba.training.model_file import write_model_file
 from gpt2_numba.training.outliers import OutlierDetector
@@ -69,13 +69,13 @@ def run(data, monkeypatch):
     def run_once(*flags, stop_after=None):
         numbers, validations = {}, {}
 
-        def note_step(step, max_steps, loss, loss_z, norm, norm_z, rate, *_):
-            numbers[step] = struct.pack("<5d", loss, norm, loss_z, norm_z, rate)
+        def note_step(*, step, max_steps, loss, loss_z, norm, norm_z, learning_rate, **_):
+            numbers[step] = struct.pack("<5d", loss, norm, loss_z, norm_z, learning_rate)
             if step + 1 == stop_after:
                 signal.raise_signal(signal.SIGTERM)
             return f"step {step + 1}/{max_steps}"
 
-        monkeypatch.setattr("gpt2_numba.step_reports.step_line", note_step)
+        monkeypatch.setattr("gpt2_numba.training.step_reports.step_line", note_step)
         monkeypatch.setattr(trainer.MainLog, "write_validation", lambda _, step, loss: validations.update({step: loss}))
         model = stopped = None
         try:
@@ -258,21 +258,25 @@ def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
     config = parse_descriptor(sizes)
     tokens = np.random.default_rng(3).integers(0, config.V, 7 * B * T + 1).astype(np.uint16)
 
-    def go_on(model, loader, course, first):
+    def go_on(model, loader, run_state, first):
         seen = []
         for step in range(first, first + 10):
             inputs, targets = loader.next_batch()
             model.zero_grad()
             model.forward(inputs)
             model.backward(targets)
-            loss, norm, _ = model.measure(max_norm=1.0)()
-            model.update(step, 1e-3, 0.1, rounding_seed=course.next_rounding_seed())
+            loss, norm, _ = model.measure(max_norm=1.0).wait()
+            model.update(step, 1e-3, 0.1, rounding_seed=run_state.next_rounding_seed())
             seen.append((inputs.tobytes(), struct.pack("<2d", loss, norm)))
         model.synchronize()
         return seen, [value.tobytes() for value in model.params_to_host().values()]
 
     def fresh():
-        return GPT2(config, B, T, device, precision, **options), DataLoader([tokens[:-11], tokens], B, T, shuffle=True), resume.Course()
+        return (
+            GPT2(config, B, T, Options(device, precision, **options)),
+            DataLoader([tokens[:-11], tokens], B, T, shuffle=True),
+            resume.RunState(),
+        )
 
     one = fresh()
     one[0].load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
@@ -443,12 +447,13 @@ def test_a_model_file_in_bf16_begins_with_its_values(run, tmp_path):
 
 STOP_IN_STEP_3 = """
 import os, sys
-from gpt2_numba import step_reports, train
+from gpt2_numba import train
+from gpt2_numba.training import step_reports
 line = step_reports.step_line
-def step_line(step, *rest):
-    if step == 2:
+def step_line(**values):
+    if values["step"] == 2:
         os.kill(os.getpid(), int(sys.argv[1]))
-    return line(step, *rest)
+    return line(**values)
 step_reports.step_line = step_line
 sys.exit(train.main(sys.argv[2:]))
 """

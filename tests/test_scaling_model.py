@@ -11,6 +11,7 @@ from dev.scaling.figures import FIGURES, ONE_GPU, OUR_RUNS, PUBLISHED_RUNS
 from dev.scaling.one_gpu import BENCH, measured, micro_step_share
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.memory_plan import plan_memory
+from gpt2_numba.options import Options
 from gpt2_numba.parallel.shards import Sharing
 
 KINDS = "all_reduce", "reduce_scatter", "all_gather"
@@ -223,7 +224,7 @@ def test_memory_is_what_the_trainer_plans(model, B):
     config = parse_descriptor(model)
     for ranks in (2, 8):
         for stage in (0, 1, 2):
-            planned = plan_memory(config, B, 1024, "bf16", 0, True, Sharing(config, 0, ranks, stage)).nbytes / 2**30
+            planned = plan_memory(config, B, 1024, Options("gpu", "bf16", recompute=0), Sharing(config, 0, ranks, stage)).nbytes / 2**30
             assert step.memory_gib(model, ranks, stage, B) == pytest.approx(planned, rel=0.01)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gpt2_numba.config import MATRICES, count_parameters, parse_descriptor
-from gpt2_numba.data.loader import DataLoader, LoaderState
+from gpt2_numba.data.loader import DataLoader
+from gpt2_numba.data.loader_state import LoaderState
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training import model_file

@@ -1,29 +1,31 @@
 """Results of steps: each is told once, in order, one step late where the device overlaps; outliers are known when they are asked for."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gpt2_numba.gpu.moment import HostMoment
-from gpt2_numba.resume import Course
-from gpt2_numba.step_reports import StepReports, StepResult
 from gpt2_numba.training.log import MainLog, read_main_log
+from gpt2_numba.training.resume import RunState
+from gpt2_numba.training.step_reports import StepReports, StepResult
 
 WINDOW = 128
 
 
-def result(step, loss, norm, course, waited=None):
+def result(step, loss, norm, run_state, waited=None):
     def wait():
         if waited is not None:
             waited.append(step)
         return loss, norm, False
 
-    return StepResult(step, 1e-3, wait, course)
+    return StepResult(step, 1e-3, SimpleNamespace(wait=wait), run_state)
 
 
-def course_that_has_seen(losses, norms):
-    course = Course()
-    course.loss_outliers.load(losses)
-    course.norm_outliers.load(norms)
-    return course
+def state_that_has_seen(losses, norms):
+    run_state = RunState()
+    run_state.loss_outliers.load(losses)
+    run_state.norm_outliers.load(norms)
+    return run_state
 
 
 USUAL = [4.0, 5.0] * (WINDOW // 2)  # mean 4.5, deviation 0.5
@@ -33,33 +35,33 @@ USUAL = [4.0, 5.0] * (WINDOW // 2)  # mean 4.5, deviation 0.5
     (6.5, 4.5, 3.0, 0, True), (5.5, 4.5, 3.0, 0, False), (4.5, 6.5, 0, 3.0, True), (6.5, 4.5, 0, 3.0, False), (6.5, 4.5, 3.0, 99.0, True),
 ])  # fmt: skip
 def test_an_outlier_is_above_its_threshold(loss, norm, loss_threshold, norm_threshold, expected):
-    assert result(0, loss, norm, course_that_has_seen(USUAL, USUAL)).is_outlier(loss_threshold, norm_threshold) is expected
+    assert result(0, loss, norm, state_that_has_seen(USUAL, USUAL)).is_outlier(loss_threshold, norm_threshold) is expected
 
 
 def test_while_the_window_fills_nothing_is_an_outlier():
-    assert not result(0, 99.0, 99.0, course_that_has_seen(USUAL[1:-1], USUAL[1:-1])).is_outlier(1.0, 1.0)
+    assert not result(0, 99.0, 99.0, state_that_has_seen(USUAL[1:-1], USUAL[1:-1])).is_outlier(1.0, 1.0)
 
 
 def test_without_thresholds_nothing_is_waited_for():
     waited = []
-    assert not result(0, 99.0, 99.0, course_that_has_seen(USUAL, USUAL), waited).is_outlier(0, 0)
+    assert not result(0, 99.0, 99.0, state_that_has_seen(USUAL, USUAL), waited).is_outlier(0, 0)
     assert waited == []
 
 
 def test_values_are_taken_into_the_windows_once():
-    course = Course()
-    one = result(0, 4.0, 2.0, course)
+    run_state = RunState()
+    one = result(0, 4.0, 2.0, run_state)
     assert [one.values(), one.is_outlier(3.0, 3.0), one.values()][0][:3:2] == (4.0, 2.0)
-    assert course.loss_outliers.values() == [4.0] and course.norm_outliers.values() == [2.0]
+    assert run_state.loss_outliers.values() == [4.0] and run_state.norm_outliers.values() == [2.0]
 
 
 @pytest.mark.parametrize("overlap, waited_after_each", [(True, [[], [0], [0, 1]]), (False, [[0], [0, 1], [0, 1, 2]])])
 def test_each_step_is_told_once_and_in_order(tmp_path, capsys, overlap, waited_after_each):
-    course, waited = Course(), []
+    run_state, waited = RunState(), []
     reports = StepReports(3, 100, MainLog(tmp_path), overlap, peak_tokens_per_second=1e12)
     for step, expected in enumerate(waited_after_each):
         reports.begin(HostMoment())
-        reports.add(result(step, 4.0 - step, 2.0 + step, course, waited), HostMoment())
+        reports.add(result(step, 4.0 - step, 2.0 + step, run_state, waited), HostMoment())
         assert waited == expected
     reports.finish()
     reports.finish()  # nothing is left: nothing is told
@@ -73,13 +75,13 @@ def test_each_step_is_told_once_and_in_order(tmp_path, capsys, overlap, waited_a
 def test_the_time_of_a_step_runs_from_the_end_of_the_one_before(tmp_path, capsys, monkeypatch):
     now = iter([10.0, 13.0, 13.5, 14.0, 100.0, 102.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    course, reports = Course(), StepReports(4, 100, MainLog(tmp_path), True)
+    run_state, reports = RunState(), StepReports(4, 100, MainLog(tmp_path), True)
     for step in range(2):
         reports.begin(HostMoment())  # 10; 13.5 is not looked at, since the first step is still under way
-        reports.add(result(step, 4.0, 2.0, course), HostMoment())  # 13, 14
+        reports.add(result(step, 4.0, 2.0, run_state), HostMoment())  # 13, 14
     reports.finish()
     reports.begin(HostMoment())  # 100: the pause counts for nobody
-    reports.add(result(2, 4.0, 2.0, course), HostMoment())  # 102
+    reports.add(result(2, 4.0, 2.0, run_state), HostMoment())  # 102
     reports.finish()
     milliseconds = [float(line.split("|")[4].split()[0]) for line in capsys.readouterr().out.splitlines()]
     assert milliseconds == [3000.0, 1000.0, 2000.0]

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from gpt2_numba.config import GPT2Config
+from gpt2_numba.config import GPT2Config, parameter_shapes
 from gpt2_numba.gpu.backend import real_gpu
 from gpt2_numba.initial_weights import initial_weights
-from gpt2_numba.model import GPT2, parameter_shapes
+from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[oracle]' to compare the model with it")
 
@@ -78,7 +79,7 @@ def our_run():
 
     def run(device):
         if device not in runs:
-            model = GPT2(CONFIG, B, T, device=device, precision="fp32", recompute=1, tf32=False)
+            model = GPT2(CONFIG, B, T, Options(device, "fp32", recompute=1, tf32=False))
             model.load_params(lively_weights())
             losses, norms, first_gradients = [], [], None
             for step, (inputs, targets) in enumerate(batches()):
@@ -86,7 +87,7 @@ def our_run():
                 model.forward(inputs)
                 model.backward(targets)
                 first_gradients = first_gradients or model.grads_to_host()
-                loss, norm, _ = model.measure(max_norm=1.0)()
+                loss, norm, _ = model.measure(max_norm=1.0).wait()
                 model.update(step, learning_rate(step), weight_decay=0.1)
                 losses.append(loss)
                 norms.append(norm)

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-from gpt2_numba import preparation
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.multiple_choice import Example, write_examples
@@ -15,6 +14,8 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
 from gpt2_numba.kernel_sets import KernelSet
 from gpt2_numba.memory_plan import check_memory, memory_needed, plan_memory
+from gpt2_numba.options import Options
+from gpt2_numba.training import preparation
 from gpt2_numba.training.log import read_main_log
 from gpt2_numba.training.settings import parse_settings, with_defaults
 
@@ -151,13 +152,16 @@ def test_gpu_is_refused_where_there_is_none(shards):
     assert "none that works" in done.stderr and "--device cpu" in done.stderr and done.stderr.count("\n") == 1
 
 
+FAST = Options("gpu", "bf16", recompute=0, kernels=KernelSet("fast", fused=True))
+
+
 def test_too_little_memory_names_what_would_fit():
     config = parse_descriptor("d12")
-    needs = {batch: plan_memory(config, batch, 1024, "bf16", 0, True).nbytes for batch in (16, 17)}
+    needs = {batch: plan_memory(config, batch, 1024, FAST).nbytes for batch in (16, 17)}
     free = (needs[16] + needs[17]) // 2 + (32 << 20)
     with pytest.raises(UserError, match=r"needs .* GiB.* are free.*-b 16\)"):
-        check_memory(config, 64, 1024, "bf16", 0, True, free)
-    check_memory(config, 16, 1024, "bf16", 0, True, free)
+        check_memory(config, 64, 1024, FAST, free)
+    check_memory(config, 16, 1024, FAST, free)
 
 
 @pytest.mark.parametrize("total, expected", [(None, 17), (1024 * 32, 16), (1024 * 34, 17), (1024 * 23, 1)])
@@ -165,10 +169,8 @@ def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     config, flags = parse_descriptor("d12"), ["-b", "auto", "-t", "1024", "-r", "0", "--precision", "bf16", "--device", "gpu"]
     settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
     monkeypatch.setattr(preparation, "real_gpu", lambda: True)
-    monkeypatch.setattr(
-        preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, "bf16", 0, True) + preparation.MEMORY_RESERVE
-    )
-    assert preparation.largest_batch_size(settings, config, 1, KernelSet("fast", fused=True)) == expected
+    monkeypatch.setattr(preparation, "free_gpu_bytes", lambda: memory_needed(config, 17, 1024, FAST) + preparation.MEMORY_RESERVE)
+    assert preparation.largest_batch_size(settings, config, 1, FAST.kernels) == expected
 
 
 def test_a_batch_that_fits_is_for_gpus_only(shards):

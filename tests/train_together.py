@@ -15,6 +15,7 @@ from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 from gpt2_numba.parallel.start import join
 from gpt2_numba.training.settings import SHARD_DEFAULTS
 
@@ -26,8 +27,9 @@ def main(options, result):
     group = join(replace(SHARD_DEFAULTS, hang_timeout=60), device)
     B, T, accumulate = options["B"], options["T"], options["accumulate"]
     model = GPT2(
-        config, B, T, device, options["precision"], recompute=0, graph=options["graph"], group=group, zero_stage=options["zero_stage"]
-    )
+        config, B, T,
+        Options(device, options["precision"], recompute=0, graph=options["graph"], zero_stage=options["zero_stage"]), group,
+    )  # fmt: skip
     model.load_params(initial_weights(config, parameter_shapes(config)))
     tokens = np.random.default_rng(5).integers(0, config.V, 2**16).astype(np.uint16)
     loader = DataLoader([tokens], B, T, group.rank, group.ranks)
@@ -38,7 +40,7 @@ def main(options, result):
             inputs, targets = loader.next_batch()
             model.forward(inputs)
             model.backward(targets, accumulate, last=micro_step + 1 == accumulate)
-        loss, norm, _ = model.measure(options["max_norm"])()
+        loss, norm, _ = model.measure(options["max_norm"]).wait()
         seen["losses"].append(loss)
         seen["norms"].append(norm)
         if options["zero_stage"] == 0:

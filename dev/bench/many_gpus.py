@@ -84,7 +84,7 @@ class Runner:
                 yield tensor, layer, one
 
     def step(self, micro_steps):
-        """One step. Returns the function that waits for its loss and norm."""
+        """One step. Returns its Measurement."""
         self.trainer.micro_steps = micro_steps
         return self.trainer.ask_for_step()
 
@@ -93,11 +93,11 @@ class Runner:
         from gpt2_numba.gpu.graph import Graphs
 
         self.group.on = messages
-        with patch.object(self.model, "_graphs", Graphs(True)):
+        with patch.object(self.model, "graphs", Graphs(True)):
             for _ in range(2):  # launched, then recorded
-                self.step(micro_steps)()
+                self.step(micro_steps).wait()
             begin = self.model.moment()
-            self.step(micro_steps)()
+            self.step(micro_steps).wait()
             one = self.model.moment().seconds_since(begin)
             count = max(3, *self.group.gather(round(seconds / one)))
             moments, waiting = [self.model.moment()], None
@@ -105,9 +105,9 @@ class Runner:
                 result = self.step(micro_steps)
                 moments.append(self.model.moment())
                 if waiting:
-                    waiting()
+                    waiting.wait()
                 waiting = result
-            loss, norm, _ = waiting()
+            loss, norm, _ = waiting.wait()
         self.group.on = True
         times = [1000 * after.seconds_since(before) for before, after in zip(moments, moments[1:])]
         return times[count:], loss, norm
@@ -149,7 +149,7 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
 
     from gpt2_numba.gpu.arena import free_gpu_bytes
     from gpt2_numba.parallel.start import join
-    from gpt2_numba.preparation import choose_matmuls
+    from gpt2_numba.training.preparation import choose_matmuls
     from gpt2_numba.training.settings import SHARD_DEFAULTS
 
     settings = replace(SHARD_DEFAULTS, device="gpu", log_dir=log_dir, hang_timeout=120)

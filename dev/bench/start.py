@@ -32,6 +32,7 @@ part("import NumPy")
 from numba import cuda
 part("import Numba")
 from gpt2_numba import model, train
+from gpt2_numba.training import preparation
 part("import the trainer")
 from gpt2_numba.gpu import cublaslt, kernel_cache
 from gpt2_numba.gpu.backend import real_gpu
@@ -68,10 +69,10 @@ def waited_for(tensors):
         yield tensor
         part("weights: converted and copied")
 
-draw = train.draw_initial_weights
-train.draw_initial_weights = lambda *args: waited_for(draw(*args))
+draw = preparation.draw_initial_weights
+preparation.draw_initial_weights = lambda *args: waited_for(draw(*args))
 for function, name in {"make_model": "memory for the model", "make_loaders": "data", "choose_matmuls": "choices of matmuls read"}.items():
-    timed(train, function, name)
+    timed(preparation, function, name)
 
 begin = train.StepReports.begin
 def first_step_begins(*args):

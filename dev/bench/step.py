@@ -68,17 +68,17 @@ def gaps_between_steps(trainer, count=GAPS):
     of a step, another before the first of the next. If the host has set the second before the GPU comes to the first, what lies between
     them is all that the GPU waits; else it has run out of work, and waits longer than that by the time that a launch takes.
     """
-    gaps, ran_out, end, numbers = [], 0, None, None
+    gaps, ran_out, end, measurement = [], 0, None, None
     for step in range(count + 1):
         begin = mark()
         if step > 0:
             gaps.append((end, begin))
             ran_out += real_gpu() and end.query()
-        of_last_step, numbers = numbers, trainer.ask_for_step()
+        last_step, measurement = measurement, trainer.ask_for_step()
         end = mark()
-        if of_last_step:
-            of_last_step()
-    numbers()
+        if last_step:
+            last_step.wait()
+    measurement.wait()
     synchronize()
     of_nothing = empty_mark()
     return {"gap_ms": [max(0.0, milliseconds(*gap) - of_nothing) for gap in gaps], "ran_out_of_work": ran_out}

@@ -9,6 +9,7 @@ from gpt2_numba.config import parameter_shapes
 from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 6e-4, 0.1, 1.0
 BATCHES = 4  # different ones, taken in turn
@@ -20,10 +21,10 @@ class Trainer:
     Weights as at the start of a training, since a chip under its power limit is slower on random numbers than on zeros.
     """
 
-    def __init__(self, config, B, T, micro_steps, device="gpu", weights=None, seed=2, **options):
-        """weights: as GPT2.load_pieces takes them, fresh ones by default   seed: of the tokens   options: as in GPT2."""
+    def __init__(self, config, B, T, micro_steps, device="gpu", weights=None, seed=2, group=None, **options):
+        """weights: as GPT2.load_pieces takes them, fresh ones by default   seed: of the tokens   options: see Options."""
         self.config, self.B, self.T, self.micro_steps = config, B, T, micro_steps
-        self.model = GPT2(config, B, T, device, **options)
+        self.model = GPT2(config, B, T, Options(device=device, **options), group)
         self.model.load_pieces(weights or draw_initial_weights(config, parameter_shapes(config)))
         random = np.random.default_rng(seed)
         self._batches = [random.integers(0, config.V, (2, B, T), dtype=np.int32) for _ in range(BATCHES)]
@@ -31,10 +32,10 @@ class Trainer:
 
     def step(self, micro_steps=None, say_phase=lambda phase: None):
         """One step, and wait for its numbers. Arguments as in ask_for_step."""
-        self.ask_for_step(micro_steps, say_phase)()
+        self.ask_for_step(micro_steps, say_phase).wait()
 
     def ask_for_step(self, micro_steps=None, say_phase=lambda phase: None):
-        """One step, as in the training loop. Returns a function that waits for its loss and norm.
+        """One step, as in the training loop. Returns its Measurement.
 
         say_phase(name) is called before the forward and the backward pass of each micro-step and before the update.
         """
@@ -66,10 +67,10 @@ class Trainer:
 
     def update(self):
         """Norm, clipping and AdamW; waits for the norm."""
-        self.ask_for_update()()
+        self.ask_for_update().wait()
 
     def ask_for_update(self):
-        """Norm, clipping and AdamW, as in the training loop. Returns a function that waits for the loss and the norm."""
+        """Norm, clipping and AdamW, as in the training loop. Returns the Measurement."""
         numbers = self.model.measure(MAX_NORM)
         self.model.update(self._steps_done, LEARNING_RATE, WEIGHT_DECAY, rounding_seed=self._steps_done)
         self._steps_done += 1

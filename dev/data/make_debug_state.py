@@ -1,4 +1,4 @@
-"""A model file, a debug state and ten losses from PyTorch, for `python -m gpt2_numba.test_gpt2` to compare with.
+"""A model file, a debug state and ten losses from PyTorch, for `python -m gpt2_numba.check_model` to compare with.
 
     python -m dev.data.make_debug_state -e L=2,NH=2,C=32,T=16,V=101 -b 3 -t 13 --out data
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.check_model import ADAMW, GRAD_CLIP, STEPS
 from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.initial_weights import initial_weights
-from gpt2_numba.test_gpt2 import ADAMW, GRAD_CLIP, STEPS
 from gpt2_numba.training.debug_state_file import DebugState, write_debug_state
 from gpt2_numba.training.model_file import write_model_file
 
@@ -67,7 +67,7 @@ def debug_state_of(model, config, inputs, targets):
 
 
 def ten_losses(model, inputs, targets):
-    """The losses of the training that test_gpt2 repeats. Changes the model."""
+    """The losses of the training that check_model repeats. Changes the model."""
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -112,7 +112,7 @@ def run(argv):
         paths[2].write_text("".join(f"{loss:.9g}\n" for loss in losses))
     except OSError as error:
         raise UserError(f"--out {arguments.out}: must be a directory that can be written: {error.strerror}. Choose another") from error
-    print(f"test with: python -m gpt2_numba.test_gpt2 {paths[0]} {paths[1]} --losses {paths[2]}")
+    print(f"test with: python -m gpt2_numba.check_model {paths[0]} {paths[1]} --losses {paths[2]}")
 
 
 def main(argv=None):

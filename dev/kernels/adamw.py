@@ -14,8 +14,8 @@ import numpy as np
 from numba import cuda, float32
 
 from dev.kernels import in_both_precisions
+from gpt2_numba.gpu.argument_checks import check_width
 from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, to_device
-from gpt2_numba.gpu.check import check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.layers import adamw

@@ -69,6 +69,10 @@ class Score:
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, centre - half), min(1.0, centre + half)
 
+    def __str__(self):
+        low, high = self.interval
+        return f"{self.correct}/{self.examples} = {self.accuracy:.4f} (95 % between {low:.4f} and {high:.4f})"
+
 
 class MultipleChoice:
     """The examples of one evaluation file as batches, and the score of the losses that a model has on them.

@@ -28,9 +28,9 @@ import math
 import numpy as np
 from numba import cuda, njit
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import ceil_div, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 ONE = np.float32(1)
 

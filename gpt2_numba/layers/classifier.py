@@ -34,9 +34,9 @@ import math
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_max, block_sum
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 ZERO, ONE, MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
 

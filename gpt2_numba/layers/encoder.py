@@ -27,9 +27,9 @@ N = B * T rows; row b * T + t is position t of sequence b. [r] read, [w] overwri
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 ZERO = np.float32(0)
 

@@ -27,9 +27,9 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 # float32 constants. A bare Python literal is float64, and one of them makes the whole expression float64, many times slower on most GPUs.
 # The references use the same ones, also in float64, where they are exact to 24 bits only.

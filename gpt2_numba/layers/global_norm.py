@@ -23,9 +23,9 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_sum
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 ZERO, ONE = np.float32(0), np.float32(1)
 PARTIALS = 2 if SIMULATING else 1024  # the same on every GPU: the rounding depends on it

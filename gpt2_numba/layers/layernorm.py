@@ -54,9 +54,9 @@ import math
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import ceil_div, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_sum
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 EPS = np.float32(1e-5)
 ZERO, ONE = np.float32(0), np.float32(1)  # a bare 0.0 is float64, and makes every sum that starts from it float64

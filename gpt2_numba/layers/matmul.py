@@ -41,9 +41,9 @@ weight), the second is inp without (it sees inpᵀ and needs that). `gpu/gemm.py
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
-from gpt2_numba.gpu.check import check_arrays, check_float32
 from gpt2_numba.gpu.gemm import gemm
 
 ZERO = np.float32(0)

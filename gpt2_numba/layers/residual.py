@@ -24,9 +24,9 @@ the branch then adds the branch's share to it.
 
 from numba import cuda
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
-from gpt2_numba.gpu.check import check_arrays, check_float32
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
-from gpt2_numba.data.loader import LoaderState
+from gpt2_numba.data.loader_state import LoaderState
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.shards import WIDTH, Shards
 from gpt2_numba.training.model_file import write_array

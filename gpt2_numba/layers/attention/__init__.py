@@ -53,9 +53,9 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import block_sum
-from gpt2_numba.gpu.check import check_arrays, check_float32
 from gpt2_numba.layers.attention.on_cpu import attention_backward_on_cpu, attention_forward_on_cpu
 
 ZERO, MINUS_INFINITY = np.float32(0), np.float32(-np.inf)

@@ -33,8 +33,8 @@ float32 master weights, 124,475,904 parameters.
 import numpy as np
 from numba import cuda, float32, uint64
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, SIMULATING, compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.ranges import DECAYS, IN_GRADS, IN_PARAMS, START, find_range

@@ -34,8 +34,8 @@ import functools
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, device_properties
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.float32_math import LOG2_E, exp2, log, maximum
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1, store8
 from gpt2_numba.gpu.reductions import LOWEST, block_max, block_sum

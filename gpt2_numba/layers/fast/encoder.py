@@ -38,8 +38,8 @@ this is not its first. Tokens with several pieces come first. The last row, and 
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE
 

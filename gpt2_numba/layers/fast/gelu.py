@@ -30,8 +30,8 @@ device-to-device copy.
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.float32_math import exp2, reciprocal
 from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
 from gpt2_numba.gpu.reductions import (

@@ -25,8 +25,8 @@ What is different from the plain kernels of layers/global_norm.py, and what it g
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8
 from gpt2_numba.gpu.ranges import IN_GRADS, START, find_range

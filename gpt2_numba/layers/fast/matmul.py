@@ -32,8 +32,8 @@ What is different from the plain kernels of layers/matmul.py, and what it gains.
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import (

@@ -17,8 +17,8 @@ The trainer uses it only to add up gradients (parallel/gradients.py). The forwar
 
 from numba import cuda, float32
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 
 THREADS = 32 if SIMULATING else 256

@@ -35,8 +35,8 @@ Several engines have these in common, with one signature. `choose_engine` and th
 
 import functools
 
+from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, device_properties, real_gpu
-from gpt2_numba.gpu.check import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.gemm import tf32_allowed
 from gpt2_numba.layers.attention import SHAPE_HINT, sizes_of
 from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma

@@ -1,4 +1,4 @@
-"""Is the whole model right?  python -m gpt2_numba.test_gpt2 MODEL.bin DEBUG_STATE.bin [--losses FILE]
+"""Is the whole model right?  python -m gpt2_numba.check_model MODEL.bin DEBUG_STATE.bin [--losses FILE]
 
 A debug state holds one batch, and the logits, the loss and the gradients of the 16 tensors that another implementation (PyTorch) has
 got for it with the parameters in the model file. This program computes them as well, and prints a table of the differences. It goes
@@ -24,9 +24,10 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import bfloat16_supported, device_name, on_host, real_gpu
 from gpt2_numba.layer_checks import UNIT, compare
 from gpt2_numba.model import GPT2
-from gpt2_numba.resume import Course, open_newest, restore, save
+from gpt2_numba.options import Options
 from gpt2_numba.training.debug_state_file import read_debug_state
 from gpt2_numba.training.model_file import read_model_file
+from gpt2_numba.training.resume import RunState, open_newest, restore, save
 
 STEPS = 10
 ADAMW = dict(learning_rate=1e-4, weight_decay=0.0, beta1=0.9, beta2=0.95, eps=1e-8)
@@ -116,20 +117,20 @@ def loss_bounds(config, state, expected, precision, tf32):
 # -------------------------------------------------------------------------------------------------------- comparisons
 
 
-def train_step(model, step, inputs, targets, course):
+def train_step(model, step, inputs, targets, run_state):
     """One step of the training that is compared. Returns its loss and its gradients' norm."""
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    loss, norm, _ = model.measure(GRAD_CLIP)()
-    model.update(step, rounding_seed=course.next_rounding_seed(), **ADAMW)
+    loss, norm, _ = model.measure(GRAD_CLIP).wait()
+    model.update(step, rounding_seed=run_state.next_rounding_seed(), **ADAMW)
     return loss, norm
 
 
 def compare_first_step(model, state, tf32):
     """Rows (layer_checks.Row) for logits, loss and the 16 gradient tensors, each with the tensor's largest number, as pairs."""
     config, (B, T) = model.config, state.inputs.shape
-    forward, backward = (relative_error(config, B, T, model.precision, tf32, which) for which in (False, True))
+    forward, backward = (relative_error(config, B, T, model.options.precision, tf32, which) for which in (False, True))
     model.zero_grad()
     model.forward(state.inputs)
     logits = model.logits_to_host()
@@ -137,7 +138,7 @@ def compare_first_step(model, state, tf32):
     loss = np.array([state.loss])
     largest_logit = np.abs(state.logits).max()
     of_logits = forward * largest_logit if np.isfinite(largest_logit) else 0.0
-    of_loss = loss_bounds(config, state, loss, model.precision, tf32)
+    of_loss = loss_bounds(config, state, loss, model.options.precision, tf32)
     rows = [
         (compare("forward", "logits", logits, state.logits, of_logits), largest_logit),
         (compare("forward", "loss", np.array([model.take_loss()]), loss, of_loss), state.loss),
@@ -151,9 +152,9 @@ def compare_first_step(model, state, tf32):
 
 def compare_losses(model, state, expected, tf32):
     """Ten steps on the state's batch. Returns (losses, Rows: one for each expected loss)."""
-    course = Course()
-    losses = [train_step(model, step, state.inputs, state.targets, course)[0] for step in range(STEPS)]
-    bounds = loss_bounds(model.config, state, expected, model.precision, tf32)
+    run_state = RunState()
+    losses = [train_step(model, step, state.inputs, state.targets, run_state)[0] for step in range(STEPS)]
+    bounds = loss_bounds(model.config, state, expected, model.options.precision, tf32)
     rows = [
         compare(f"step {step}", "loss", np.array([losses[step]]), expected[step : step + 1], bounds[step : step + 1])
         for step in range(len(expected))
@@ -168,21 +169,21 @@ def check_determinism(model, directory, first_step=STEPS):
     """
     config, B, T = model.config, model.B, model.T
     tokens = np.random.default_rng(0).integers(0, config.V, 4 * B * T + 1).astype(np.uint16)
-    loader, course = DataLoader([tokens], B, T, shuffle=True, vocab_size=config.V), Course()
-    course.next_rounding_seed()  # anything but its first state, which a program that forgets to restore it would have
+    loader, run_state = DataLoader([tokens], B, T, shuffle=True, vocab_size=config.V), RunState()
+    run_state.next_rounding_seed()  # anything but its first state, which a program that forgets to restore it would have
     loader.next_batch()
 
     def ten_steps():
         batches, losses = [], []
         for step in range(first_step, first_step + STEPS):
             inputs, targets = loader.next_batch()
-            losses.append(train_step(model, step, inputs, targets, course))
+            losses.append(train_step(model, step, inputs, targets, run_state))
             batches.append(inputs)
         return {"tokens": np.array(batches), "losses and norms": np.array(losses)} | bits_of(model)
 
-    save(directory, first_step, model, loader, course, keep=0, major_every=0, group=model.group)
+    save(directory, first_step, model, loader, run_state, keep=0, major_every=0, group=model.group)
     first = ten_steps()
-    restore(open_newest(directory), model, loader, course)
+    restore(open_newest(directory), model, loader, run_state)
     second = ten_steps()
     return [line for name in first for line in difference(name, first[name], second[name])]
 
@@ -236,7 +237,7 @@ def print_losses(losses, rows):
 def parse_arguments(argv):
     """The command line, with the device decided. Raises UserError for a mistake."""
     description = "Compare the model with a debug state, and check that it repeats."
-    parser = Parser(prog="python -m gpt2_numba.test_gpt2", description=description, allow_abbrev=False)
+    parser = Parser(prog="python -m gpt2_numba.check_model", description=description, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL.bin", help="model file, float32 or bfloat16")
     parser.add_argument("state", metavar="DEBUG_STATE.bin", help="debug state that goes with it")
     parser.add_argument("--losses", metavar="FILE", help=f"text file of the {STEPS} expected losses (default: only the first is known)")
@@ -276,7 +277,7 @@ def run(argv):
     state = read_debug_state(arguments.state, config, parameter_shapes(config))
     expected = np.array([state.loss]) if arguments.losses is None else read_losses(arguments.losses)
     B, T = state.inputs.shape
-    model = GPT2(config, B, T, arguments.device, arguments.precision, tf32=arguments.tf32)
+    model = GPT2(config, B, T, Options(device=arguments.device, precision=arguments.precision, tf32=arguments.tf32))
     for name in ("params", "master"):
         if model.raw(name) is not None:
             model.load_part(name, 0, parameters)

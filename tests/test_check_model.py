@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from dev.data.make_debug_state import main as make_debug_state
-from gpt2_numba import test_gpt2 as program
+from gpt2_numba import check_model as program
 from gpt2_numba.config import GPT2Config, count_parameters, parameter_shapes
 from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_supported, gpu_available, real_gpu
 from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.model import GPT2
-from gpt2_numba.resume import Course
+from gpt2_numba.options import Options
 from gpt2_numba.training.debug_state_file import DebugState, read_debug_state, write_debug_state
 from gpt2_numba.training.model_file import read_model_file, write_model_file
+from gpt2_numba.training.resume import RunState
 
 CONFIG = GPT2Config(L=2, NH=2, C=16, max_T=9, V=37)
 B, T = 3, 7
@@ -40,8 +41,8 @@ def write_files(directory, config=CONFIG, B=B, T=T):
     logits = model.logits_to_host()
     model.backward(targets)
     state = DebugState(inputs, targets, logits, model.take_loss(), model.grads_to_host())
-    course = Course()
-    losses = [program.train_step(model, step, inputs, targets, course)[0] for step in range(10)]
+    run_state = RunState()
+    losses = [program.train_step(model, step, inputs, targets, run_state)[0] for step in range(10)]
     write_model_file(directory / "model.bin", config, np.concatenate([weights[name].reshape(-1) for name in shapes]))
     write_debug_state(directory / "model_debug_state.bin", config, shapes, state)
     (directory / "model_losses.txt").write_text("\n".join(map(str, losses)))
@@ -201,10 +202,10 @@ def test_another_optimizer_is_found(files, run, monkeypatch, setting, value):
 def test_a_reload_that_forgets_something_is_found(files, run, monkeypatch, forgotten):
     restore = program.restore
 
-    def forgetful(checkpoint, model, loader, course):
+    def forgetful(checkpoint, model, loader, run_state):
         place = loader.state()
         kept = None if forgotten == "place in the data" else model.raw(forgotten).copy()
-        restore(checkpoint, model, loader, course)
+        restore(checkpoint, model, loader, run_state)
         if kept is None:
             loader.load_state(place)
         else:
@@ -283,7 +284,7 @@ def test_the_kernels_first_step_is_within_the_bounds(tmp_path, precision):
     write_files(tmp_path, GPT2Config(L=1, NH=2, C=16, max_T=7, V=37), B=2, T=6)
     config, parameters = read_model_file(tmp_path / "model.bin")
     state = read_debug_state(tmp_path / "model_debug_state.bin", config, parameter_shapes(config))
-    model = GPT2(config, 2, 6, "gpu", precision, tf32=False)
+    model = GPT2(config, 2, 6, Options("gpu", precision, tf32=False))
     for name in ("params", "master"):
         if model.raw(name) is not None:
             model.load_part(name, 0, parameters)

@@ -13,6 +13,7 @@ keeps in memory: with -z 0 that is everything, and N files would say the same. F
                                    were, see DataLoader.load_states
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.reshard import WholeArray
 from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training.checkpoint import (
+    CheckpointFailed,
     load_newest,
     model_file_name,
     outliers_file_name,
@@ -39,7 +41,7 @@ from gpt2_numba.training.state_file import TrainingState, read_state_file, write
 FIRST_ROUNDING_STATE = 13371337  # llm.c's of rank 0. All ranks have the same: a parameter's rounding must not depend on who keeps it
 
 
-class Course:
+class RunState:
     """What, besides model and data, decides how a run goes on."""
 
     def __init__(self):
@@ -65,7 +67,7 @@ class Checkpoint:
     norm_window: tuple | list = ()
 
 
-def save(directory, step, model, loader, course, keep, major_every, group):
+def save(directory, step, model, loader, run_state, keep, major_every, group):
     """Write the checkpoint of `step`: `step` updates have been made. All processes of the group call it.
 
     Raises CheckpointFailed, at all of them, if it cannot be written.
@@ -74,16 +76,31 @@ def save(directory, step, model, loader, course, keep, major_every, group):
     master = model.raw("master")
     state = TrainingState(
         Shards(model.config, group.rank, group.ranks), step,
-        rounding_rng=course.rounding.state, rounding_rng_before_update=course.rounding_before_update, loader=loader.state(),
+        rounding_rng=run_state.rounding.state, rounding_rng_before_update=run_state.rounding_before_update, loader=loader.state(),
         # llm.c keeps float32 copies of float32 parameters as well, and will not resume without them.
-        m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.precision == "fp32" else master,
+        m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.options.precision == "fp32" else master,
     )  # fmt: skip
     files = {state_file_name(step, group.rank): lambda path: write_state_file(path, state, model.sharing.state)}
     if group.rank == 0:
-        windows = course.loss_outliers.values(), course.norm_outliers.values()
+        windows = run_state.loss_outliers.values(), run_state.norm_outliers.values()
         files[model_file_name(step)] = lambda path: write_model_file(path, model.config, model.raw("params"))
         files[outliers_file_name(step)] = lambda path: write_outliers(path, *windows)
     save_checkpoint(directory, step, files, group, keep, major_every)
+
+
+def save_or_warn(settings, step, model, loader, run_state):
+    """Save the checkpoint that the settings of the run ask for. If that fails, for lack of space for instance, the run goes on, with a warning."""
+    group = model.group
+    group.doing(f"writing the checkpoint of step {step}")
+    try:
+        save(
+            settings.log_dir, step, model, loader, run_state,
+            keep=settings.keep_checkpoints, major_every=settings.major_checkpoint_every, group=group,
+        )  # fmt: skip
+        print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
+    except CheckpointFailed as error:
+        if group.rank == 0:
+            print(f"warning: {error}", file=sys.stderr)
 
 
 def open_newest(directory, warn=True):
@@ -130,8 +147,8 @@ def _kind_in_words(state, rank):
     )
 
 
-def restore(checkpoint, model, loader, course):
-    """Set model, data and course to where the checkpoint was written. Raises UserError where they do not fit together.
+def restore(checkpoint, model, loader, run_state):
+    """Set model, data and run_state to where the checkpoint was written. Raises UserError where they do not fit together.
 
     Each process calls it for itself; they may be of another number than those that wrote it. Of a model file alone, only the model is set.
     """
@@ -145,14 +162,14 @@ def restore(checkpoint, model, loader, course):
         raise UserError("the checkpoint was written without master weights, and this run keeps them: resume with -w 0")
     loader.load_states([state.loader for state in states])
     in_float32 = checkpoint.params if master is None else master  # the most exact that there is
-    _load(model, "params", in_float32 if model.precision == "fp32" else checkpoint.params)
+    _load(model, "params", in_float32 if model.options.precision == "fp32" else checkpoint.params)
     _load(model, "master", in_float32)
     _load(model, "m", _whole(states, "m"))
     _load(model, "v", _whole(states, "v"))
-    course.rounding.state = states[0].rounding_rng  # llm.c has one for each rank; ours is rank 0's
-    course.rounding_before_update = states[0].rounding_rng_before_update
-    course.loss_outliers.load(checkpoint.loss_window)
-    course.norm_outliers.load(checkpoint.norm_window)
+    run_state.rounding.state = states[0].rounding_rng  # llm.c has one for each rank; ours is rank 0's
+    run_state.rounding_before_update = states[0].rounding_rng_before_update
+    run_state.loss_outliers.load(checkpoint.loss_window)
+    run_state.norm_outliers.load(checkpoint.norm_window)
 
 
 def _whole(states, name):

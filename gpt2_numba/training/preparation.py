@@ -1,13 +1,13 @@
 """What a training run needs before its first step: settings completed, data, model, and where to begin.
 
-Each function takes what is settled already and settles one thing more; train.py calls them, from top to bottom. What cannot be had is a
-UserError, whose one line says what would do.
+`prepare` calls the functions below it, from top to bottom: each takes what is decided already and decides one thing more. What is not possible
+is a UserError, whose one line says what would be.
 """
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
-from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.multiple_choice import MultipleChoice
@@ -17,19 +17,81 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
 from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
+from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.attention import choose_engine, engine_name
 from gpt2_numba.memory_plan import largest_batch
 from gpt2_numba.model import GPT2
+from gpt2_numba.options import Options
 from gpt2_numba.own_kernels import check_own_kernels
+from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
 from gpt2_numba.parallel.shards import Sharing
-from gpt2_numba.resume import Checkpoint, open_newest, restore
 from gpt2_numba.training.checkpoint import done_checkpoints
 from gpt2_numba.training.model_file import read_model_file
-from gpt2_numba.training.settings import default_gelu_fusion, with_defaults
+from gpt2_numba.training.resume import Checkpoint, RunState, open_newest, restore
+from gpt2_numba.training.settings import Settings, default_gelu_fusion, with_defaults
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 
 MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free: kernels, cuBLASLt and the search of its algorithms need some
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """Everything that the training loop works with."""
+
+    settings: Settings  # complete: no flag is left open
+    model: GPT2
+    encoding: object | None  # the tokenizer; None: samples are token numbers
+    train_loader: DataLoader
+    val_loader: DataLoader
+    questions: MultipleChoice | None
+    run_state: RunState
+    first_step: int  # steps that the run has behind it
+    max_steps: int
+    grad_accum_steps: int  # micro-batches of each process in a step
+    tokens_per_step: int
+
+
+def prepare(settings, group):
+    """The PreparedRun of a training. settings: as choose_machine returns them. All processes of the group call it.
+
+    What one process cannot do ends all of them, with that process's reason.
+    """
+
+    def each(work, *arguments):
+        return together(group, lambda: work(*arguments))
+
+    group.doing("preparing the run")
+    check_agreement(group, facts_of_settings(settings) | facts_of_versions(settings.device))
+    start_from = each(open_start, settings, group)
+    config, encoding = each(choose_model, settings, start_from)
+    weights = (
+        draw_initial_weights(config, parameter_shapes(config), settings.seed) if start_from is None else None
+    )  # drawn in the background
+    settings = each(choose_precision, settings, start_from)
+    kernels = each(choose_kernel_set, settings, config)
+    each(choose_attention, settings)
+    if settings.batch_size == "auto":
+        settings = replace(settings, batch_size=min(group.gather(each(largest_batch_size, settings, config, group.ranks, kernels))))
+    grad_accum_steps = each(accumulation_steps, settings, group.ranks)
+    train_loader, val_loader = each(make_loaders, settings, config, group)
+    questions = each(make_questions, settings, config, group)
+    check_agreement(
+        group, facts_of_files(files_of(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step}
+    )
+    tokens_per_step = settings.batch_size * settings.sequence_length * grad_accum_steps * group.ranks
+    max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
+
+    group.doing("preparing the model")
+    model = each(make_model, settings, config, group, kernels)
+    print_overview(settings, model, train_loader, val_loader, max_steps, grad_accum_steps)
+    choose_matmuls(settings, model)
+    run_state = RunState()
+    first_step = each(load_start, model, start_from, weights, train_loader, run_state, max_steps)
+    return PreparedRun(
+        settings=settings, model=model, encoding=encoding, train_loader=train_loader, val_loader=val_loader, questions=questions,
+        run_state=run_state, first_step=first_step, max_steps=max_steps, grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step,
+    )  # fmt: skip
 
 
 def choose_machine(settings):
@@ -114,9 +176,7 @@ def largest_batch_size(settings, config, ranks, kernels):
     if settings.device != "gpu" or not real_gpu():
         raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
     free, sharing = free_gpu_bytes() - MEMORY_RESERVE, Sharing(config, 0, ranks, settings.zero_stage)
-    fitting = largest_batch(
-        config, settings.sequence_length, settings.precision, settings.recompute, settings.master_weights, free, sharing, kernels.fused
-    )  # fmt: skip
+    fitting = largest_batch(config, settings.sequence_length, options_of(settings, kernels), free, sharing)
     total = settings.total_batch_tokens
     row = ranks * settings.sequence_length  # tokens of a row in every process
     if total and total % row:
@@ -169,15 +229,19 @@ def make_questions(settings, config, group):
     """The multiple-choice questions that this process is to answer, or None if nothing is to be asked."""
     if not settings.hellaswag:
         return None
-    return MultipleChoice(settings.eval_file, settings.batch_size, settings.sequence_length, group.rank, group.ranks, config.V)
+    B, T = settings.batch_size, settings.sequence_length
+    return MultipleChoice(settings.eval_file, B, T, rank=group.rank, ranks=group.ranks, vocab_size=config.V)
 
 
 def make_model(settings, config, group, kernels):
     """The model, its parameters not yet loaded."""
-    return GPT2(
-        config, settings.batch_size, settings.sequence_length, settings.device, settings.precision, settings.recompute,
-        settings.master_weights, settings.tf32, settings.gelu_fusion, settings.graph, group, settings.zero_stage, kernels,
-    )  # fmt: skip
+    return GPT2(config, settings.batch_size, settings.sequence_length, options_of(settings, kernels), group)
+
+
+def options_of(settings, kernels):
+    """The Options of the model among the settings of the run."""
+    shared = [field.name for field in fields(Options) if field.name != "kernels"]  # the names are the same in both
+    return Options(kernels=kernels, **{name: getattr(settings, name) for name in shared})
 
 
 def choose_matmuls(settings, model):
@@ -199,7 +263,7 @@ def choose_matmuls(settings, model):
                 print(f"{group.names[group.rank]}: {line}", file=sys.stderr)
 
 
-def load_start(model, start_from, weights, train_loader, course, max_steps):
+def load_start(model, start_from, weights, train_loader, run_state, max_steps):
     """Load what the run begins with. Returns the number of steps that it has behind it, which must be at most max_steps."""
     if start_from is None:
         model.load_pieces(weights)
@@ -208,7 +272,7 @@ def load_start(model, start_from, weights, train_loader, course, max_steps):
         raise UserError(
             f"the steps (-x) must be at least the {start_from.step} that the checkpoint has behind it, got {max_steps}: ask for more"
         )
-    restore(start_from, model, train_loader, course)
+    restore(start_from, model, train_loader, run_state)
     if start_from.states:
         print(f"resumed after {start_from.step} steps")
     return start_from.step
@@ -224,9 +288,9 @@ def peak_tokens_per_second(settings, config, group):
     return peak and group.ranks * peak / flops_per_token(count_parameters(config), config.L, config.C, settings.sequence_length)
 
 
-def print_overview(settings, config, model, train_loader, val_loader, max_steps, grad_accum_steps):
+def print_overview(settings, model, train_loader, val_loader, max_steps, grad_accum_steps):
     """The settings, the sizes and the memory of the run, before it starts."""
-    machine = device_name() if settings.device == "gpu" else "CPU, by NumPy"
+    config, machine = model.config, device_name() if settings.device == "gpu" else "CPU, by NumPy"
     rows = [(field.name.replace("_", " "), getattr(settings, field.name)) for field in fields(settings) if field.name != "kernels"]
     rows += [
         ("machine", machine),
