@@ -1,4 +1,4 @@
-"""What the small command lines share: a user's mistake is one line on stderr and exit code 2, never a traceback or a page of usage."""
+"""Shared by the command lines: a user's mistake gives one line on stderr and exit code 2, never a traceback or a page of usage."""
 
 import argparse
 import sys
@@ -7,14 +7,14 @@ from gpt2_numba.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints as a UserError."""
+    """An ArgumentParser that raises UserError for a wrong command line."""
 
     def error(self, message):
         raise UserError(f"{message}: see {self.prog} --help")
 
 
 def exit_code(run, argv):
-    """run(argv), a program's body; returns what it returns, 0 for None, or 2 after printing a UserError."""
+    """Call run(argv), the body of a program. Returns its result, 0 for None, or 2 after printing a UserError."""
     try:
         return run(argv) or 0
     except UserError as error:

@@ -1,12 +1,13 @@
-"""The sizes of a GPT-2, and the short names for them: descriptors such as d12, gpt3:c384, or L=4,NH=4,C=128,T=128,V=257."""
+"""The sizes of a GPT-2, and descriptors that name them: d12, gpt3:c384, or L=4,NH=4,C=128,T=128,V=257."""
 
 import math
 from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
+from gpt2_numba.integers import round_up
 
 GPT2_VOCAB = 50257
-VOCAB_PADDING = 128  # the classifier's matrix has a multiple of this many rows: aligned rows, full tiles for tensor cores
+VOCAB_PADDING = 128  # the classifier's matrix has a multiple of this many rows, for aligned rows and full tensor core tiles
 
 # depth -> channels, heads. d12 ... d48 are GPT-2's four sizes; the others continue the series as llm.c does.
 _GPT2_SIZES = {
@@ -17,22 +18,16 @@ _GPT3_SIZES = {
     384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128),
 }  # fmt: skip
 
-ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that are not one for each block
-MATRICES = (
-    "wte",
-    "wpe",
-    "qkvw",
-    "attprojw",
-    "fcw",
-    "fcprojw",
-)  # the others are vectors: biases and LayerNorms, less than 0.1 % of d12's numbers
+ONCE = ("wte", "wpe", "lnfw", "lnfb")  # the tensors that exist once; of the others there is one per block
+# The others are vectors: biases and LayerNorms, less than 0.1 % of d12's parameters.
+MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
 
 _FREE_FORM = "L=4,NH=4,C=128,T=128,V=257 (layers, heads, channels, longest context, vocabulary)"
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of a model. Letters as everywhere: L layers, NH heads, C channels, V vocabulary, Vp padded vocabulary."""
+    """Sizes of a model: L layers, NH heads of size HS, C channels, max_T longest context (tokens), V vocabulary size, Vp padded V."""
 
     L: int
     NH: int
@@ -42,7 +37,7 @@ class GPT2Config:
 
     @property
     def Vp(self):
-        return -(-self.V // VOCAB_PADDING) * VOCAB_PADDING
+        return round_up(self.V, VOCAB_PADDING)
 
     @property
     def HS(self):
@@ -56,8 +51,8 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
     """The GPT2Config that a descriptor names.
 
     text       d6 ... d84 (also gpt2:dX), gpt3:cX, or the free form L=..,NH=..,C=..[,T=..][,V=..]
-    default_T  longest context, default_V vocabulary: taken where the free form leaves them out
-    Raises UserError for anything else, and for sizes that do not fit together.
+    default_T  longest context, and default_V  vocabulary size, if the free form omits them
+    Raises UserError for anything else, and for incompatible sizes.
     """
     name = text.strip()
     if "=" in name:
@@ -71,7 +66,7 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
         L, HS = _GPT3_SIZES[number]
         return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB)
     raise UserError(
-        f"unknown model {text!r}. Known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
+        f"unknown model {text!r}: known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
         f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}"
     )
 
@@ -82,12 +77,12 @@ def _parse_free_form(text, default_T, default_V):
     for part in text.split(","):
         key, _, value = part.strip().partition("=")
         if key not in ("L", "NH", "C", "T", "V") or key in given or not value.isdecimal() or int(value) == 0:
-            raise UserError(f"model {text!r}: cannot read {part.strip()!r}. Write each size once, as a whole number: {_FREE_FORM}")
+            raise UserError(f"model {text!r}: cannot read {part.strip()!r}. Write each size once, as a positive integer: {_FREE_FORM}")
         given.add(key)
         sizes[key] = int(value)
     missing = [key for key in ("L", "NH", "C") if key not in given]
     if missing:
-        raise UserError(f"model {text!r}: {', '.join(missing)} missing. Write {_FREE_FORM}")
+        raise UserError(f"model {text!r}: {', '.join(missing)} missing. Write it as {_FREE_FORM}")
     if sizes["C"] % sizes["NH"]:
         raise UserError(f"model {text!r}: NH must divide C, got C={sizes['C']}, NH={sizes['NH']}")
     if sizes["C"] // sizes["NH"] % 8:
@@ -96,10 +91,10 @@ def _parse_free_form(text, default_T, default_V):
 
 
 def parameter_shapes(config):
-    """The 16 parameter tensors, name -> shape, in the order they have in memory and in llm.c's files. Weights are (out, in)."""
+    """The 16 parameter tensors, name -> shape, in their order in memory and in llm.c's files. Weights are (out, in)."""
     L, C = config.L, config.C
     return {
-        "wte": (config.Vp, C),  # token embedding; the classifier's matrix is the same
+        "wte": (config.Vp, C),  # token embedding, also the classifier's matrix
         "wpe": (config.max_T, C),  # position embedding
         "ln1w": (L, C),
         "ln1b": (L, C),
@@ -119,5 +114,5 @@ def parameter_shapes(config):
 
 
 def count_parameters(config):
-    """How many numbers the 16 tensors hold, the padding of wte included."""
+    """The number of elements of the 16 tensors, including the padding of wte."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())

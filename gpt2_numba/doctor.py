@@ -1,10 +1,10 @@
-"""What this machine has, what is missing, and the command that mends it:  python -m gpt2_numba.doctor
+"""What this machine has, what is missing, and the command that fixes it:  python -m gpt2_numba.doctor
 
-With --check it also checks every layer, and prints tables of the largest errors: the NumPy references against finite differences, and both
-sets of kernels, the plain and the fast ones, against the references, on the GPU or, where there is none, in Numba's simulator at tiny sizes.
+With --check it also checks every layer and prints tables of the largest errors: the NumPy references against finite differences, and both
+sets of kernels, plain and fast, against the references, on the GPU or, without one, in Numba's simulator at tiny sizes.
 
-With --warm it compiles the trainer's kernels for the GPU at hand, in several processes at a time, and keeps them on disk
-(gpu/kernel_cache.py): a training then begins at once. Numba compiles one kernel at a time in a process, so processes it must be.
+With --warm it compiles the trainer's kernels for this machine's GPU and stores them on disk (gpu/kernel_cache.py), so that a training
+starts at once. It uses several processes, since Numba compiles one kernel at a time in a process.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from types import SimpleNamespace
 
 from gpt2_numba.gpu.detect_gpu import count_gpus, simulate_without_gpu
 
-WARM_MODELS = ("d12", "d48")  # some kernels are made for the number of channels: these are ready, those of others compile as they come
-MOST_PROCESSES = 16  # each holds half a GiB of GPU memory
+WARM_MODELS = ("d12", "d48")  # some kernels are specialised for the number of channels: those of other models are compiled on first use
+MAX_PROCESSES = 16  # each takes half a GiB of GPU memory
 
-# What a run needs: distribution -> (what for, how to get it). The GPU's parts are asked for only where there is a GPU.
+# What a run needs: distribution -> (purpose, how to install it). The second table counts only if there is a GPU.
 NEEDED = {
     "numpy": ("arrays, and training on a CPU", "pip install ."),
     "numba": ("the kernels", "pip install ."),
     "ml_dtypes": ("bfloat16 on the host", "pip install ."),
     "tiktoken": ("tokenizers", "pip install ."),
-    "matplotlib": ("the picture of the loss", "pip install ."),
+    "matplotlib": ("the plot of the loss", "pip install ."),
 }
 NEEDED_FOR_GPU = {
     "numba-cuda": ("kernels on a GPU", "pip install '.[cuda13]'   (driver 580 or later; '.[cuda12]' for older ones)"),
@@ -43,7 +43,7 @@ OPTIONAL_FOR_GPUS = {"nccl4py": ("several GPUs", "pip install '.[nccl13]'   ('.[
 
 
 def version(distribution):
-    """Installed version of a distribution, or None."""
+    """The installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -51,42 +51,42 @@ def version(distribution):
 
 
 def examine():
-    """Print what there is, a line each. Returns True if everything that a run on this machine needs is there."""
+    """Print one line for each thing that a run needs. Returns True if all are present and work."""
     gpus = count_gpus()
-    well = True
+    all_ok = True
 
-    def line(ok, what, found, remedy=""):
-        nonlocal well
-        well = well and ok
-        print(f"[{'ok' if ok else '!!'}] {what:<16}{found}" + ("" if ok else f"\n     mend it with: {remedy}"))
+    def report(ok, what, found, remedy=""):
+        nonlocal all_ok
+        all_ok = all_ok and ok
+        print(f"[{'ok' if ok else '!!'}] {what:<16}{found}" + ("" if ok else f"\n     to fix it: {remedy}"))
 
-    line((3, 10) <= sys.version_info[:2] <= (3, 13), "Python", platform.python_version(), "install Python 3.10 to 3.13")
+    report((3, 10) <= sys.version_info[:2] <= (3, 13), "Python", platform.python_version(), "install Python 3.10 to 3.13")
     for distribution, (purpose, remedy) in {**NEEDED, **(NEEDED_FOR_GPU if gpus else {})}.items():
         found = version(distribution)
-        line(found is not None, distribution, f"{found or 'missing'}   ({purpose})", remedy)
+        report(found is not None, distribution, f"{found or 'missing'}   ({purpose})", remedy)
     for distribution, (purpose, remedy) in {**OPTIONAL, **(OPTIONAL_FOR_GPUS if gpus > 1 else {})}.items():
         found = version(distribution)
         print(f"[{'ok' if found else '--'}] {distribution:<16}{found or 'not installed'}   ({purpose}{'' if found else ': ' + remedy})")
     if gpus == 0:
-        print("[--] GPU             none: training runs on the CPU, kernels in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
-    elif well:
-        examine_gpu(line)
-    if well:
+        print("[--] GPU             none: training runs on the CPU, kernels run in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
+    elif all_ok:
+        examine_gpu(report)
+    if all_ok:
         print(f"[ok] kernels         {which_kernels()}")
-    return well
+    return all_ok
 
 
 def which_kernels():
-    """Which set of kernels a training takes on this machine, and why."""
+    """The set of kernels that training uses on this machine, and why."""
     from gpt2_numba.gpu.backend import real_gpu
     from gpt2_numba.kernel_sets import choose_kernels
 
     chosen = choose_kernels("auto", "gpu" if real_gpu() else "cpu")
-    return f"{chosen.name}: {chosen.reason} (--kernels chooses others: docs/kernels.md)"
+    return f"{chosen.name}: {chosen.reason} (for others use --kernels: docs/kernels.md)"
 
 
-def examine_gpu(line):
-    """Print what the GPU is, and whether a kernel and a matrix product give the right answer on it."""
+def examine_gpu(report):
+    """Print the GPU's properties, and whether a kernel and a matrix product give correct results on it. report: as in examine."""
     import numpy as np
     from numba import cuda
 
@@ -98,28 +98,28 @@ def examine_gpu(line):
     if SIMULATING:
         print("[--] GPU             not used: NUMBA_ENABLE_CUDASIM is set, kernels run in the simulator")
         return
-    line(gpu_available(), "GPU", "works" if gpu_available() else "Numba cannot use it", "pip install --upgrade '.[cuda13]'")
+    report(gpu_available(), "GPU", "works" if gpu_available() else "Numba cannot use it", "pip install --upgrade '.[cuda13]'")
     if not gpu_available():
         return
     major, minor = cuda.get_current_device().compute_capability
     memory = f"{free_gpu_bytes() / 2**30:.1f} GiB free"
     print(f"[ok] {'':<16}{device_name()}, compute capability {major}.{minor}, {memory}, bf16 {'yes' if bfloat16_supported() else 'no'}")
-    examine_kernel_cache(line)
-    numbers = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    a, out = to_device(numbers), to_device(np.zeros_like(numbers))
+    examine_kernel_cache(report)
+    matrix = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    a, out = to_device(matrix), to_device(np.zeros_like(matrix))
     try:
         residual_forward(out, a, a)
-        kernel_is_right = np.array_equal(copy_to_host(out), numbers + numbers)
-        line(kernel_is_right, "a kernel", "right" if kernel_is_right else "wrong", "pip install --upgrade '.[cuda13]'")
-        gemm(out, a, a, 64, 64, 64)
-        product_is_right = np.allclose(copy_to_host(out), numbers @ numbers, atol=0.1)  # TF32 may be in use
-        line(product_is_right, "cuBLASLt", "right" if product_is_right else "wrong", "pip install --upgrade '.[cuda13]'")
-    except Exception as error:  # whatever the libraries raise, the user should see it as a finding
-        line(False, "trial run", f"{type(error).__name__}: {error}", "pip install --upgrade '.[cuda13]'")
+        kernel_is_correct = np.array_equal(copy_to_host(out), matrix + matrix)
+        report(kernel_is_correct, "a kernel", "correct" if kernel_is_correct else "wrong", "pip install --upgrade '.[cuda13]'")
+        gemm(out, a, a, rows=64, columns=64, inner=64)
+        product_is_correct = np.allclose(copy_to_host(out), matrix @ matrix, atol=0.1)  # TF32 may be in use
+        report(product_is_correct, "cuBLASLt", "correct" if product_is_correct else "wrong", "pip install --upgrade '.[cuda13]'")
+    except Exception as error:  # whatever the libraries raise is reported as a finding
+        report(False, "trial run", f"{type(error).__name__}: {error}", "pip install --upgrade '.[cuda13]'")
 
 
-def examine_kernel_cache(line):
-    """Print how many compiled kernels are on disk, and whether more can be put there."""
+def examine_kernel_cache(report):
+    """Print the number of compiled kernels on disk, and whether more can be written."""
     from gpt2_numba.gpu import kernel_cache
 
     try:
@@ -127,24 +127,24 @@ def examine_kernel_cache(line):
         kernel_cache.write(where / "trial", b"")
         (where / "trial").unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        line(False, "kernel cache", f"every run compiles anew: {error}", "set XDG_CACHE_HOME to a directory that can be written")
+        report(False, "kernel cache", f"every run compiles again: {error}", "set XDG_CACHE_HOME to a writable directory")
         return
-    advice = "" if kept else "   (python -m gpt2_numba.doctor --warm compiles them ahead)"
-    line(True, "kernel cache", f"{len(kept)} kernels, {sum(size for _, size, _ in kept) / 2**20:.1f} MiB in {where}{advice}")
+    advice = "" if kept else "   (python -m gpt2_numba.doctor --warm compiles them in advance)"
+    report(True, "kernel cache", f"{len(kept)} kernels, {sum(size for _, size, _ in kept) / 2**20:.1f} MiB in {where}{advice}")
 
 
-# ------------------------------------------------------------------------------------------- kernels, compiled ahead
+# --------------------------------------------------------------------------------------- kernels, compiled in advance
 
 
 def warm_tasks(models, precisions):
-    """What is to be run to have every kernel: (precision, model, layer), layers first; layer None is the trainer itself, for one step."""
+    """Tasks (precision, model, layer) that together compile every kernel, layers first; layer None is one step of the trainer itself."""
     from gpt2_numba.layer_checks import LAYERS
 
     return [(precision, model, layer) for layer in (*LAYERS, None) for precision in precisions for model in models]
 
 
 def warm_layer(precision, model, layer):
-    """Call a layer's fast functions once, on a few tokens with the channels and heads of a model."""
+    """Call a layer's fast functions once, on a few tokens, with the channels and heads of a model."""
     from gpt2_numba.config import parse_descriptor
     from gpt2_numba.gpu.backend import synchronize
     from gpt2_numba.layer_checks import kernel_calls
@@ -161,7 +161,7 @@ def warm_layer(precision, model, layer):
 
 
 def warm_trainer(precision, model, _):
-    """Train one block of a model for a step, on a few bytes of the built-in corpus, and validate it."""
+    """Train one block of a model for one step on a few bytes of the built-in corpus, and validate it."""
     from gpt2_numba.config import parse_descriptor
     from gpt2_numba.train import run
 
@@ -172,7 +172,7 @@ def warm_trainer(precision, model, _):
 
 
 def warm_task(task):
-    """Run one task in a process of the pool. Returns what the kernels cost, and what went wrong, "" for nothing."""
+    """Run one task in a process of the pool. Returns the uses of kernels (kernel_cache.Use), and the problems as lines of text."""
     from gpt2_numba.gpu import kernel_cache
 
     seen = len(kernel_cache.uses)
@@ -180,27 +180,27 @@ def warm_task(task):
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             (warm_layer if task[-1] else warm_trainer)(*task)
-    except Exception as error:  # whatever it is, the other kernels can be compiled
+    except Exception as error:  # whatever it is, the other kernels can still be compiled
         kernel_cache.problems.append(f"{' '.join(filter(None, task))}: {type(error).__name__}: {error}")
     return kernel_cache.uses[seen:], list(kernel_cache.problems)
 
 
 def warm(models=WARM_MODELS):
-    """Compile what is missing, print a table of it. Returns True if all kernels are there now."""
+    """Compile the missing kernels and print a table of all. Returns True if there were no problems."""
     from gpt2_numba.gpu import kernel_cache
     from gpt2_numba.gpu.backend import bfloat16_supported, real_gpu
 
     if not real_gpu():
         print("nothing to warm: kernels are compiled for a GPU, and this run has none")
         return True
-    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    processes = min(MAX_PROCESSES, os.cpu_count() or 1)
     print(f"compiling the kernels of {' and '.join(models)} in {processes} processes ...", flush=True)
     start, uses, problems = time.perf_counter(), [], []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         tasks = warm_tasks(models, ("bf16", "fp32") if bfloat16_supported() else ("fp32",))
-        # The trainer last, when all that the layers' calls compile is on disk: what it still has to compile they have left out.
-        for part in ([task for task in tasks if task[-1]], [task for task in tasks if not task[-1]]):
-            for used, wrong in pool.map(warm_task, part):
+        # The trainer last, when the kernels of all layer calls are on disk: it only compiles what those left out.
+        for stage in ([task for task in tasks if task[-1]], [task for task in tasks if not task[-1]]):
+            for used, wrong in pool.map(warm_task, stage):
                 uses += used
                 problems += wrong
     print(format_uses(uses))
@@ -215,7 +215,7 @@ def warm(models=WARM_MODELS):
 
 
 def format_uses(uses):
-    """A table of the kernels: how many were compiled and how long that took, how many were there and how long loading took."""
+    """A table of the kernels: how often each was compiled and how long that took, how often it was loaded and how long that took."""
     rows = {}
     for use in uses:
         row = rows.setdefault(use.kernel, {True: [], False: []})
@@ -229,23 +229,23 @@ def format_uses(uses):
 
 
 def main(argv):
-    """The command line. Returns the exit code: 0 if all is well, 1 if not."""
+    """Run the command line. Returns the exit code: 0 if everything works, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m gpt2_numba.doctor", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="check every layer's gradients and kernels, print tables")
-    parser.add_argument("--warm", action="store_true", help="compile the trainer's kernels for this GPU, keep them on disk")
+    parser.add_argument("--check", action="store_true", help="check the gradients and kernels of every layer and print tables")
+    parser.add_argument("--warm", action="store_true", help="compile the trainer's kernels for this GPU and store them on disk")
     arguments = parser.parse_args(argv)
     if arguments.check:
         simulate_without_gpu()
-    well = examine()
+    all_ok = examine()
     if arguments.check:
         from gpt2_numba.layer_checks import check_all_layers
 
         print()
-        well = check_all_layers() and well
+        all_ok = check_all_layers() and all_ok
     if arguments.warm:
         print()
-        well = warm() and well
-    return 0 if well else 1
+        all_ok = warm() and all_ok
+    return 0 if all_ok else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Memory traffic is what the small layers cost, so whatever two neighbours both re
     residual_layernorm_forward    adds a branch to the residual stream and normalises the sum while it is in registers
     dinp_sums, dbias              a bias gradient is the column sum of a linear layer's dout: the kernel that writes dout adds it up.
                                   LayerNorm's backward does so for attproj and fcproj, whose dout is dresidual, GELU's for fc
-    gelu_to, before_gelu          GELU and its derivative in the epilogue of cuBLASLt's product (gelu_fusion 1 and 2)
+    matmul_gelu_forward           the GELU in the epilogue of cuBLASLt's product (gelu_fusion 1 and 2)
+    before_gelu                   the GELU's derivative likewise (gelu_fusion 2)
 
 residual_backward is no work at all: the branch reads dresidual where it is, instead of a copy.
 
@@ -41,26 +42,27 @@ def forward(model, acts):
     p, L = model.params, model.config.L
     encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
     residual = acts.encoded
-    layernorm_forward(acts.ln1[0], acts.ln1_mean[0], acts.ln1_rstd[0], residual, p.ln1w[0], p.ln1b[0])
+    ln1 = dict(out=acts.ln1[0], mean=acts.ln1_mean[0], rstd=acts.ln1_rstd[0], weight=p.ln1w[0], bias=p.ln1b[0])
+    layernorm_forward(inp=residual, **ln1)
     for l in range(L):
         matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l])
         attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
         matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
-        ln2 = acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l]
-        residual_layernorm_forward(acts.residual2[l], *ln2, residual, acts.branch, p.ln2w[l], p.ln2b[l])
+        ln2 = dict(out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], weight=p.ln2w[l], bias=p.ln2b[l])
+        residual_layernorm_forward(residual=acts.residual2[l], inp=residual, branch=acts.branch, **ln2)
 
         if model.gelu_fusion >= 1:
-            matmul_gelu_forward(acts.fch_gelu[l], acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
+            matmul_gelu_forward(out=acts.fch_gelu[l], before_gelu=acts.fch[l], inp=acts.ln2[l], weight=p.fcw[l], bias=p.fcb[l])
         else:
             matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
             gelu_forward(acts.fch_gelu[l], acts.fch[l])
         matmul_forward(acts.branch, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l])
-        if l + 1 < L:
-            after = acts.ln1[l + 1], acts.ln1_mean[l + 1], acts.ln1_rstd[l + 1]
-            weight, bias = p.ln1w[l + 1], p.ln1b[l + 1]
+        if l + 1 < L:  # the LayerNorm that follows: the next block's first, or the last of all
+            n = l + 1
+            layernorm = dict(out=acts.ln1[n], mean=acts.ln1_mean[n], rstd=acts.ln1_rstd[n], weight=p.ln1w[n], bias=p.ln1b[n])
         else:
-            after, weight, bias = (acts.lnf, acts.lnf_mean, acts.lnf_rstd), p.lnfw, p.lnfb
-        residual_layernorm_forward(acts.residual3[l], *after, acts.residual2[l], acts.branch, weight, bias)
+            layernorm = dict(out=acts.lnf, mean=acts.lnf_mean, rstd=acts.lnf_rstd, weight=p.lnfw, bias=p.lnfb)
+        residual_layernorm_forward(residual=acts.residual3[l], inp=acts.residual2[l], branch=acts.branch, **layernorm)
         residual = acts.residual3[l]
     matmul_forward(acts.logits, acts.lnf, p.wte, None)
 
@@ -75,38 +77,52 @@ def backward(model, acts, dloss, last):
     """From acts.logits to the gradients of all parameters. dloss: with respect to each token's loss. last: the last batch of the step."""
     p, g, sums, dresidual = model.params, model.grads, model.memory["sums"], acts.dresidual
     recompute = model.options.recompute
-    classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, model.config.V)
+    classifier_forward_backward(losses=acts.losses, logits=acts.logits, targets=acts.targets, dloss=dloss, V=model.config.V)
     accumulate_mean(model.memory["mean_loss"], acts.losses)
-    matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte, None)
+    matmul_backward(dinp=acts.dbranch, dweight=g.wte, dbias=None, dout=acts.logits, inp=acts.lnf, weight=p.wte, scratch=None)
     zero(dresidual)
-    lnf = acts.residual3[-1], p.lnfw, acts.lnf_mean, acts.lnf_rstd
-    layernorm_backward(dresidual, g.lnfw, g.lnfb, acts.dbranch, *lnf, sums, dinp_sums=g.fcprojb[-1])
+    lnf = dict(dweight=g.lnfw, dbias=g.lnfb, inp=acts.residual3[-1], weight=p.lnfw, mean=acts.lnf_mean, rstd=acts.lnf_rstd)
+    layernorm_backward(dinp=dresidual, dout=acts.dbranch, **lnf, scratch=sums, dinp_sums=g.fcprojb[-1])
 
     for l in reversed(range(model.config.L)):
         residual = acts.residual3[l - 1] if l else acts.encoded
+
+        # residual3 = residual2 + fcproj(gelu(fc(ln2)))
         if recompute >= 1:
             gelu_forward(acts.fch_gelu[l], acts.fch[l])
-        fused = acts.fch[l] if model.gelu_fusion >= 2 else None
-        matmul_backward(acts.dfch, g.fcprojw[l], None, dresidual, acts.fch_gelu[l], p.fcprojw[l], sums, before_gelu=fused)
-        if fused is None:
-            gelu_backward(acts.dfch, acts.dfch, acts.fch[l], dbias=g.fcb[l], scratch=sums)
+        fused = model.gelu_fusion >= 2  # the GELU's backward in the epilogue of fcproj's
+        fcproj = dict(
+            dweight=g.fcprojw[l], dbias=None, inp=acts.fch_gelu[l], weight=p.fcprojw[l]
+        )  # dbias: the LayerNorm above has added it up
+        matmul_backward(dinp=acts.dfch, dout=dresidual, **fcproj, scratch=sums, before_gelu=acts.fch[l] if fused else None)
+        if not fused:
+            gelu_backward(dinp=acts.dfch, dout=acts.dfch, inp=acts.fch[l], dbias=g.fcb[l], scratch=sums)
         if recompute >= 2:
-            layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
-        dfcb = None if fused is None else g.fcb[l]
-        matmul_backward(acts.dbranch, g.fcw[l], dfcb, acts.dfch, acts.ln2[l], p.fcw[l], sums)
-        ln2 = acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l]
-        layernorm_backward(dresidual, g.ln2w[l], g.ln2b[l], acts.dbranch, *ln2, sums, dinp_sums=g.attprojb[l])
+            ln2 = dict(out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l])
+            layernorm_forward(**ln2, inp=acts.residual2[l], weight=p.ln2w[l], bias=p.ln2b[l])
+        fc = dict(dweight=g.fcw[l], dbias=g.fcb[l] if fused else None, inp=acts.ln2[l], weight=p.fcw[l])
+        matmul_backward(dinp=acts.dbranch, dout=acts.dfch, **fc, scratch=sums)
+        ln2 = dict(
+            dweight=g.ln2w[l], dbias=g.ln2b[l], inp=acts.residual2[l], weight=p.ln2w[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l]
+        )
+        layernorm_backward(dinp=dresidual, dout=acts.dbranch, **ln2, scratch=sums, dinp_sums=g.attprojb[l])
 
-        matmul_backward(acts.dbranch, g.attprojw[l], None, dresidual, acts.atty[l], p.attprojw[l], sums)
-        attention_backward(acts.dqkv, acts.dbranch, acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
+        # residual2 = residual + attproj(attention(qkv(ln1)))
+        attproj = dict(dweight=g.attprojw[l], dbias=None, inp=acts.atty[l], weight=p.attprojw[l])
+        matmul_backward(dinp=acts.dbranch, dout=dresidual, **attproj, scratch=sums)
+        attention = dict(out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l])
+        attention_backward(dqkv=acts.dqkv, dout=acts.dbranch, **attention, scratch=model.memory["att_scratch"])
         if recompute >= 2:
-            layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
-        matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l], sums)
-        ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]
-        layernorm_backward(dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, *ln1, sums, dinp_sums=g.fcprojb[l - 1] if l else None)
+            ln1 = dict(out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
+            layernorm_forward(**ln1, inp=residual, weight=p.ln1w[l], bias=p.ln1b[l])
+        qkv = dict(dweight=g.qkvw[l], dbias=g.qkvb[l], inp=acts.ln1[l], weight=p.qkvw[l])
+        matmul_backward(dinp=acts.dbranch, dout=acts.dqkv, **qkv, scratch=sums)
+        ln1 = dict(dweight=g.ln1w[l], dbias=g.ln1b[l], inp=residual, weight=p.ln1w[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
+        layernorm_backward(dinp=dresidual, dout=acts.dbranch, **ln1, scratch=sums, dinp_sums=g.fcprojb[l - 1] if l else None)
         model.gradients.layer_done(l, last)
 
-    encoder_backward(g.wte, g.wpe, dresidual, acts.places, acts.pieces, sums, acts.inputs.shape[1])
+    encoder = dict(places=acts.places, pieces=acts.pieces, scratch=sums, T=acts.inputs.shape[1])
+    encoder_backward(dwte=g.wte, dwpe=g.wpe, dout=dresidual, **encoder)
     model.gradients.all_done(last)
 
 
@@ -121,28 +137,28 @@ def norm_and_scale(model, max_norm):
 
 
 def update(model, step, learning_rate, weight_decay, beta1, beta2, eps, rounding_seed):
-    """One step of AdamW on the parameters that this process updates: what changes from step to step is written, the rest is recorded."""
+    """One step of AdamW on this process's parameters. What changes from step to step is written to memory; the rest is recorded."""
     t = step + 1
     model.write_numbers(model.memory["step_values"], np.array([learning_rate, 1 - beta1**t, 1 - beta2**t], np.float32))
     model.write_numbers(model.memory["rounding_seed"], np.array([rounding_seed], np.uint32))
-    constants = beta1, beta2, eps, weight_decay
-    model.graphs.run(("update", *constants), lambda: _update(model, constants))
+    constants = dict(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    model.graphs.run(("update", *constants.values()), lambda: _update(model, constants))
 
 
 def _update(model, constants):
     arrays = "params", "grads", "m", "v", "master", "step_values", "rounding_seed", "norm_and_scale", "ranges"
-    arrays = [model.memory.get(name) for name in arrays]
+    arguments = {name: model.memory.get(name) for name in arrays} | constants
     state, done = model.sharing.state, 0
-    # With ZeRO a matrix, of all layers, is sent to the other processes while what follows it is updated.
+    # With ZeRO each matrix, of all layers, is gathered by all processes while the tensors after it are updated.
     if model.sharing.stage > 0:
         for name, group in itertools.groupby(state.parts(), key=lambda part: part[3].name):
             if name not in MATRICES:
                 continue
             parts = list(group)
             local, _, length, _ = parts[-1]
-            adamw_update(*arrays, *constants, first=done, stop=local + length)
+            adamw_update(**arguments, first=done, stop=local + length)
             done = local + length
             model.group.begin()
             model.group.all_gather([(model.memory["params"][s.start : s.stop], state.bounds_within(s)) for *_, s in parts])
-    adamw_update(*arrays, *constants, first=done)
+    adamw_update(**arguments, first=done)
     model.group.end()

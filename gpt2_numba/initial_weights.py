@@ -1,15 +1,15 @@
-"""Random initial weights: the stream of llm.c and PyTorch, a Mersenne Twister and the Box-Muller transform.
+"""Random initial weights from the same stream as llm.c's and PyTorch's: a Mersenne Twister and the Box-Muller transform.
 
-NumPy's RandomState begins in the same state as torch.manual_seed with the same seed, and would give the same raw 32-bit numbers; made
-here, where the compiler makes use of vector instructions, they come three times as fast. What is made of them follows PyTorch's CPU
-normal_() for 16 and more values: blocks of 16 uniforms become 16 normals, the first eight giving the radius and the last eight the
-angle. If the count is not a multiple of 16, the last 16 are drawn again.
+NumPy's RandomState starts in the same state as torch.manual_seed with the same seed, and would give the same raw 32-bit numbers; the
+generator here, compiled to vector instructions, is three times as fast. The transform follows PyTorch's CPU normal_() for 16 or more
+values: blocks of 16 uniforms become 16 normals, the first eight giving the radius and the last eight the angle. If the count is not a
+multiple of 16, the last 16 are drawn again.
 
-Logarithm and cosine are not the library's, which differ from processor to processor in the last bit, but polynomials made of additions,
-multiplications and square roots, which do not: the weights are the same on every machine. They are within 1e-7 of llm.c's and PyTorch's.
+Logarithm and cosine are not the library's, which differ between processors in the last bit, but polynomials of additions, multiplications
+and square roots, which do not: the weights are the same on every machine. They are within 1e-7 of llm.c's and PyTorch's.
 
-The raw numbers come one after the other; making normals of them takes longer and is shared out over threads. All of it happens beside
-whatever the caller does meanwhile, such as waking up the GPU.
+The raw numbers are generated sequentially; transforming them takes longer and is spread over threads. All of it runs in the background
+while the caller does something else, such as initialising the GPU.
 """
 
 import math
@@ -21,17 +21,17 @@ import numpy as np
 from numba import njit
 
 STD = 0.02
-TENSORS_AHEAD = 32  # are drawn before anybody asks for them: 0.4 GB of GPT-2 124M, 1.3 GB of 1558M
-CHUNK = 1 << 18  # normals that a thread makes at a time; a multiple of 16. So small that none is left waiting for the last one long.
+TENSORS_AHEAD = 32  # tensors drawn in advance: 0.4 GB for GPT-2 124M, 1.3 GB for 1558M
+CHUNK = 1 << 18  # normals that a thread computes at a time; a multiple of 16, and small enough that the threads finish nearly together
 
-PAIRS = 512  # of normals that are worked on at a time; a multiple of 8
+PAIRS = 512  # pairs of normals processed at a time; a multiple of 8
 
-# The tensors that are drawn, in the order in which llm.c draws them for each layer; the residual branches' ends are scaled down.
+# The tensors that are drawn, in llm.c's order for each layer. Those at the ends of the residual branches are scaled down.
 _PER_LAYER = ("qkvw", "attprojw", "fcw", "fcprojw")
 _BRANCH_ENDS = ("attprojw", "fcprojw")
 
-# The Mersenne Twister MT19937 (Matsumoto and Nishimura 1998, doi:10.1145/272991.272995): words of its state, and how far off is the
-# word that goes into a new one.
+# The Mersenne Twister MT19937 (Matsumoto and Nishimura 1998, doi:10.1145/272991.272995): the number of words in its state, and the distance
+# of the word that enters a new one.
 WORDS, FAR = 624, 397
 
 _LN2 = math.log(2)
@@ -49,7 +49,7 @@ def _recur(new, old, after, far):
 
 @njit(nogil=True)
 def _temper(out, state):
-    """The numbers that a state gives: its words, with their bits spread."""
+    """out = the output for a state: its words, with their bits mixed."""
     for i in range(len(out)):
         y = state[i]
         y ^= y >> np.uint32(11)
@@ -60,8 +60,8 @@ def _temper(out, state):
 
 @njit(cache=True, nogil=True)
 def _mersenne_twister(out, state, used):
-    """out (n,) uint32 = the next numbers. state (624,) uint32 [+], of which `used` words have been given out; returns the new `used`."""
-    old, done, step = np.empty_like(state), 0, WORDS - FAR  # the first `step` new words come from old ones alone
+    """out (n,) uint32 = the next raw numbers. state (624,) uint32 [+], of which `used` words are used up; returns the new `used`."""
+    old, done, step = np.empty_like(state), 0, WORDS - FAR  # the first `step` new words depend only on old ones
     while done < len(out):
         if used == WORDS:
             old[:] = state
@@ -76,13 +76,13 @@ def _mersenne_twister(out, state, used):
     return used
 
 
-# In the loops below the compiler takes several numbers at a time only if nothing interrupts them, such as the check of a divisor:
+# The compiler vectorizes the loops below only if nothing can interrupt them, such as a check for division by zero:
 _vectorized = njit(nogil=True, error_model="numpy")
 
 
 @_vectorized
 def _radii(radius, u):
-    """radius (n,) float64 = sqrt(-2 log u), of u (n,) float64 in (0, 1], which is overwritten. In float32, but for the logarithm."""
+    """radius (n,) float64 = sqrt(-2 log u), of u (n,) float64 in (0, 1], which is overwritten. In float32, except for the logarithm."""
     words = u.view(np.int64)
     for i in range(len(u)):
         # log(u) = e ln 2 + log(m), with u = m 2^e and m in [0.75, 1.5); log(m) = 2 artanh(s), s = (m - 1) / (m + 1)
@@ -101,7 +101,7 @@ def _radii(radius, u):
 
 @_vectorized
 def _cosines_and_sines(cosines, sines):
-    """cosines (n,) float64: angles from 0 to 2 pi, which become their cosines. sines (n,): overwritten with their sines."""
+    """cosines (n,) float64: on entry the angles, from 0 to 2 pi, on return their cosines. sines (n,): on return their sines."""
     for i in range(len(cosines)):
         quarter = np.floor(cosines[i] * (2 / math.pi) + 0.5)
         a = cosines[i] - quarter * (math.pi / 2)  # in [-pi/4, pi/4]
@@ -116,7 +116,7 @@ def _cosines_and_sines(cosines, sines):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _box_muller(out, bits, std):
-    """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. Scratch is so small that it stays in the cache."""
+    """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. The scratch arrays fit into the cache."""
     scale, one = np.float32(2.0**-24), np.float32(1.0)
     u, radius, cosine, sine = np.empty(PAIRS), np.empty(PAIRS), np.empty(PAIRS), np.empty(PAIRS)
     for start in range(0, len(bits), 2 * PAIRS):
@@ -139,7 +139,7 @@ def _box_muller(out, bits, std):
 
 
 class NormalStream:
-    """Normal random numbers, float32, as torch.Tensor.normal_ draws them on a CPU."""
+    """A stream of normal random numbers, float32, equal to torch.Tensor.normal_ on a CPU up to rounding."""
 
     def __init__(self, seed):
         _, state, self._used, *_ = np.random.RandomState(seed).get_state()
@@ -147,12 +147,13 @@ class NormalStream:
         self._pool = ThreadPoolExecutor(os.cpu_count())
 
     def _raw(self, n):
-        numbers = np.empty(n, np.uint32)
-        self._used = _mersenne_twister(numbers, self._state, self._used)
-        return numbers
+        """The next n raw 32-bit numbers."""
+        bits = np.empty(n, np.uint32)
+        self._used = _mersenne_twister(bits, self._state, self._used)
+        return bits
 
     def draw(self, n, std):
-        """n >= 16 normals of mean 0 and standard deviation std: a new float32 array (n,). Raises ValueError for fewer."""
+        """Return n >= 16 normals with mean 0 and standard deviation std, a new float32 array (n,). Raises ValueError for fewer."""
         if n < 16:
             raise ValueError(f"NormalStream.draw: needs 16 values or more, got {n}")
         out, std = np.empty(n, np.float32), np.float32(std)
@@ -161,40 +162,40 @@ class NormalStream:
         for start in range(0, whole, CHUNK):
             piece = out[start : min(start + CHUNK, whole)]
             jobs.append(self._pool.submit(_box_muller, piece, self._raw(len(piece)), std))
-            if len(jobs) > 2 * os.cpu_count():  # raw numbers made ahead stay few
+            if len(jobs) > 2 * os.cpu_count():  # limits the raw numbers that wait for a thread
                 jobs.pop(0).result()
         for job in jobs:
             job.result()
         if whole < n:
-            self._raw(n - whole)  # drawn, so that the stream moves on, and not used: the last 16 are drawn again
+            self._raw(n - whole)  # drawn to advance the stream, but not used: the last 16 are drawn again
             _box_muller(out[-16:], self._raw(16), std)
         return out
 
 
 def draw_initial_weights(config, shapes, seed=42):
-    """Fresh parameters, GPT-2's way: N(0, 0.02) for weights, smaller at the residual branches' ends, 1 and 0 for LayerNorm, biases 0.
+    """Fresh parameters as in GPT-2: weights N(0, 0.02), scaled down at the ends of the residual branches; LayerNorm 1 and 0; biases 0.
 
-    config  GPT2Config    shapes  name -> shape, the parameter table of model.py    seed  of the generator
-    Returns an iterator of (name, layer, values): float32 arrays, one for each tensor of each layer (layer 0 for those that are there
-    once). Every tensor comes exactly once. Drawing begins at once and goes on beside the caller, but never more than TENSORS_AHEAD
-    tensors ahead, so that a model of billions never lies in the host's memory twice.
+    config  GPT2Config    shapes  name -> shape, from config.parameter_shapes    seed  of the generator
+    Returns an iterator of (name, layer, values), values a float32 array: one for each tensor of each layer (layer 0 for tensors that exist
+    once). Drawing starts at once, in the background, and stays at most TENSORS_AHEAD tensors ahead, so that a model of billions of
+    parameters is never in host memory twice.
     """
     tensors, drawing = _draw_in_order(config, shapes, NormalStream(seed)), ThreadPoolExecutor(1)
-    return _hand_out(drawing, deque(drawing.submit(next, tensors, None) for _ in range(TENSORS_AHEAD)), tensors)
+    return _in_order(drawing, deque(drawing.submit(next, tensors, None) for _ in range(TENSORS_AHEAD)), tensors)
 
 
-def _hand_out(drawing, coming, tensors):
-    """The tensors in turn; for each that is handed out another is asked for."""
+def _in_order(drawing, pending, tensors):
+    """Yield the pending tensors in order, queueing the next one for each."""
     try:
-        while (tensor := coming.popleft().result()) is not None:
-            coming.append(drawing.submit(next, tensors, None))
+        while (tensor := pending.popleft().result()) is not None:
+            pending.append(drawing.submit(next, tensors, None))
             yield tensor
     finally:
-        drawing.shutdown(cancel_futures=True)  # nothing is left, unless the caller has stopped early
+        drawing.shutdown(cancel_futures=True)  # nothing is pending, unless the caller stopped early
 
 
 def _draw_in_order(config, shapes, stream):
-    """What draw_initial_weights yields, in llm.c's order: the stream's numbers come one after the other."""
+    """Yield the tensors of draw_initial_weights in llm.c's order, which determines their part of the stream."""
     for layer in range(config.L):
         if layer == 0:
             wte = np.zeros(shapes["wte"], np.float32)  # the padding rows stay zero
@@ -216,7 +217,7 @@ def _draw_in_order(config, shapes, stream):
 
 
 def initial_weights(config, shapes, seed=42):
-    """The same as a dictionary, name -> float32 array of the table's shape: for models that are small enough."""
+    """The same as a dictionary, name -> float32 array of the shape in `shapes`, for models that are small enough."""
     weights = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
     for name, layer, values in draw_initial_weights(config, shapes, seed):
         target = weights[name] if weights[name].shape == values.shape else weights[name][layer]

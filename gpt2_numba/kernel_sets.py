@@ -1,12 +1,12 @@
 """Selects the functions that a model calls for its layers.
 
-    reference   NumPy, on the CPU: layers/NAME.py, the functions that end in _ref
-    plain       the kernels for reading: layers/NAME.py. float32, on every GPU that numba-cuda supports, and in the simulator
-    fast        the kernels for training: layers/fast/NAME.py. Compute capability 8.0 and later; bfloat16; neighbouring layers fused
-    your own    a file that defines any of FUNCTIONS; the plain ones fill in the rest
+    reference   NumPy, on the CPU: layers/NAME.py, functions ending in _ref
+    plain       kernels for reading: layers/NAME.py. float32, on every GPU that numba-cuda supports and in the simulator
+    fast        kernels for training: layers/fast/NAME.py. Compute capability 8.0 and later; float32 or bfloat16; neighbouring layers fused
+    your own    a file that defines any of FUNCTIONS; the plain ones supply the rest
 
-All but the fast ones share one signature for each layer function, and are called one layer at a time (layer_order.py). The fast ones have an order
-of their own (fused_layer_order.py).
+All but the fast set share one signature for each layer function and are called one layer at a time (layer_order.py). The fast set has its
+own order (fused_layer_order.py).
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import SIMULATING, bfloat16_supported, compute_stream, device_name
 from gpt2_numba.layers import adamw, attention, classifier, encoder, gelu, global_norm, layernorm, matmul, residual
 
-# The layer functions by name. Given NumPy arrays they run the reference, given device arrays the plain kernels.
+# The layer functions by name: NumPy arrays run the reference, device arrays the plain kernels.
 FUNCTIONS = {
     function.__name__: function
     for function in (
@@ -46,29 +46,29 @@ class KernelSet:
     reason: str = ""  # why it was chosen
     fused: bool = False  # the fast kernels, in fused_layer_order.py
     functions: SimpleNamespace | None = None  # FUNCTIONS by name, for layer_order.py; None if fused
-    own: dict = field(default_factory=dict)  # name -> function, from a user's files: to be checked before use
+    own: dict = field(default_factory=dict)  # name -> function from a user's files, checked before use
 
 
 def choose_kernels(text, device, precision="fp32"):
-    """The KernelSet that `text` (--kernels) asks for.
+    """Return the KernelSet that `text` (--kernels) selects.
 
-    text       auto: fast where the GPU can, compute capability 8.0 and later and the simulator; else plain,cublaslt
+    text       auto: fast on compute capability 8.0 and later and in the simulator; otherwise plain,cublaslt
                fast | plain
-               plain,cublaslt      plain, with the matrix products by NVIDIA's library
-               FILE.py             plain, with the functions that the file defines in their place; short for plain,FILE.py. Several
-                                   may be listed: plain,cublaslt,a.py,b.py, and the last one that defines a function has it
+               plain,cublaslt      plain, with matrix products by NVIDIA's library
+               FILE.py             plain, with the file's functions in place of its own; short for plain,FILE.py. Several may be listed,
+                                   as in plain,cublaslt,a.py,b.py: the last one that defines a function wins
     device     "cpu" or "gpu"      precision "fp32" or "bf16"
-    Raises UserError where these do not go together, or a file cannot be used.
+    Raises UserError if these do not go together, or a file cannot be used.
     """
     if device == "cpu":
         if text != "auto":
             raise UserError(
-                f"--kernels {text} chooses kernels, and on the CPU there are none: add --device gpu"
+                f"--kernels {text} selects kernels, and the CPU runs none: add --device gpu"
                 + ("" if SIMULATING else ", in the simulator if there is no GPU (NUMBA_ENABLE_CUDASIM=1 in the environment)")
             )
         return KernelSet("reference", "NumPy, on the CPU", functions=SimpleNamespace(**FUNCTIONS))
     if text in ("auto", "fast") and bfloat16_supported():
-        return KernelSet("fast", "the simulator has what they need" if SIMULATING else "compute capability 8.0 or later", fused=True)
+        return KernelSet("fast", "the simulator has all they need" if SIMULATING else "compute capability 8.0 or later", fused=True)
     if text == "fast":
         raise UserError(f"--kernels fast needs a GPU of compute capability 8.0 or later, and {device_name()} has less: use --kernels auto")
     if precision != "fp32":
@@ -85,7 +85,7 @@ def choose_kernels(text, device, precision="fp32"):
 
 
 def _listed_kernels(text):
-    """The KernelSet of a list such as plain,cublaslt,FILE.py; what comes later goes before what comes earlier."""
+    """The KernelSet of a list such as plain,cublaslt,FILE.py; later items override earlier ones."""
     parts = [part.strip() for part in text.split(",")]
     if parts[0] == "plain":
         parts = parts[1:]
@@ -97,15 +97,15 @@ def _listed_kernels(text):
             own |= load_own_functions(part)
         else:
             raise UserError(f"--kernels must be {CHOICES}, got {text!r}")
-    functions |= {name: on_any_stream(function) for name, function in own.items()}
-    return KernelSet(", ".join(["plain", *parts]), "asked for", functions=SimpleNamespace(**functions), own=own)
+    functions |= {name: on_any_stream(name, function) for name, function in own.items()}
+    return KernelSet(", ".join(["plain", *parts]), "selected", functions=SimpleNamespace(**functions), own=own)
 
 
 def load_own_functions(path):
-    """The layer functions that a file defines: name -> function. Raises UserError if there are none, or one has other parameters."""
+    """The layer functions that a file defines: name -> function. Raises UserError if there are none, or one has the wrong parameters."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"--kernels {path}: there is no such file")
+        raise UserError(f"--kernels {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # so that it can import its neighbours
@@ -135,19 +135,23 @@ def load_own_functions(path):
 
 
 def _where(error, path):
-    """'line 3: ' if that line of the file raised the error; a SyntaxError says so itself."""
+    """'line 3: ' if line 3 of the file raised the error, else ''; a SyntaxError names the line itself."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     return f"line {lines[-1]}: " if lines else ""
 
 
-def on_any_stream(function):
-    """Wrap a function so that it may launch on any stream: earlier layers have finished when it is called, and it has when it returns."""
-    if SIMULATING:
-        return function
+def on_any_stream(name, function):
+    """Wrap a user's function so that it may launch on any stream: all earlier work has finished when it starts, and its own when it returns.
 
-    def between_other_work(*arguments):
-        compute_stream().synchronize()
-        function(*arguments)
-        cuda.synchronize()
+    The model names the arguments; the function gets them in the order of FUNCTIONS[name], so that its parameters may have other names.
+    """
+    signature = inspect.signature(FUNCTIONS[name])
+
+    def between_other_work(*arguments, **named):
+        if not SIMULATING:
+            compute_stream().synchronize()
+        function(*signature.bind(*arguments, **named).args)
+        if not SIMULATING:
+            cuda.synchronize()
 
     return between_other_work

@@ -5,12 +5,13 @@
     block:  residual2 = residual  + attproj(attention(qkv(layernorm1(residual))))        residual, residual2, residual3: the residual
             residual3 = residual2 + fcproj(gelu(fc(layernorm2(residual2))))              stream, (N, C), at three places; all are kept
 
-Forward keeps what backward will need. Backward goes through the same layers in reverse: each turns the gradient of its output into the gradient of
-its input, and adds to the gradients of its parameters. Names are those of memory_plan.py; a `d` in front means the gradient. N = B * T
-rows, one for each token.
+Forward keeps what backward will need. Backward goes through the same layers in reverse: each turns the gradient of its output into the
+gradient of its input, and adds to the gradients of its parameters. Names are those of memory_plan.py; a `d` in front means the gradient.
+N = B * T rows, one for each token.
 
-The functions in `k` are the NumPy, the plain or user-defined ones (kernel_sets.py), which share one signature. The fast kernels have an order
-of their own with neighbouring layers fused, fused_layer_order.py. `model` is the GPT2, which sets the gradients to zero when a step begins.
+The functions in `k` are the NumPy, the plain or user-defined ones (kernel_sets.py), which share one signature. The fast kernels have an
+order of their own with neighbouring layers fused, fused_layer_order.py. `model` is the GPT2, which sets the gradients to zero when a step
+begins.
 """
 
 from itertools import pairwise
@@ -28,19 +29,21 @@ def forward(model, acts):
     k.encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
     residual = acts.encoded
     for l in range(L):
-        k.layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
+        k.layernorm_forward(out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l], inp=residual, weight=p.ln1w[l], bias=p.ln1b[l])
         k.matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l])
         k.attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l])
         k.matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
         k.residual_forward(acts.residual2[l], residual, acts.branch)
 
-        k.layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
+        k.layernorm_forward(
+            out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], inp=acts.residual2[l], weight=p.ln2w[l], bias=p.ln2b[l]
+        )
         k.matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l])
         k.gelu_forward(acts.fch_gelu[l], acts.fch[l])
         k.matmul_forward(acts.branch, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l])
         k.residual_forward(acts.residual3[l], acts.residual2[l], acts.branch)
         residual = acts.residual3[l]
-    k.layernorm_forward(acts.lnf, acts.lnf_mean, acts.lnf_rstd, residual, p.lnfw, p.lnfb)
+    k.layernorm_forward(out=acts.lnf, mean=acts.lnf_mean, rstd=acts.lnf_rstd, inp=residual, weight=p.lnfw, bias=p.lnfb)
     k.matmul_forward(acts.logits, acts.lnf, p.wte, None)
 
 
@@ -56,16 +59,19 @@ def backward(model, acts, dloss, last):
 
     dloss  the gradient with respect to each token's loss, a number      last  this is the last batch of the step
 
-    acts.dresidual is the gradient of the residual stream at the point that backward has reached: layernorm_backward *adds* the gradient that
-    comes back through a branch to it. acts.dbranch holds the gradients on the way through a branch that are (N, C).
+    acts.dresidual is the gradient of the residual stream at the point that backward has reached: layernorm_backward *adds* the gradient
+    that comes back through a branch to it. acts.dbranch holds the gradients on the way through a branch that are (N, C).
     """
     k, p, g, L = model.kernels.functions, model.params, model.grads, model.config.L
     recompute = model.options.recompute
-    k.classifier_forward_backward(acts.losses, acts.logits, acts.targets, dloss, model.config.V)  # the logits become their gradients
+    k.classifier_forward_backward(
+        losses=acts.losses, logits=acts.logits, targets=acts.targets, dloss=dloss, V=model.config.V
+    )  # the logits become their gradients
     k.accumulate_mean(model.memory["mean_loss"], acts.losses)
-    k.matmul_backward(acts.dbranch, g.wte, None, acts.logits, acts.lnf, p.wte)
+    k.matmul_backward(dinp=acts.dbranch, dweight=g.wte, dbias=None, dout=acts.logits, inp=acts.lnf, weight=p.wte)
     zero(acts.dresidual)
-    k.layernorm_backward(acts.dresidual, g.lnfw, g.lnfb, acts.dbranch, acts.residual3[-1], p.lnfw, acts.lnf_mean, acts.lnf_rstd)
+    saved = dict(inp=acts.residual3[-1], weight=p.lnfw, mean=acts.lnf_mean, rstd=acts.lnf_rstd)
+    k.layernorm_backward(dinp=acts.dresidual, dweight=g.lnfw, dbias=g.lnfb, dout=acts.dbranch, **saved)
 
     for l in reversed(range(L)):
         residual = acts.residual3[l - 1] if l else acts.encoded
@@ -74,23 +80,31 @@ def backward(model, acts, dloss, last):
         k.residual_backward(acts.dresidual, acts.dbranch, acts.dresidual)
         if recompute >= 1:  # all blocks share one fch_gelu
             k.gelu_forward(acts.fch_gelu[l], acts.fch[l])
-        k.matmul_backward(acts.dfch, g.fcprojw[l], g.fcprojb[l], acts.dbranch, acts.fch_gelu[l], p.fcprojw[l])
+        k.matmul_backward(
+            dinp=acts.dfch, dweight=g.fcprojw[l], dbias=g.fcprojb[l], dout=acts.dbranch, inp=acts.fch_gelu[l], weight=p.fcprojw[l]
+        )
         k.gelu_backward(acts.dfch, acts.dfch, acts.fch[l])  # in place
         if recompute >= 2:  # and one ln1 and ln2
-            k.layernorm_forward(acts.ln2[l], acts.ln2_mean[l], acts.ln2_rstd[l], acts.residual2[l], p.ln2w[l], p.ln2b[l])
-        k.matmul_backward(acts.dbranch, g.fcw[l], g.fcb[l], acts.dfch, acts.ln2[l], p.fcw[l])
-        ln2 = acts.residual2[l], p.ln2w[l], acts.ln2_mean[l], acts.ln2_rstd[l]
-        k.layernorm_backward(acts.dresidual, g.ln2w[l], g.ln2b[l], acts.dbranch, *ln2)  # dresidual += ...
+            k.layernorm_forward(
+                out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], inp=acts.residual2[l], weight=p.ln2w[l], bias=p.ln2b[l]
+            )
+        k.matmul_backward(dinp=acts.dbranch, dweight=g.fcw[l], dbias=g.fcb[l], dout=acts.dfch, inp=acts.ln2[l], weight=p.fcw[l])
+        saved = dict(inp=acts.residual2[l], weight=p.ln2w[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l])
+        k.layernorm_backward(dinp=acts.dresidual, dweight=g.ln2w[l], dbias=g.ln2b[l], dout=acts.dbranch, **saved)  # dresidual += ...
 
         # residual2 = residual + attproj(attention(qkv(ln1)))
         k.residual_backward(acts.dresidual, acts.dbranch, acts.dresidual)
-        k.matmul_backward(acts.datty, g.attprojw[l], g.attprojb[l], acts.dbranch, acts.atty[l], p.attprojw[l])
-        k.attention_backward(acts.dqkv, acts.datty, acts.atty[l], acts.lse[l], acts.qkv[l])
+        k.matmul_backward(
+            dinp=acts.datty, dweight=g.attprojw[l], dbias=g.attprojb[l], dout=acts.dbranch, inp=acts.atty[l], weight=p.attprojw[l]
+        )
+        k.attention_backward(dqkv=acts.dqkv, dout=acts.datty, out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l])
         if recompute >= 2:
-            k.layernorm_forward(acts.ln1[l], acts.ln1_mean[l], acts.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
-        k.matmul_backward(acts.dbranch, g.qkvw[l], g.qkvb[l], acts.dqkv, acts.ln1[l], p.qkvw[l])
-        ln1 = residual, p.ln1w[l], acts.ln1_mean[l], acts.ln1_rstd[l]
-        k.layernorm_backward(acts.dresidual, g.ln1w[l], g.ln1b[l], acts.dbranch, *ln1)  # dresidual += ...
+            k.layernorm_forward(
+                out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l], inp=residual, weight=p.ln1w[l], bias=p.ln1b[l]
+            )
+        k.matmul_backward(dinp=acts.dbranch, dweight=g.qkvw[l], dbias=g.qkvb[l], dout=acts.dqkv, inp=acts.ln1[l], weight=p.qkvw[l])
+        saved = dict(inp=residual, weight=p.ln1w[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
+        k.layernorm_backward(dinp=acts.dresidual, dweight=g.ln1w[l], dbias=g.ln1b[l], dout=acts.dbranch, **saved)  # dresidual += ...
         model.gradients.layer_done(l, last)  # several processes: the gradients of this block may be sent
 
     k.encoder_backward(g.wte, g.wpe, acts.dresidual, acts.inputs)
@@ -120,9 +134,9 @@ def update(model, step, learning_rate, weight_decay, beta1, beta2, eps, rounding
     for (start, in_params, in_grads, decays), (stop, *_) in pairwise(sharing.update_ranges().tolist()):
         length = stop - start
         model.kernels.functions.adamw_update(
-            memory["params"][in_params : in_params + length], memory["grads"][in_grads : in_grads + length],
-            memory["m"][start:stop], memory["v"][start:stop], memory["norm_and_scale"],
-            learning_rate, beta1, beta2, eps, weight_decay if decays else 0.0, step + 1,
+            params=memory["params"][in_params : in_params + length], grads=memory["grads"][in_grads : in_grads + length],
+            m=memory["m"][start:stop], v=memory["v"][start:stop], norm_and_scale=memory["norm_and_scale"], learning_rate=learning_rate,
+            beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay if decays else 0.0, t=step + 1,
         )  # fmt: skip
     if sharing.stage > 0:  # ZeRO (parallel/shards.py): each process has updated its parts of the matrices; now gather them everywhere
         model.group.begin()

@@ -3,11 +3,11 @@
     forward(inputs)      the logits of a batch                     measure()     the loss and the norm of the gradients
     backward(targets)    the gradients, accumulated                update(...)   one step of AdamW
 
-The order in which the layers are called is in layer_order.py, the arrays are listed in memory_plan.py, and kernel_sets.py says whose functions
-are called: NumPy's on the CPU, or one of the sets of kernels.
+The order in which the layers are called is in layer_order.py, the arrays are listed in memory_plan.py, and kernel_sets.py says whose
+functions are called: NumPy's on the CPU, or one of the sets of kernels.
 
-Several processes may train one model, each on its part of the batch (parallel/gradients.py). With ZeRO each of them updates its own part of the
-parameters, and keeps AdamW's averages and the master weights of that part only (parallel/shards.py).
+Several processes may train one model, each on its part of the batch (parallel/gradients.py). With ZeRO each of them updates its own part of
+the parameters, and keeps AdamW's averages and the master weights of that part only (parallel/shards.py).
 """
 
 import math
@@ -34,7 +34,8 @@ from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.gpu.moment import GpuMoment, HostMoment
 from gpt2_numba.gpu.staging import PinnedResults, PinnedRing
 from gpt2_numba.layers.fast.encoder import most_pieces
-from gpt2_numba.memory_plan import STEP_RESULTS, activation_views, check_memory, plan_memory
+from gpt2_numba.memory_fit import check_memory
+from gpt2_numba.memory_plan import STEP_RESULTS, activation_views, plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.gradients import Gradients, ShardedGradients, tensors_by_name
 from gpt2_numba.parallel.group import Alone
@@ -93,7 +94,7 @@ class GPT2:
     # ------------------------------------------------------------------------------------------------ parameters
 
     def load_pieces(self, pieces):
-        """Set parameters from (name, layer, float array) triples, one for each tensor of each layer. Optimizer state starts anew."""
+        """Set parameters from (name, layer, float array) triples, one for each tensor of each layer; resets the optimizer's state."""
         parts = {(part[3].name, part[3].layer): part for part in self.sharing.state.parts()}
         for name, layer, values in pieces:
             target = getattr(self.params, name)
@@ -109,7 +110,7 @@ class GPT2:
         zero(self.memory["v"])
 
     def load_params(self, tensors):
-        """Set all parameters from name -> float array of the table's shape. Optimizer state starts anew."""
+        """Set all parameters: name -> float array, shaped as parameter_shapes says. Resets the optimizer's state."""
         shapes = parameter_shapes(self.config)
         if set(tensors) != set(shapes):
             raise ValueError(f"load_params: the tensors must be {sorted(shapes)}, got {sorted(tensors)}")
@@ -125,7 +126,8 @@ class GPT2:
     def raw(self, which):
         """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory; or None.
 
-        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, have this process's parts only (see `sharing`).
+        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, have this process's parts only (see
+        `sharing`).
         """
         return self.memory.get(which)
 
@@ -283,9 +285,9 @@ class GPT2:
     def measure(self, max_norm=math.inf, stop=False):
         """Start to measure the loss of the batches since the last call (see take_loss) and the norm of all gradients together.
 
-        Returns a Measurement; its `wait` must be called before measure is called twice more. If the norm is larger than max_norm, the updates
-        until the next call scale the gradients down to it. With several processes the loss is the mean over all of them, and if `stop` is true
-        in any, `stopping` is true in all.
+        Returns a Measurement; its `wait` must be called before measure is called twice more. If the norm is larger than max_norm, the
+        updates until the next call scale the gradients down to it. With several processes the loss is the mean over all of them, and if
+        `stop` is true in any, `stopping` is true in all.
         """
         if not self._losses_gathered:
             raise RuntimeError("measure: no loss has been computed since the last call")

@@ -1,4 +1,4 @@
-"""The picture of a run: training and validation loss, learning rate and gradient norm against the step.
+"""Plot a run: training and validation loss, learning rate and gradient norm over the steps.
 
     python -m gpt2_numba.plot LOGDIR [--out FILE]
 
@@ -14,30 +14,29 @@ from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import read_main_log
 
-# Blue and red stay apart for the colour-blind too; printed in grey, the dots of the validation tell it from training.
+# Blue and red remain distinct for the colour-blind; printed in grey, the dots distinguish validation from training.
 _TRAIN_COLOUR = "#2a78b5"
 _VAL_COLOUR = "#d1495b"
 _QUIET_COLOUR = "#5b6670"
 
-# From this many steps on, single steps are noise: the picture then shows a running mean over 1/50 of the run as well.
+# From this many steps on, single steps are noise: the plot then also shows a running mean over 1/50 of the run.
 _SMOOTH_FROM_STEPS = 100
 
 
 def plot_losses(log_path, png_path, title):
-    """Draw the main.log at log_path into a PNG at png_path (1650 x 825 pixels); title stands above it.
+    """Plot the main.log at log_path to a PNG at png_path (1650 x 825 pixels), with `title` at the top.
 
-    Needs no display. Raises UserError if the log cannot be read, holds no finite loss, or the picture cannot be
-    written.
+    Needs no display. Raises UserError if the log cannot be read or holds no finite loss, or if the PNG cannot be written.
     """
-    from matplotlib.figure import Figure  # here, since it takes as long to import as all of Numba, and a run draws only at its end
+    from matplotlib.figure import Figure  # imported here: it takes as long as all of Numba, and a run plots only at its end
 
     series = read_main_log(log_path)
     train_steps, train_losses = series["train_loss"]
     val_steps, val_losses = series["val_loss"]
     if not (np.isfinite(train_losses).any() or np.isfinite(val_losses).any()):
-        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: plot again when the run has taken a step")
+        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: plot again when the run has done a step")
 
-    # A Figure of its own rather than pyplot's: it draws into memory, wants no display and leaves no global state.
+    # A Figure rather than pyplot: it draws into memory, needs no display and leaves no global state.
     figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1))
@@ -47,7 +46,7 @@ def plot_losses(log_path, png_path, title):
 
     if len(train_steps):
         _draw_noisy(loss_axes, train_steps, train_losses, _TRAIN_COLOUR, "training")
-    if len(val_steps):  # a run may log the one without the other
+    if len(val_steps):  # a run may log one without the other
         loss_axes.plot(
             val_steps,
             val_losses,
@@ -64,7 +63,7 @@ def plot_losses(log_path, png_path, title):
     rate_axes.plot(*series["learning_rate"], color=_QUIET_COLOUR, linewidth=1.8)
     _label(rate_axes, "learning rate")
     rate_axes.set_ylim(bottom=0)
-    rate_axes.yaxis.set_major_formatter("{x:g}")  # 0.0006 at its tick rather than 6 there and 1e-4 in a corner
+    rate_axes.yaxis.set_major_formatter("{x:g}")  # 0.0006 at the tick, rather than 6 and a factor of 1e-4 in a corner
     rate_axes.tick_params(labelbottom=False)
 
     _draw_noisy(norm_axes, *series["norm"], _QUIET_COLOUR, "gradient norm")
@@ -76,28 +75,28 @@ def plot_losses(log_path, png_path, title):
         figure.savefig(png_path, format="png")
     except OSError as error:
         raise UserError(
-            f"the picture's path must be one that can be written, got {str(png_path)!r} ({error.strerror}): choose another with --out"
+            f"the path of the plot must be writable, got {str(png_path)!r} ({error.strerror}): choose another with --out"
         ) from error
 
 
 def _draw_noisy(axes, steps, values, colour, label):
-    """A line per step; in a longer run that one faint, with its running mean over it."""
+    """Draw a value per step; in a longer run draw it faintly, with its running mean on top."""
     if len(steps) < _SMOOTH_FROM_STEPS:
-        axes.plot(steps, values, color=colour, linewidth=1.8, marker=".", label=label)  # a dot, for a run of one step
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker=".", label=label)  # the marker shows a run of one step
         return
-    width = len(steps) // 50 | 1  # odd, so that the middle of a window is a step
+    width = len(steps) // 50 | 1  # odd, so that the middle of the window is a step
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
     axes.plot(*_running_mean(steps, values, width), color=colour, linewidth=1.8, label=f"{label} (mean of {width} steps)")
 
 
 def _running_mean(steps, values, width):
-    """The mean of each window of width values (odd), at the window's middle step, so that the curve does not lag."""
+    """(steps, means) of each window of `width` values (odd), at the window's middle step, so that the curve does not lag."""
     middle = width // 2
     return steps[middle : len(steps) - middle], np.convolve(values, np.full(width, 1 / width), mode="valid")
 
 
 def _label(axes, quantity):
-    """Write the quantity and its unit above the axes, where it reads without turning the head."""
+    """Write the quantity and its unit above the axes, where it need not be rotated; style ticks, grid and spines."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(quantity, loc="left", fontsize=10)
@@ -108,9 +107,9 @@ def _label(axes, quantity):
 
 
 def run(argv):
-    """Draw what the command line asks for."""
-    parser = Parser(prog="python -m gpt2_numba.plot", description="Draw the losses of a run from its main.log.")
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory that a run named (its -o)")
+    """Draw the plot that the command line asks for."""
+    parser = Parser(prog="python -m gpt2_numba.plot", description="Plot the losses of a run from its main.log.")
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory of a run (its -o)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="the PNG to write (default LOGDIR/loss.png)")
     arguments = parser.parse_args(argv)
     png_path = arguments.out or arguments.logdir / "loss.png"
@@ -119,7 +118,7 @@ def run(argv):
 
 
 def main(argv):
-    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line."""
+    """Run the command line. Returns the exit code: 0, or 2 for a mistake of the user's, reported in one line."""
     return exit_code(run, argv)
 
 

@@ -1,8 +1,8 @@
 """Train GPT-2:  python -m gpt2_numba.train  (--help lists the flags).
 
-Without flags: a small model on text that every Python installation carries, on the GPU if there is one, otherwise on the CPU. Several processes,
-one GPU each, train one model together: mpirun -np 8 python -m gpt2_numba.train ... Each of them runs this file from top to bottom.
-What comes before the first step is in training/preparation.py.
+Without flags: a small model on text that every Python installation carries, on the GPU if there is one, otherwise on the CPU. Several
+processes, one GPU each, train one model together: mpirun -np 8 python -m gpt2_numba.train ... Each of them runs this file from top to
+bottom. What comes before the first step is in training/preparation.py.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from gpt2_numba.parallel.group import Alone
 from gpt2_numba.parallel.start import join
 from gpt2_numba.parallel.watch import end_process
 from gpt2_numba.plot import plot_losses
-from gpt2_numba.training.checkpoint import done_checkpoints
 from gpt2_numba.training.evaluation import answer_questions, sample, validate
 from gpt2_numba.training.gpu_info import gpu_info
 from gpt2_numba.training.log import MainLog
@@ -28,7 +27,7 @@ from gpt2_numba.training.resume import save_or_warn
 from gpt2_numba.training.schedules import learning_rate
 from gpt2_numba.training.settings import parse_settings
 from gpt2_numba.training.step_reports import StepReports, StepResult
-from gpt2_numba.training.stop_request import StopRequest
+from gpt2_numba.training.stop_request import Stopped, StopRequest
 
 GRAD_CLIP = 1.0  # the largest norm of all gradients together
 
@@ -42,7 +41,7 @@ def train(settings, group=None):
     group = group or Alone()
     run = prepare(settings, group)
     settings, model, run_state = run.settings, run.model, run.run_state
-    log = MainLog(settings.log_dir if group.rank == 0 else None, go_on=run.first_step > 0)
+    log = MainLog(settings.log_dir if group.rank == 0 else None, append=run.first_step > 0)
     peak = peak_tokens_per_second(settings, model.config, group)
     reports = StepReports(run.max_steps, run.tokens_per_step, log, overlap=settings.device == "gpu", peak_tokens_per_second=peak)
 
@@ -71,8 +70,8 @@ def train(settings, group=None):
                 if group.rank == 0:
                     print(f"generating:\n---\n{sample(model, run.encoding, settings.sample_tokens)}\n---")
 
-            # Once in a while, and when asked to stop: save everything that a resumed run needs. The request is read once: a signal after this
-            # line is for the next step, which then saves its own. Several processes stop after the same step.
+            # Once in a while, and when asked to stop: save everything that a resumed run needs. The request is read once: a signal after
+            # this line is for the next step, which then saves its own. Several processes stop after the same step.
             stopping = stop.requested if group.ranks == 1 else reports.stopping
             if settings.log_dir and step > run.first_step and (due(settings.checkpoint_every, step, last) or stopping):
                 reports.finish()
@@ -82,7 +81,7 @@ def train(settings, group=None):
                 reports.finish()
                 break
 
-            # One step: the gradients of all micro-batches, then the update. All of it is queued on the GPU; the result is reported one step later.
+            # One step: the gradients of all micro-batches, then the update. The GPU's work is queued; its result is reported a step later.
             reports.begin(model.moment())
             model.zero_grad()
             if settings.overfit_one_batch:
@@ -120,21 +119,6 @@ def train(settings, group=None):
 def due(every, step, last):
     """Is something that happens every `every` steps, and at the end, due before this step? 0 switches it off; it is never due at step 0."""
     return every > 0 and (last or step > 0 and step % every == 0)
-
-
-class Stopped(Exception):
-    """The run was asked to stop and did so after `step` updates."""
-
-    def __init__(self, signal_name, step, settings):
-        how = "no checkpoint was written, since no log directory was given (-o)"
-        if settings.log_dir:
-            there = done_checkpoints(settings.log_dir)
-            how = f"no checkpoint is in {settings.log_dir}: the same command starts from the beginning"
-            if there:
-                how = (
-                    f"to continue, give the same command with -y 1: it resumes from the checkpoint of step {there[0]} in {settings.log_dir}"
-                )
-        super().__init__(f"stopped by {signal_name} after {step} steps; {how}")
 
 
 # --------------------------------------------------------------------------------------------------- the command line

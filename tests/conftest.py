@@ -1,8 +1,19 @@
-"""Where the kernels of the tests run: on the GPU, or in Numba's simulator where there is none. Numba must be told before it is imported."""
+"""Where the kernels of the tests run: on the GPU, or without one in Numba's simulator, which must be chosen before Numba is imported."""
+
+import pytest
 
 from gpt2_numba.gpu.detect_gpu import simulate_without_gpu
 
 simulate_without_gpu()
+
+
+@pytest.fixture(autouse=True)
+def tf32_allowed_as_at_the_start():
+    """A model sets TF32 for the whole process: the next test begins with the default again."""
+    yield
+    from gpt2_numba.gpu.gemm import allow_tf32
+
+    allow_tf32(True)
 
 
 def pytest_report_header(config):

@@ -1,7 +1,4 @@
-"""Attention: what runs on the CPU against the definition, and every fast engine against that, at lengths where tiles begin and end."""
-
-import random
-from collections import deque
+"""Attention: the references against the definition, and the fast engines against the references, at lengths around tile boundaries."""
 
 import numpy as np
 import pytest
@@ -21,15 +18,16 @@ from gpt2_numba.layers import attention as textbook
 from gpt2_numba.layers.attention.on_cpu import TILE
 from gpt2_numba.layers.fast import attention
 from gpt2_numba.layers.fast.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
+from tests.test_layer_kernels import Shuffled
 
 needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
 needs_bfloat16 = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with bfloat16, and the simulator is turned off")
-only_simulated = pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
+only_simulated = pytest.mark.skipif(not SIMULATING, reason="the order of threads cannot be chosen on a GPU")
 
 
 @pytest.fixture(autouse=True)
 def without_cudnn(monkeypatch):
-    """The engines of this package are under test here, also where cuDNN is installed and faster."""
+    """Test this package's engines, even if cuDNN is installed and faster."""
     monkeypatch.setattr(attention, "_choice", "numba")
 
 
@@ -52,16 +50,16 @@ def inputs(B, T, NH, HS, dtype=np.float64, seed=1):
 
 
 REFERENCES = {
-    "on the CPU": (textbook.attention_forward, textbook.attention_backward),
-    "to be read": (textbook.attention_forward_ref, textbook.attention_backward_ref),
+    "on_cpu": (textbook.attention_forward, textbook.attention_backward),
+    "ref": (textbook.attention_forward_ref, textbook.attention_backward_ref),
 }
 
 
-@pytest.mark.parametrize("which", REFERENCES)
+@pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("T", [1, 7, TILE, TILE + 1, 2 * TILE + 5])
-def test_reference_is_the_definition(T, which):
-    """With whole (T, T) matrices, and the softmax's gradient as a matrix, written down as in a textbook."""
-    forward, backward = REFERENCES[which]
+def test_reference_is_the_definition(T, reference):
+    """The definition as in a textbook: whole (T, T) matrices, and the softmax's Jacobian."""
+    forward, backward = REFERENCES[reference]
     B, NH, HS = 2, 3, 4
     qkv, dout = inputs(B, T, NH, HS)
     out, lse, dqkv = np.full((B * T, NH * HS), np.nan), np.full((B, NH, T), np.nan), np.full(qkv.shape, np.nan)
@@ -73,12 +71,12 @@ def test_reference_is_the_definition(T, which):
             q, k, v = rows[b, :, 0, h], rows[b, :, 1, h], rows[b, :, 2, h]
             scores = np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(HS), -np.inf)
             att = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-            d = dout.reshape(B, T, NH, HS)[b, :, h]
+            head_dout = dout.reshape(B, T, NH, HS)[b, :, h]
             np.testing.assert_allclose(out.reshape(B, T, NH, HS)[b, :, h], att @ v, atol=1e-13)
             np.testing.assert_allclose(lse[b, h], np.log(np.exp(scores).sum(axis=1)), atol=1e-13)
-            datt = d @ v.T
+            datt = head_dout @ v.T
             dscores = np.stack([(np.diag(p) - np.outer(p, p)) @ g for p, g in zip(att, datt)]) / np.sqrt(HS)
-            for part, expected in enumerate((dscores @ k, dscores.T @ q, att.T @ d)):
+            for part, expected in enumerate((dscores @ k, dscores.T @ q, att.T @ head_dout)):
                 np.testing.assert_allclose(gradients[b, :, part, h], expected, atol=1e-12)
 
 
@@ -86,11 +84,11 @@ def test_reference_is_the_definition(T, which):
 
 
 @needs_kernels
-def test_sequences_together_or_one_by_one_give_the_same_bits(monkeypatch):
+def test_bits_do_not_depend_on_how_many_sequences_are_processed_together(monkeypatch):
     shape = B, T, NH, HS = 3, 5, 2, 8
     qkv, dout = inputs(*shape, np.float32)
     results = []
-    for working_set, together in ((matmuls.WORKING_SET, 3), (matmuls.numbers_needed(2, T, NH, HS), 2), (0, 1)):
+    for working_set, together in ((matmuls.WORKING_SET, 3), (matmuls.elements_needed(2, T, NH, HS), 2), (0, 1)):
         monkeypatch.setattr(matmuls, "WORKING_SET", working_set)
         assert matmuls.sequences_at_a_time(B, T, NH, HS) == together
         scratch = to_device(np.full(attention_scratch_size(*shape, FLOAT32), np.nan, np.float32))
@@ -99,12 +97,12 @@ def test_sequences_together_or_one_by_one_give_the_same_bits(monkeypatch):
         attention_backward(dqkv, to_device(dout), out, lse, to_device(qkv), scratch)
         results.append([copy_to_host(array) for array in (out, lse, dqkv)])
     for other in results[1:]:
-        for one, same in zip(results[0], other):
-            np.testing.assert_array_equal(one, same)
+        for expected, actual in zip(results[0], other):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("module", [matmuls, mma, wgmma])
-def test_scratch_serves_smaller_batches_too(module):
+def test_scratch_is_large_enough_for_smaller_batches(module):
     NH, HS = 12, 64
     largest = module.scratch_size(16, 1024, NH, HS)
     for B in (1, 2, 3, 15, 16):
@@ -112,7 +110,7 @@ def test_scratch_serves_smaller_batches_too(module):
             assert module.scratch_size(B, T, NH, HS) <= largest
             if module is matmuls:
                 together = matmuls.sequences_at_a_time(B, T, NH, HS)
-                needed = matmuls.ALIGNMENT + B * NH * T + matmuls.numbers_needed(together, T, NH, HS)
+                needed = matmuls.ALIGNMENT + B * NH * T + matmuls.elements_needed(together, T, NH, HS)
                 assert needed <= module.scratch_size(B, T, NH, HS) + matmuls.ALIGNMENT
 
 
@@ -121,14 +119,14 @@ def test_scratch_serves_smaller_batches_too(module):
 
 @needs_bfloat16
 @pytest.mark.parametrize("shape", [(1, 19, 2, 64), (2, 17, 1, 80), (1, 17, 1, 96), (1, 19, 1, 128), (2, 1, 1, 64), (1, 70, 1, 64)], ids=str)
-def test_tiles_on_tensor_cores(shape):
-    """T of one, one more than a tile, several tiles and a rest; guard cells, NaN, twice, and bounds of errors: as in layer_checks."""
+def test_tensor_core_kernels(shape):
+    """T of 1, one more than a tile, several tiles and a rest. Guard cells, NaN, repeatability and error bounds as in layer_checks."""
     check("bf16", *shape)
 
 
 @needs_bfloat16
-def test_a_gpus_tile_sizes(monkeypatch):
-    """In the simulator tiles are small. Here those that a GPU gets, where a warp has two tiles of rows, and 64 keys come at a time."""
+def test_tile_sizes_of_a_gpu(monkeypatch):
+    """The simulator uses small tiles. Here larger ones, as on a GPU: two row tiles per warp, 64 keys at a time."""
     monkeypatch.setattr(attention, "engine", lambda dtype, HS: mma)
     monkeypatch.setattr(mma, "make_forward_kernel", lambda HS, made=mma.make_forward_kernel: made(HS, (4, 2, 64, 2)))
     monkeypatch.setattr(mma, "make_backward_queries_kernel", lambda HS, made=mma.make_backward_queries_kernel: made(HS, (2, 2, 32, 2)))
@@ -136,19 +134,9 @@ def test_a_gpus_tile_sizes(monkeypatch):
     check("bf16", 1, 70, 1, 64)
 
 
-class Shuffled(deque):
-    """Hands out its elements in a random order, the same every time."""
-
-    random = random.Random(5)
-
-    def popleft(self):
-        self.rotate(self.random.randrange(len(self)))
-        return super().popleft()
-
-
 @only_simulated
-def test_threads_may_run_in_any_order(monkeypatch):
-    """Between two barriers. A barrier that is missing goes unnoticed as long as the copies of all are made first."""
+def test_the_result_does_not_depend_on_the_order_of_threads(monkeypatch):
+    """Threads run in random order between barriers: a missing barrier goes unnoticed as long as all threads make their copies first."""
     monkeypatch.setattr(simulator, "deque", Shuffled)
     check("bf16", 1, 37, 1, 64)
 
@@ -156,10 +144,10 @@ def test_threads_may_run_in_any_order(monkeypatch):
 @needs_bfloat16
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_rows_after_the_last_are_not_read():
-    """Two sequences side by side in memory; the second is NaN, and the first is what it is alone."""
+    """Two consecutive sequences in memory, the second all NaN: the first gives the same result as when it is alone."""
     B, T, NH, HS = 2, 19, 1, 64
     qkv, dout = inputs(B, T, NH, HS, np.float32)
-    alone = []
+    results = []
     for sequences in (1, 2):
         rows = sequences * T
         qkv[T:], dout[T:] = np.nan, np.nan
@@ -168,15 +156,15 @@ def test_rows_after_the_last_are_not_read():
         packed, upstream = to_device(qkv[:rows], BFLOAT16_BITS), to_device(dout[:rows], BFLOAT16_BITS)
         mma.attention_forward(out, lse, packed, scratch)
         mma.attention_backward(dqkv, upstream, out, lse, packed, scratch)
-        alone.append([copy_to_host(out)[:T], copy_to_host(lse)[0], copy_to_host(dqkv)[:T]])
-    for one, with_neighbour in zip(*alone):
-        assert np.isfinite(one).all()
-        np.testing.assert_array_equal(one, with_neighbour)
+        results.append([copy_to_host(out)[:T], copy_to_host(lse)[0], copy_to_host(dqkv)[:T]])
+    for alone, with_neighbour in zip(*results):
+        assert np.isfinite(alone).all()
+        np.testing.assert_array_equal(with_neighbour, alone)
 
 
 @needs_bfloat16
-def test_scores_of_any_size():
-    """Scores of some hundreds: exp overflows unless the largest is taken off; and a larger one comes with every tile."""
+def test_large_scores_do_not_overflow():
+    """Scores of several hundred: exp overflows unless the largest is subtracted. Every tile brings a larger one."""
     B, T, NH, HS = 1, 40, 1, 64
     qkv, _ = inputs(B, T, NH, HS, np.float32)
     qkv[:, : 2 * HS] *= np.linspace(1, 12, T, dtype=np.float32)[:, None]
@@ -190,7 +178,7 @@ def test_scores_of_any_size():
     np.testing.assert_allclose(copy_to_host(out), expected_out, atol=2e-2)
 
 
-# ------------------------------------------------------------------------------------------------------- which engine
+# -------------------------------------------------------------------------------------------------- choice of engine
 
 
 @pytest.mark.parametrize("dtype, HS, expected", [
@@ -207,7 +195,7 @@ def test_engine_by_gpu(monkeypatch, hopper, expected):
 
 
 @needs_kernels
-def test_channels_that_are_no_multiple_of_heads_are_refused():
+def test_c_must_be_a_multiple_of_nh():
     out, lse, qkv = (to_device(np.zeros(shape, np.float32)) for shape in ((4, 10), (1, 3, 4), (4, 30)))
     with pytest.raises(ValueError, match=r"attention_forward: C must be a multiple of NH, got C=10 \(of out\) and NH=3 \(of lse\)"):
         attention_forward(out, lse, qkv, None)

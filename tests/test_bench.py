@@ -18,9 +18,9 @@ from dev.bench import start as start_module
 from dev.bench import step as step_module
 from dev.bench.ceilings import measure_ceilings, product_name, settled
 from dev.bench.clock import time_call, time_for
-from dev.bench.costs import COUNTS, Cost, cost_of
+from dev.bench.costs import COUNTS, Cost, launch_cost
 from dev.bench.kernels import check_layers, checked_sizes, launch_name, layer_file, measure_kernels, part_name
-from dev.bench.launches import Launch, LaunchLog, Part, shapes_of, watch_launches
+from dev.bench.launches import Launch, LaunchLog, Part, watch_launches, work_key
 from dev.bench.machine import GpuWatch, gpus, versions
 from dev.bench.report import ceilings_table, kernels_table, summary, table, timeline_table
 from dev.bench.roofline import LABEL_GAP, _apart, plot_roofline, plot_step
@@ -55,7 +55,7 @@ def i32(*shape):
 
 
 def cost(function, **arguments):
-    return cost_of(Part(function, arguments, None))
+    return launch_cost(Part(function, arguments, None))
 
 
 # ------------------------------------------------------------------------------------------------ bytes and FLOP, by hand
@@ -88,11 +88,11 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
             (2 * N * C + N * 8 + 3 * 8 * C) * 2,
             4 * N * C * 8,
         ),
-        (cost("gemm", out=Shape(5, 6), a=Shape(5, 7), b=Shape(7, 6), M=5, N=6, K=7, accumulate=False, bias=None),
+        (cost("gemm", out=Shape(5, 6), a=Shape(5, 7), b=Shape(7, 6), rows=5, columns=6, inner=7, accumulate=False, bias=None),
          (30 + 35 + 42) * 2, 2 * 5 * 6 * 7),
-        (cost("gemm", out=Shape(5, 6), a=Shape(5, 7), b=Shape(7, 6), M=5, N=6, K=7, accumulate=True, bias=None),
+        (cost("gemm", out=Shape(5, 6), a=Shape(5, 7), b=Shape(7, 6), rows=5, columns=6, inner=7, accumulate=True, bias=None),
          (2 * 30 + 35 + 42) * 2, 2 * 5 * 6 * 7),
-        (cost("gemm", out=Shape(3, 5, 6), a=Shape(3, 5, 7), b=Shape(3, 7, 6), M=5, N=6, K=7, accumulate=False, bias=None),
+        (cost("gemm", out=Shape(3, 5, 6), a=Shape(3, 5, 7), b=Shape(3, 7, 6), rows=5, columns=6, inner=7, accumulate=False, bias=None),
          3 * (30 + 35 + 42) * 2, 3 * 2 * 5 * 6 * 7),
         (  # T = 4: 10 of the 16 pairs of query and key, two products of HS multiply-adds each, NH = 2, HS = 8
             cost("attention_forward", out=Shape(N, C), lse=f32(B, 2, T), qkv=Shape(N, 3 * C), scratch=f32(999)),
@@ -239,8 +239,8 @@ def test_a_launch_can_be_called_again_with_the_same_arrays():
 def test_launches_of_different_layers_are_the_same_work():
     _, log = watched_step()
     of_gelu = [launch for launch in log.launches if launch.name == "gelu_forward"]
-    assert len(of_gelu) >= 2 and len({shapes_of(launch) for launch in of_gelu}) == 1
-    of_matmul = {shapes_of(launch) for launch in log.launches if launch.name == "matmul_forward"}
+    assert len(of_gelu) >= 2 and len({work_key(launch) for launch in of_gelu}) == 1
+    of_matmul = {work_key(launch) for launch in log.launches if launch.name == "matmul_forward"}
     assert len(of_matmul) == 5  # qkv, attproj, fc, fcproj, classifier
 
 
@@ -325,7 +325,7 @@ def test_the_step_is_the_sum_of_its_parts_and_of_what_is_left_over(timeline):
 
 
 def square_product(transpose_a):
-    sizes = {"M": 4, "N": 4, "K": 4, "transpose_a": transpose_a, "transpose_b": not transpose_a}
+    sizes = {"rows": 4, "columns": 4, "inner": 4, "transpose_a": transpose_a, "transpose_b": not transpose_a}
     return Part("gemm", {"out": Shape(4, 4), "a": Shape(4, 4), "b": Shape(4, 4), **sizes}, None)
 
 
@@ -336,7 +336,7 @@ def test_each_different_launch_is_timed_once_with_its_parts(monkeypatch):
         one.parts = [square_product(False), square_product(True)] if one.name == "matmul_backward" else []
     rows = measure_kernels(log, TINY, CEILINGS, {"gelu": "ok 0.10"})
     names = [row["name"] for row in rows]
-    assert len(names) == len({shapes_of(one) for one in log.launches})
+    assert len(names) == len({work_key(one) for one in log.launches})
     gelu = rows[names.index("gelu_backward")]
     assert gelu["calls"] == TINY.L and gelu["check"] == "ok 0.10" and gelu["ms"] == 2.0 and gelu["fastest_ms"] == 1.0
     assert gelu["share"] == pytest.approx(gelu["bytes"] / 4e12 * 1000 / 2.0)

@@ -1,6 +1,6 @@
-"""The program that compares the model with a debug state: says yes where all is well, and no, with tensor and place, to every alteration.
+"""The program that compares the model with a debug state: it accepts an exact state, and reports tensor and index of every alteration.
 
-The states are made by the model itself, on the CPU; where PyTorch is installed, by the script that makes them with PyTorch, too.
+The states are made by the model itself, on the CPU; if PyTorch is installed, also by the script that makes them with PyTorch.
 """
 
 import shutil
@@ -104,10 +104,10 @@ def test_all_is_well(files, run):
     header = next(lines.index(line) for line in lines if line.startswith("step "))
     steps = lines[header + 1 : header + 11]
     assert [line.split()[0] for line in steps] == [str(step) for step in range(10)] and all(line.endswith(" ok") for line in steps)
-    assert "ten steps again from a checkpoint: the same bits" in text
+    assert "ten steps repeated from a checkpoint: the same bits" in text
 
 
-def test_without_losses_the_first_is_known(files, capsys):
+def test_without_a_losses_file_only_the_first_loss_is_compared(files, capsys):
     paths = [str(files / name) for name in ("model.bin", "model_debug_state.bin")]
     assert program.main([*paths, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -116,7 +116,7 @@ def test_without_losses_the_first_is_known(files, capsys):
 
 
 def test_a_model_file_in_bfloat16_is_another_model(files, run):
-    """Its parameters are read; rounded as they are, they give other gradients than those in the state."""
+    """Its parameters are read; being rounded, they give other gradients than those in the state."""
     config, flat = read_model_file(files / "model.bin")
     bits = bfloat16_bits(flat)
     del flat
@@ -131,26 +131,26 @@ def test_a_model_file_in_bfloat16_is_another_model(files, run):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_single_altered_gradient_is_found(files, run, name):
-    """By 2e-5 of the largest number that it belongs to: the bounds are tight."""
-    place = {"wte": (36, 5), "wpe": (6, 2), "lnfw": (3,), "lnfb": (15,)}.get(name)
+    """The alteration is 2e-5 of the largest magnitude in its block: the bounds are tight."""
+    index = {"wte": (36, 5), "wpe": (6, 2), "lnfw": (3,), "lnfb": (15,)}.get(name)
 
     def change(state):
-        nonlocal place
+        nonlocal index
         gradient = state.gradients[name]
-        if place is None:
-            place = tuple(size - 1 for size in gradient.shape)
+        if index is None:
+            index = tuple(size - 1 for size in gradient.shape)
         block = gradient[-1] if gradient.shape[0] == CONFIG.L else gradient
-        gradient[place] += 2e-5 * np.abs(block).max()
+        gradient[index] += 2e-5 * np.abs(block).max()
 
     alter(files, change)
     code, text, _ = run(files)
     lines = failed_lines(text)
-    assert code == 1 and len(lines) == 1 and f"d{name} " in lines[0] and f" at {place}: got" in lines[0]
-    assert text.endswith("not all is well\n")
+    assert code == 1 and len(lines) == 1 and f"d{name} " in lines[0] and f" at {index}: got" in lines[0]
+    assert text.endswith("something differs\n")
 
 
-def test_queries_gradients_are_compared_with_their_own_size(files, run):
-    """At the start they are a hundredth of the values': an error of 1e-4 of them would drown in a bound for the whole tensor."""
+def test_gradients_of_queries_have_their_own_scale(files, run):
+    """At the start they are a hundredth of the values': a bound for the whole tensor would miss an error of 1e-4 in them."""
 
     def change(state):
         gradient = state.gradients["qkvw"]
@@ -163,7 +163,7 @@ def test_queries_gradients_are_compared_with_their_own_size(files, run):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, expected",
     [
         (lambda s: s.gradients["wte"].__setitem__((37, 0), 1e-30), "dwte (128, 16) at (37, 0): got 0,"),
         (lambda s: s.gradients["wpe"].__setitem__((7, 3), 1e-30), "dwpe (9, 16) at (7, 3): got 0,"),
@@ -176,10 +176,10 @@ def test_queries_gradients_are_compared_with_their_own_size(files, run):
         (lambda s: setattr(s, "loss", np.nan), "forward: loss"),
     ],
 )
-def test_other_alterations_are_found(files, run, change, told):
+def test_other_alterations_are_found(files, run, change, expected):
     alter(files, change)
     code, text, _ = run(files)
-    assert code == 1 and told in "\n".join(failed_lines(text))
+    assert code == 1 and expected in "\n".join(failed_lines(text))
 
 
 def test_an_altered_loss_is_found(files, run):
@@ -198,25 +198,25 @@ def test_another_optimizer_is_found(files, run, monkeypatch, setting, value):
     assert code == 1 and all(line.startswith("FAILED step ") for line in failed_lines(text))
 
 
-@pytest.mark.parametrize("forgotten", ["params", "m", "v", "place in the data"])
+@pytest.mark.parametrize("forgotten", ["params", "m", "v", "position in the data"])
 def test_a_reload_that_forgets_something_is_found(files, run, monkeypatch, forgotten):
     restore = program.restore
 
     def forgetful(checkpoint, model, loader, run_state):
-        place = loader.state()
-        kept = None if forgotten == "place in the data" else model.raw(forgotten).copy()
+        position = loader.state()
+        kept = None if forgotten == "position in the data" else model.raw(forgotten).copy()
         restore(checkpoint, model, loader, run_state)
         if kept is None:
-            loader.load_state(place)
+            loader.load_state(position)
         else:
             model.load_part(forgotten, 0, kept)
 
     monkeypatch.setattr(program, "restore", forgetful)
     code, text, _ = run(files)
-    assert code == 1 and "ten steps again from a checkpoint: FAILED" in text
+    assert code == 1 and "ten steps repeated from a checkpoint: FAILED" in text
     lines = failed_lines(text)
     assert any(line.startswith("FAILED params: ") and "the first at (" in line for line in lines)
-    assert any(line.startswith("FAILED tokens: ") for line in lines) == (forgotten == "place in the data")
+    assert any(line.startswith("FAILED tokens: ") for line in lines) == (forgotten == "position in the data")
 
 
 # ------------------------------------------------------------------------------------------------- mistakes of the user's
@@ -232,7 +232,7 @@ def other_model(path):
 
 
 @pytest.mark.parametrize(
-    "name, change, told",
+    "name, change, expected",
     [
         ("model.bin", lambda path: path.unlink(), "No such file"),
         ("model.bin", lambda path: path.write_text("no model"), "must have a header"),
@@ -250,15 +250,15 @@ def other_model(path):
         ("model_losses.txt", lambda path: path.write_bytes(b"\xff" * 40), "must be 10 numbers in a text file"),
     ],
 )
-def test_wrong_files_are_told_in_one_line(files, run, name, change, told):
+def test_wrong_files_are_reported_in_one_line(files, run, name, change, expected):
     change(files / name)
     code, text, errors = run(files)
     assert (code, text) == (2, "")
-    assert errors.count("\n") == 1 and told in errors and errors.startswith(f"error: {files}")
+    assert errors.count("\n") == 1 and expected in errors and errors.startswith(f"error: {files}")
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, expected",
     [
         (("--device", "cpu", "--precision", "bf16"), "bf16 needs a GPU"),
         (("--precision", "fp16"), "'fp16'"),
@@ -267,9 +267,9 @@ def test_wrong_files_are_told_in_one_line(files, run, name, change, told):
         (("third.bin",), "third.bin"),
     ],
 )
-def test_wrong_flags_are_told_in_one_line(files, run, flags, told):
+def test_wrong_flags_are_reported_in_one_line(files, run, flags, expected):
     code, text, errors = run(files, *flags)
-    assert (code, text) == (2, "") and errors.startswith("error: ") and errors.count("\n") == 1 and told in errors
+    assert (code, text) == (2, "") and errors.startswith("error: ") and errors.count("\n") == 1 and expected in errors
 
 
 # ------------------------------------------------------------------------------------------------------- on the device
@@ -277,8 +277,8 @@ def test_wrong_flags_are_told_in_one_line(files, run, flags, told):
 
 @needs_simulator_or_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_kernels_first_step_is_within_the_bounds(tmp_path, precision):
-    """In the simulator, too, with a single block: one step takes seconds."""
+def test_the_first_step_of_the_kernels_is_within_the_bounds(tmp_path, precision):
+    """With a single block, so that one step in the simulator takes seconds."""
     if precision == "bf16" and not bfloat16_supported():
         pytest.skip("this GPU has no bfloat16")
     write_files(tmp_path, GPT2Config(L=1, NH=2, C=16, max_T=7, V=37), B=2, T=6)
@@ -292,7 +292,7 @@ def test_the_kernels_first_step_is_within_the_bounds(tmp_path, precision):
     program.print_rows(rows)
     assert [str(row) for row, _ in rows if not row.ok] == []
     shares = [row.error / row.bound for row, _ in rows if row.tensor != "loss"]
-    assert max(shares) > 0.1, "bounds ten times too wide would find nothing"
+    assert max(shares) > 0.1, "the bounds are more than ten times too wide"
 
 
 @needs_gpu
@@ -331,7 +331,7 @@ def test_all_is_well_against_pytorch(tmp_path, run, capsys, device, flags):
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, expected",
     [
         (("-e", "d13"), "unknown model"),
         (("-e", DESCRIPTOR, "-t", "10"), "longest context, 9, got 10"),
@@ -341,10 +341,10 @@ def test_all_is_well_against_pytorch(tmp_path, run, capsys, device, flags):
         (("--learning-rate", "1"), "--help"),
     ],
 )
-def test_mistakes_in_making_a_state(capsys, flags, told):
+def test_mistakes_in_making_a_state(capsys, flags, expected):
     assert make_debug_state(list(flags)) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1 and told in printed.err
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1 and expected in printed.err
 
 
 def test_a_state_cannot_be_made_without_pytorch(tmp_path, capsys, monkeypatch):
@@ -359,4 +359,4 @@ def test_the_directory_must_be_writable(tmp_path, capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[oracle]' to compare with it")
     (tmp_path / "taken").write_text("a file")
     assert make_debug_state(["-e", DESCRIPTOR, "-t", "7", "--out", str(tmp_path / "taken")]) == 2
-    assert "must be a directory that can be written" in capsys.readouterr().err
+    assert "must be a writable directory" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or ignored, whatever happens while they are written; old ones go, the others stay."""
+"""Checkpoints: complete or ignored, whatever happens while they are written; old ones are deleted, the others stay."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ from tests.thread_group import in_threads
 
 
 def contents(step, generation=0, processes=1):
-    """What the files of a checkpoint hold here, name -> bytes: they need no more than the header's first numbers."""
+    """The files of a test checkpoint, name -> bytes. All that is needed of a state file is the start of its header."""
     text = f"step {step}, generation {generation}".encode()
     state = struct.pack("<3i", 20240527, 1, processes) + text
     return {
@@ -48,8 +48,8 @@ def writers(step, generation=0, processes=1):
     }
 
 
-def of_rank(rank, files):
-    """Of a checkpoint's files, name -> anything, those that a rank writes."""
+def files_of_rank(rank, files):
+    """The entries of `files`, name -> anything, that a rank writes."""
     return {name: value for name, value in files.items() if (name[15:20] if name.startswith("state") else "00000") == f"{rank:05d}"}
 
 
@@ -58,12 +58,12 @@ def save(directory, *steps, keep=0, major_every=0):
         save_checkpoint(directory, step, writers(step), Alone(), keep, major_every)
 
 
-def save_by_several(directory, step, processes, generation=0, keep=0, changes=()):
-    """What each process gets back: None or its exception. changes: other writers, by file name."""
+def save_in_processes(directory, step, processes, generation=0, keep=0, changes=()):
+    """Save with several processes. Returns the result of each: None or its exception. changes: other writers, by file name."""
     files = writers(step, generation, processes) | dict(changes)
 
     def save_own(group):
-        save_checkpoint(directory, step, of_rank(group.rank, files), group, keep)
+        save_checkpoint(directory, step, files_of_rank(group.rank, files), group, keep)
 
     return in_threads(processes, save_own)
 
@@ -72,18 +72,18 @@ def names(directory):
     return sorted(os.listdir(directory))
 
 
-def test_names_are_llmcs():
+def test_names_are_those_of_llmc():
     assert model_file_name(20) == "model_00000020.bin" and state_file_name(20, 3) == "state_00000020_00003.bin"
     assert done_file_name(123456789) == "DONE_123456789"
 
 
-def test_a_checkpoint_is_its_files(tmp_path):
+def test_a_checkpoint_consists_of_its_files(tmp_path):
     save(tmp_path / "new" / "run", 20)
     expected = contents(20) | {"DONE_00000020": b""}
     assert {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")} == expected
 
 
-def test_done_is_last(tmp_path, monkeypatch):
+def test_done_is_renamed_last(tmp_path, monkeypatch):
     seen, replace = [], os.replace
 
     def watch(old, new):
@@ -96,7 +96,7 @@ def test_done_is_last(tmp_path, monkeypatch):
     assert seen == [*contents(20), "DONE_00000020"]
 
 
-def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
+def test_files_are_flushed_before_they_are_renamed(tmp_path, monkeypatch):
     events, replace, fsync = [], os.replace, os.fsync
 
     def watch_fsync(descriptor):
@@ -115,7 +115,7 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch
     assert events[-6:] == [*contents(20), directory, "DONE_00000020", directory]
 
 
-def test_files_of_a_killed_run_are_removed_before_others_are_written(tmp_path):
+def test_hidden_files_of_a_killed_run_are_removed_first(tmp_path):
     (tmp_path / ".model_00000010.bin.aside").write_bytes(b"half of it")
 
     def write(path):
@@ -138,7 +138,7 @@ def test_complete_checkpoints(tmp_path):
 
 def test_complete_checkpoints_of_several_processes(tmp_path):
     for step in (10, 20):
-        save_by_several(tmp_path, step, processes=3)
+        save_in_processes(tmp_path, step, processes=3)
     (tmp_path / state_file_name(20, 2)).unlink()
     assert complete_checkpoints(tmp_path) == [10]
 
@@ -152,7 +152,7 @@ def test_complete_checkpoints_of_several_processes(tmp_path):
         struct.pack("<3i", 7, 1, 2**31 - 1),
     ],
 )
-def test_a_damaged_state_file_is_not_passed_over_in_silence(tmp_path, state):
+def test_a_checkpoint_with_a_damaged_state_file_still_counts_as_complete(tmp_path, state):
     save(tmp_path, 10)
     (tmp_path / state_file_name(10, 0)).write_bytes(state)
     assert complete_checkpoints(tmp_path) == [10]
@@ -184,7 +184,7 @@ def test_old_checkpoints_are_deleted(tmp_path, keep, major_every, left):
 
 def test_all_states_of_an_old_checkpoint_are_deleted(tmp_path):
     for step in (10, 20):
-        save_by_several(tmp_path, step, processes=3, keep=1)
+        save_in_processes(tmp_path, step, processes=3, keep=1)
     assert names(tmp_path) == sorted([*contents(20, processes=3), done_file_name(20)])
 
 
@@ -195,8 +195,8 @@ def test_incomplete_checkpoints_are_not_counted(tmp_path):
     assert complete_checkpoints(tmp_path) == [30, 10]
 
 
-def test_the_new_checkpoint_is_never_deleted_for_later_ones(tmp_path):
-    save(tmp_path, 10, 50)  # 50 may be damaged, and the run have gone on from 10
+def test_the_new_checkpoint_is_not_deleted_in_favour_of_later_ones(tmp_path):
+    save(tmp_path, 10, 50)  # 50 may be damaged, and the run resumed from 10
     save(tmp_path, 20, keep=1)
     assert complete_checkpoints(tmp_path) == [50, 20]
 
@@ -216,12 +216,12 @@ def test_a_full_disk(tmp_path, name):
     assert "step 20" in message and "No space left" in message and str(tmp_path) in message and "\n" not in message
     assert isinstance(raised.value, UserError)
     assert names(tmp_path) == before
-    save(tmp_path, 20, keep=1)  # there is room again
+    save(tmp_path, 20, keep=1)  # now there is space
     assert complete_checkpoints(tmp_path) == [20]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_real_full_disk(tmp_path):
     def write(path):
         path.symlink_to("/dev/full")
         path.write_bytes(b"something")
@@ -232,7 +232,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_disk_that_fails_later(tmp_path, monkeypatch, function):
+def test_a_disk_that_fails_after_writing(tmp_path, monkeypatch, function):
     save(tmp_path, 10)
 
     def fail(*_):
@@ -244,23 +244,23 @@ def test_a_disk_that_fails_later(tmp_path, monkeypatch, function):
     assert complete_checkpoints(tmp_path) == [10] and not [name for name in names(tmp_path) if name.startswith(".")]
 
 
-def test_a_directory_that_cannot_be_made(tmp_path):
+def test_a_directory_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointFailed, match="Not a directory|exists"):
         save(tmp_path / "file" / "run", 10)
 
 
-def test_old_ones_that_cannot_be_deleted(tmp_path, monkeypatch):
+def test_old_checkpoints_that_cannot_be_deleted(tmp_path, monkeypatch):
     save(tmp_path, 10)
     (tmp_path / model_file_name(10)).unlink()
     (tmp_path / model_file_name(10)).mkdir()  # unlink refuses a directory
-    with pytest.raises(CheckpointFailed, match="step 20 is written to .*older ones could not be deleted"):
+    with pytest.raises(CheckpointFailed, match="step 20 was written to .*older ones could not be deleted"):
         save(tmp_path, 20, keep=1)
     assert complete_checkpoints(tmp_path) == [20]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, UserError])
-def test_other_errors_come_through(tmp_path, error):
+def test_other_errors_propagate(tmp_path, error):
     def write(path):
         path.touch()
         raise error("stop")
@@ -275,12 +275,12 @@ def test_other_errors_come_through(tmp_path, error):
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_a_checkpoint_of_several_processes(tmp_path, processes):
-    assert save_by_several(tmp_path / "new" / "run", 20, processes) == [None] * processes
+    assert save_in_processes(tmp_path / "new" / "run", 20, processes) == [None] * processes
     found = {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")}
     assert found == contents(20, processes=processes) | {"DONE_00000020": b""}
 
 
-def test_no_name_is_given_before_all_have_written(tmp_path, monkeypatch):
+def test_nothing_is_renamed_before_all_have_written(tmp_path, monkeypatch):
     seen, replace = [], os.replace
 
     def watch(old, new):
@@ -290,102 +290,102 @@ def test_no_name_is_given_before_all_have_written(tmp_path, monkeypatch):
         replace(old, new)
 
     monkeypatch.setattr(os, "replace", watch)
-    save_by_several(tmp_path, 20, 3)
+    save_in_processes(tmp_path, 20, 3)
     assert sorted(seen) == sorted([*contents(20, processes=3), "DONE_00000020"]) and seen[-1] == "DONE_00000020"
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_disk_that_is_full_for_one_fails_for_all(tmp_path, rank):
-    save_by_several(tmp_path, 10, 3)
+def test_a_disk_full_for_one_process_fails_for_all(tmp_path, rank):
+    save_in_processes(tmp_path, 10, 3)
     before = names(tmp_path)
-    errors = save_by_several(tmp_path, 20, 3, keep=1, changes={state_file_name(20, rank): full_disk})
+    errors = save_in_processes(tmp_path, 20, 3, keep=1, changes={state_file_name(20, rank): full_disk})
     (message,) = {str(error) for error in errors}
     assert all(isinstance(error, CheckpointFailed) for error in errors)
     assert f"(rank {rank} on host {socket.gethostname()}, CPU: No space left" in message and "step 20" in message and "\n" not in message
     assert names(tmp_path) == before
-    assert save_by_several(tmp_path, 20, 3, keep=1) == [None] * 3  # there is room again
+    assert save_in_processes(tmp_path, 20, 3, keep=1) == [None] * 3  # now there is space
     assert complete_checkpoints(tmp_path) == [20]
 
 
 @pytest.mark.parametrize("operation", ["fsync", "replace", "unlink"])
-def test_a_disk_that_fails_later_fails_for_all(tmp_path, monkeypatch, operation):
-    save_by_several(tmp_path, 10, 2)
+def test_a_disk_that_fails_after_writing_fails_for_all(tmp_path, monkeypatch, operation):
+    save_in_processes(tmp_path, 10, 2)
 
     def fail(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(*((Path, "unlink") if operation == "unlink" else (os, operation)), fail)
-    errors = save_by_several(tmp_path, 20, 2, keep=1)
+    errors = save_in_processes(tmp_path, 20, 2, keep=1)
     assert all(isinstance(error, CheckpointFailed) and ", CPU: Input/output error" in str(error) for error in errors)
     monkeypatch.undo()
     assert 10 in complete_checkpoints(tmp_path)
 
 
-def test_processes_that_see_another_directory(tmp_path):
+def test_processes_without_a_shared_directory(tmp_path):
     """Rank 1's host has a disk of its own under the same name."""
     errors = in_threads(
-        2, lambda group: save_checkpoint(tmp_path / f"host{group.rank}", 20, of_rank(group.rank, writers(20, processes=2)), group)
+        2, lambda group: save_checkpoint(tmp_path / f"host{group.rank}", 20, files_of_rank(group.rank, writers(20, processes=2)), group)
     )
     assert all(isinstance(error, CheckpointFailed) for error in errors)
     for error in errors:
         message = str(error)
-        assert "what rank 1 on host " in message and "has written is not there: all processes must see one directory" in message
+        assert "the files written by rank 1 on host " in message and "are not there: all processes must share one directory" in message
         assert "-o" in message and "\n" not in message
     assert names(tmp_path / "host0") == names(tmp_path / "host1") == []
 
 
 @pytest.mark.parametrize("before, after", [(4, 2), (2, 4), (3, 1)])
-def test_a_step_done_again_by_another_number_of_processes(tmp_path, before, after):
-    save_by_several(tmp_path, 20, before)
-    save_by_several(tmp_path, 20, after, generation=1)
+def test_a_step_repeated_by_another_number_of_processes(tmp_path, before, after):
+    save_in_processes(tmp_path, 20, before)
+    save_in_processes(tmp_path, 20, after, generation=1)
     found = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     assert found == contents(20, 1, after) | {"DONE_00000020": b""}
 
 
-def test_the_watch_hears_of_each_file(tmp_path):
-    heard = [[], []]
+def test_each_file_is_reported_to_the_watch(tmp_path):
+    reported = [[], []]
 
     def save_watched(group):
-        group.watch = SimpleNamespace(doing=heard[group.rank].append, entering_collective=lambda: None)
-        save_checkpoint(tmp_path, 20, of_rank(group.rank, writers(20, processes=2)), group)
+        group.watch = SimpleNamespace(doing=reported[group.rank].append, entering_collective=lambda: None)
+        save_checkpoint(tmp_path, 20, files_of_rank(group.rank, writers(20, processes=2)), group)
 
     in_threads(2, save_watched)
-    assert heard[0] == [f"writing {tmp_path / name}" for name in [*of_rank(0, contents(20)), "DONE_00000020"]]
-    assert heard[1] == [f"writing {tmp_path / state_file_name(20, 1)}"]
+    assert reported[0] == [f"writing {tmp_path / name}" for name in [*files_of_rank(0, contents(20)), "DONE_00000020"]]
+    assert reported[1] == [f"writing {tmp_path / state_file_name(20, 1)}"]
 
 
 # --- Killed ---
 
 
 class ForkedMeeting:
-    """Of one or two processes that were forked; a socket between them. In the place of parallel/meeting.py's Meeting."""
+    """Stands in for parallel/meeting.py's Meeting: one or two forked processes with a socket between them."""
 
-    def __init__(self, rank, ranks, lines):
+    def __init__(self, rank, ranks, sockets):
         self.rank, self.ranks = rank, ranks
-        self._line, other = lines[rank], lines[1 - rank]
-        other.close()  # so that the other process, when it dies, takes the only end with it
-        self._answers = self._line.makefile()
+        self._socket, other = sockets[rank], sockets[1 - rank]
+        other.close()  # so that the death of the other process closes the last copy of its end
+        self._answers = self._socket.makefile()
 
     def gather(self, thing):
         if self.ranks == 1:
             return [thing]
         try:
-            self._line.sendall(json.dumps(thing).encode() + b"\n")
+            self._socket.sendall(json.dumps(thing).encode() + b"\n")
             answer = json.loads(self._answers.readline() or "dead")
         except (OSError, ValueError):
-            os._exit(1)  # the other one is dead: the watch ends this one
+            os._exit(1)  # the other process is dead: the watch would end this one
         return [thing, answer] if self.rank == 0 else [answer, thing]
 
 
-def fork_and_kill(directory, step, generation, keep, at, *place):
-    """Save a checkpoint in a process of its own, which dies before its operation number `at` on the file system (None: never).
+def fork_and_kill(directory, step, generation, keep, at, *meeting):
+    """Save a checkpoint in a forked process, which is killed before its file system operation number `at` (None: never).
 
-    place: its ForkedMeeting's. Returns the process's number.
+    meeting: the arguments of its ForkedMeeting. Returns the process's id.
     """
     child = os.fork()
     if child:
         return child
-    signal.alarm(60)  # rather than wait for ever
+    signal.alarm(60)  # rather than hang
     count = 0
 
     def kill_at(event, args):
@@ -396,10 +396,10 @@ def fork_and_kill(directory, step, generation, keep, at, *place):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        group = Group(ForkedMeeting(*place), "CPU")
+        group = Group(ForkedMeeting(*meeting), "CPU")
         sys.addaudithook(kill_at)
         files = writers(step, generation, group.ranks)
-        save_checkpoint(directory, step, of_rank(group.rank, files), group, keep)
+        save_checkpoint(directory, step, files_of_rank(group.rank, files), group, keep)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -407,31 +407,28 @@ def fork_and_kill(directory, step, generation, keep, at, *place):
 
 
 def save_and_kill(directory, step, generation, keep, at, processes, victim):
-    """Save a checkpoint with one or two processes, of which the victim dies before its operation number `at`.
-
-    True if it did, False if it came to its end before.
-    """
-    lines = socket.socketpair()
+    """Save a checkpoint with one or two processes, killing the victim before its operation number `at`. Returns whether it was killed."""
+    sockets = socket.socketpair()
     children = [
-        fork_and_kill(directory, step, generation, keep, at if rank == victim else None, rank, processes, lines)
+        fork_and_kill(directory, step, generation, keep, at if rank == victim else None, rank, processes, sockets)
         for rank in range(processes)
     ]
-    for line in lines:
-        line.close()
+    for end in sockets:
+        end.close()
     statuses = [os.waitpid(child, 0)[1] for child in children]
     assert os.WIFSIGNALED(statuses[victim]) or statuses == [0] * processes
     return os.WIFSIGNALED(statuses[victim])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork and threads: the child only writes files
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork and threads: harmless, since the child only writes files
 @pytest.mark.parametrize("processes, victim", [(1, 0), (2, 0), (2, 1)])
-@pytest.mark.parametrize("step, newest", [(30, {20, 30}), (20, {10, 20})])  # a new step, and one that is done again
+@pytest.mark.parametrize("step, newest", [(30, {20, 30}), (20, {10, 20})])  # a new step, and a repeated one
 def test_killed_at_any_moment(tmp_path, step, newest, processes, victim):
     for at in range(100):
         directory = tmp_path / str(at)
         for before in (10, 20):
-            save_by_several(directory, before, processes)
+            save_in_processes(directory, before, processes)
         killed = save_and_kill(directory, step, 1, keep=2, at=at, processes=processes, victim=victim)
         steps = complete_checkpoints(directory)
         assert steps and steps[0] in newest
@@ -441,10 +438,10 @@ def test_killed_at_any_moment(tmp_path, step, newest, processes, victim):
             assert found in [contents(complete, generation, processes) for generation in generations]
         if not killed:
             break
-        save_by_several(directory, 40, processes)  # the next one clears up what was left
+        save_in_processes(directory, 40, processes)  # the next checkpoint cleans up
         assert complete_checkpoints(directory)[0] == 40
         assert not [name for name in names(directory) if name.startswith(".")]
-    assert at >= (10 if victim == 0 else 3) and steps[0] == step  # it has been killed often enough, and at last was not
+    assert at >= (10 if victim == 0 else 3) and steps[0] == step  # killed at enough moments, and the last time not at all
     assert (directory / model_file_name(step)).read_bytes() == contents(step, 1, processes)[model_file_name(step)]
 
 
@@ -454,7 +451,7 @@ def test_load_newest(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_load_newest_passes_over_damaged_ones(tmp_path, capsys):
+def test_load_newest_skips_damaged_checkpoints(tmp_path, capsys):
     save(tmp_path, 10, 20, 30)
 
     def load(step):
@@ -468,25 +465,25 @@ def test_load_newest_passes_over_damaged_ones(tmp_path, capsys):
     assert "30 is cut off" in lines[0] and "20 is cut off" in lines[1]
 
 
-def test_load_newest_without_any(tmp_path, capsys):
-    with pytest.raises(UserError, match="there is none"):
+def test_load_newest_without_a_checkpoint_that_fits(tmp_path, capsys):
+    with pytest.raises(UserError, match="and there is none"):
         load_newest(tmp_path, lambda step: step)
     save(tmp_path, 10, 20)
 
     def load(step):
         raise UserError(f"{step} is another model's")
 
-    with pytest.raises(UserError, match="none of 2 does. The newest: 20 is another model's"):
+    with pytest.raises(UserError, match="and none of 2 does. The newest: 20 is another model's"):
         load_newest(tmp_path, load)
 
 
-def test_load_newest_hides_no_mistake_of_ours(tmp_path):
+def test_load_newest_hides_no_bug(tmp_path):
     save(tmp_path, 10, 20)
     with pytest.raises(ZeroDivisionError):
         load_newest(tmp_path, lambda step: 1 / 0)
 
 
-def test_outliers_come_back_bit_for_bit(tmp_path):
+def test_outliers_survive_bit_for_bit(tmp_path):
     losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [math.inf, 1e300]
     write_outliers(tmp_path / "o.json", losses, norms)
     found = read_outliers(tmp_path / "o.json")
@@ -496,7 +493,7 @@ def test_outliers_come_back_bit_for_bit(tmp_path):
     assert math.isnan(value) and empty == []
 
 
-def test_a_checkpoint_of_llmc_has_no_outliers(tmp_path):
+def test_outliers_are_empty_in_a_checkpoint_of_llmc(tmp_path):
     assert read_outliers(tmp_path / "none.json") == ([], [])
 
 

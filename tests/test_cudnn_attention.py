@@ -1,5 +1,6 @@
-"""Attention by cuDNN, which is optional. Without a GPU: that it may be missing, when it is chosen, and what cuDNN is told of shapes, strides
-and addresses, with a stand-in that notes it down. With a GPU and cuDNN: its numbers against the formula in float64, its bits, and a CUDA graph.
+"""Attention by cuDNN, which is optional. Without a GPU: what happens if it is missing, when it is chosen, and which shapes, strides and
+addresses cuDNN gets, with a fake that records them. With a GPU and cuDNN: the results against the definition in float64, their bits, and a
+CUDA graph.
 """
 
 import dataclasses
@@ -21,14 +22,14 @@ from gpt2_numba.training.settings import SHARD_DEFAULTS
 
 B, T, NH, HS = 2, 5, 3, 8
 C, N = NH * HS, B * T
-WORKSPACE = 4096  # bytes that the stand-in asks for backward
-on_a_gpu_only = pytest.mark.skipif(not attention.cudnn_available(), reason=f"cuDNN: {attention._what_is_missing()}")
+WORKSPACE = 4096  # bytes that the fake requests for backward
+needs_cudnn = pytest.mark.skipif(not attention.cudnn_available(), reason=f"cuDNN: {attention._obstacle()}")
 
 
 @pytest.fixture
-def nothing_remembered():
-    """What this process knows of its cuDNN is put away for a test, so that it can be told otherwise."""
-    cached = (attention._what_is_missing, attention._library, attention._plan)
+def empty_caches():
+    """Clear what this process has cached about its cuDNN, before and after a test that changes it."""
+    cached = (attention._obstacle, attention._library, attention._plan)
     for function in cached:
         function.cache_clear()
     yield
@@ -39,8 +40,8 @@ def nothing_remembered():
 # ------------------------------------------------------------------------------------------------------- missing
 
 
-def installed(monkeypatch, version=None, error=None):
-    """A GPU, and a package `cudnn` whose library has this version, or fails with this error; none at all if neither is given."""
+def install(monkeypatch, version=None, error=None):
+    """Fake a GPU and a package `cudnn` whose library has this version or raises this error; no package if neither is given."""
 
     def backend_version():
         if error is not None:
@@ -56,48 +57,48 @@ def installed(monkeypatch, version=None, error=None):
 
 
 @pytest.mark.parametrize(
-    "what, says",
+    "faked, message",
     [
         ({}, "package `cudnn` or its library cannot be loaded"),
         ({"error": RuntimeError("Unable to find symbol cudnnGetVersion")}, "cannot be loaded .*cudnnGetVersion"),
-        ({"version": 8907}, "cuDNN 8.9.7 is too old, it must be 9.16"),
+        ({"version": 8907}, "cuDNN 8.9.7 is too old; 9.16 or later is needed"),
         ({"version": 91599}, "too old"),
     ],
 )
-def test_what_is_missing_is_said_with_the_command_that_mends_it(monkeypatch, nothing_remembered, what, says):
-    installed(monkeypatch, **what)
+def test_errors_name_the_obstacle_and_the_command_that_removes_it(monkeypatch, empty_caches, faked, message):
+    install(monkeypatch, **faked)
     assert not attention.cudnn_available()
-    with pytest.raises(UserError, match=says + r".*pip install -e '\.\[cudnn13\]'"):
+    with pytest.raises(UserError, match=message + r".*pip install -e '\.\[cudnn13\]'"):
         package.choose_engine("cudnn")
 
 
-def test_a_recent_library_is_taken(monkeypatch, nothing_remembered):
-    installed(monkeypatch, version=91600)
+def test_a_recent_library_is_available(monkeypatch, empty_caches):
+    install(monkeypatch, version=91600)
     assert attention.cudnn_available()
 
 
-def test_without_a_gpu_it_is_not_available(monkeypatch, nothing_remembered):
-    installed(monkeypatch, version=91900)
+def test_without_a_gpu_it_is_not_available(monkeypatch, empty_caches):
+    install(monkeypatch, version=91900)
     monkeypatch.setattr(attention, "real_gpu", lambda: False)
     assert not attention.cudnn_available()
     with pytest.raises(UserError, match=r"there is no real GPU\. Choose another attention \(--attention numba\)"):
         attention._library()
 
 
-# -------------------------------------------------------------------------------------------------------- chosen
+# ---------------------------------------------------------------------------------------------- choice of engine
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that says what the machine is, and puts back at the end what was chosen."""
+    """A function that fakes the machine. The choice of engine is auto, and restored afterwards."""
 
-    def describe(hopper=True, installed=True):
+    def fake(hopper=True, installed=True):
         monkeypatch.setattr(package, "_on_hopper", lambda: hopper)
-        missing = None if installed else "it is not installed"
-        monkeypatch.setattr(attention, "_what_is_missing", lambda: missing)
+        obstacle = None if installed else "it is not installed"
+        monkeypatch.setattr(attention, "_obstacle", lambda: obstacle)
 
     monkeypatch.setattr(package, "_choice", "auto")
-    return describe
+    return fake
 
 
 @pytest.mark.parametrize(
@@ -113,20 +114,20 @@ def test_each_choice(machine, choice, HS, expected):
 
 
 @pytest.mark.parametrize("elsewhere", [{"hopper": False}, {"installed": False}])
-def test_auto_takes_cudnn_only_where_it_was_measured_and_is_there(machine, elsewhere):
+def test_auto_uses_cudnn_only_on_hopper_and_if_installed(machine, elsewhere):
     machine(**elsewhere)
     package.choose_engine("auto")
     assert all(package.engine(BFLOAT16_BITS, size) is mma for size in (80, 128))
 
 
 @pytest.mark.parametrize("choice", package.CHOICES)
-def test_fp32_stays_ours(machine, choice):
+def test_fp32_never_uses_cudnn(machine, choice):
     machine()
     package.choose_engine(choice)
     assert all(package.engine(FLOAT32, size) is not attention for size in (64, 80))
 
 
-def test_what_cannot_be_used_is_not_chosen(machine):
+def test_an_unusable_engine_cannot_be_chosen(machine):
     machine(installed=False)
     package.choose_engine("numba")
     with pytest.raises(UserError, match="attention by cuDNN: it is not installed"):
@@ -136,7 +137,7 @@ def test_what_cannot_be_used_is_not_chosen(machine):
     assert package._choice == "numba"
 
 
-def test_the_trainer_demands_cudnn_only_for_bf16(machine):
+def test_the_trainer_requires_cudnn_only_for_bf16(machine):
     machine(installed=False)
     settings = dataclasses.replace(SHARD_DEFAULTS, attention="cudnn")
     preparation.choose_attention(dataclasses.replace(settings, precision="fp32"))
@@ -147,16 +148,16 @@ def test_the_trainer_demands_cudnn_only_for_bf16(machine):
     assert package.engine(BFLOAT16_BITS, HS) is attention
 
 
-def test_the_command_line_chooses_before_anything_is_made(machine, monkeypatch, tmp_path, capsys):
+def test_the_command_line_fails_before_data_is_loaded(machine, monkeypatch, tmp_path, capsys):
     machine(installed=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preparation, "bfloat16_supported", lambda: True)
-    monkeypatch.setattr(preparation, "make_loaders", lambda *_: pytest.fail("the trainer went on"))
+    monkeypatch.setattr(preparation, "make_loaders", lambda *_: pytest.fail("the trainer continued"))
     assert train.main(["--device", "gpu", "--precision", "bf16", "--attention", "cudnn"]) == 2
     assert "attention by cuDNN: it is not installed. Choose another attention (--attention numba)" in capsys.readouterr().err
 
 
-def test_engines_have_names(machine):
+def test_engine_names(machine):
     machine()
     device = to_device(np.zeros(8, np.uint16))
     assert package.engine_name(device, 80) == "cudnn"
@@ -165,20 +166,20 @@ def test_engines_have_names(machine):
 
 
 @pytest.mark.parametrize("B, T, NH, measured", [(16, 1024, 25, 801.562744140625), (64, 1024, 12, 1539.000244140625)])
-def test_scratch_is_what_was_measured(B, T, NH, measured):
-    """MiB of workspace that cuDNN 9.19 asked for on one H200, HS=64."""
+def test_scratch_size_agrees_with_measured_workspaces(B, T, NH, measured):
+    """measured: MiB of workspace that cuDNN 9.19 requested on one H200, HS=64."""
     nbytes = 4 * attention.scratch_size(B, T, NH, 64)
-    assert 0 <= nbytes - measured * 2**20 <= attention.ITS_OWN_BYTES
-    assert 0 <= 4 * attention.scratch_size(1, 130, 2, 128) - 197904 <= 2 * attention.ITS_OWN_BYTES
+    assert 0 <= nbytes - measured * 2**20 <= attention.OVERHEAD_BYTES
+    assert 0 <= 4 * attention.scratch_size(1, 130, 2, 128) - 197904 <= 2 * attention.OVERHEAD_BYTES
     assert attention.scratch_size(B, 77, NH, 64) == attention.scratch_size(B, 128, NH, 64)
     lengths = [attention.scratch_size(B, length, NH, 64) for length in range(1, T + 1)]
     assert lengths == sorted(lengths), "shorter sequences and smaller batches fit into the same memory"
 
 
-# ----------------------------------------------------------------------------------------------- what it is told
+# ----------------------------------------------------------------------------------------------- what cuDNN gets
 
 
-class NotedTensor:
+class FakeTensor:
     def __init__(self, name="", dim=None, stride=None, data_type="as the graph"):
         self.name, self.dim, self.stride, self.data_type, self.is_output = name, dim, stride, data_type, False
 
@@ -199,26 +200,26 @@ class NotedTensor:
         return self
 
 
-class NotedGraph:
-    """Stands in for cudnn.pygraph. All that a test makes are in `made`."""
+class FakeGraph:
+    """Replaces cudnn.pygraph. `made` lists the graphs made by a test."""
 
     made = None
 
     def __init__(self, **options):
         self.options, self.operation, self.executed = options, None, []
-        NotedGraph.made.append(self)
+        FakeGraph.made.append(self)
 
     def tensor(self, **description):
-        return NotedTensor(**description)
+        return FakeTensor(**description)
 
     def sdpa(self, **arguments):
         self.operation = arguments
-        self.results = [NotedTensor() for _ in ("out", "stats")]
+        self.results = [FakeTensor() for _ in ("out", "stats")]
         return self.results
 
     def sdpa_backward(self, **arguments):
         self.operation = arguments
-        self.results = [NotedTensor() for _ in ("dQ", "dK", "dV")]
+        self.results = [FakeTensor() for _ in ("dQ", "dK", "dV")]
         return self.results
 
     def build(self, modes):
@@ -232,10 +233,10 @@ class NotedGraph:
 
 
 @pytest.fixture
-def noted(monkeypatch, nothing_remembered):
-    """The package `cudnn`, as a stand-in, and a handle."""
+def fake_cudnn(monkeypatch, empty_caches):
+    """A fake package `cudnn`, and a handle."""
     package = SimpleNamespace(
-        pygraph=NotedGraph,
+        pygraph=FakeGraph,
         data_type=SimpleNamespace(BFLOAT16="bf16", FLOAT="f32"),
         heur_mode=SimpleNamespace(A="A"),
         diagonal_alignment=SimpleNamespace(TOP_LEFT="top left"),
@@ -243,39 +244,39 @@ def noted(monkeypatch, nothing_remembered):
         backend_version_string=lambda: "9.19",
     )
     monkeypatch.setattr(attention, "_library", lambda: (package, 7))
-    monkeypatch.setattr(NotedGraph, "made", [])
+    monkeypatch.setattr(FakeGraph, "made", [])
 
 
 def seen(memory, first, view):
-    """What cuDNN sees of a flat array, from the number `first` on."""
+    """What cuDNN sees of a flat array, from element `first` on."""
     strides = [stride * memory.itemsize for stride in view["stride"]]
     return np.lib.stride_tricks.as_strided(memory[first:], view["dim"], strides)
 
 
-def test_views_pick_the_right_numbers():
+def test_layouts_select_the_right_elements():
     rows = np.arange(N * 3 * C)
-    by_hand = rows.reshape(B, T, 3, NH, HS)
+    qkv = rows.reshape(B, T, 3, NH, HS)
     for part in range(3):
-        view = seen(rows, part * C, attention.rows_by_head(B, T, NH, HS, 3))
-        np.testing.assert_array_equal(view, by_hand[:, :, part].transpose(0, 2, 1, 3))
-    view = seen(rows, 0, attention.rows_by_head(B, T, NH, HS, 1))
+        view = seen(rows, part * C, attention.head_layout(B, T, NH, HS, 3))
+        np.testing.assert_array_equal(view, qkv[:, :, part].transpose(0, 2, 1, 3))
+    view = seen(rows, 0, attention.head_layout(B, T, NH, HS, 1))
     np.testing.assert_array_equal(view, rows[: N * C].reshape(B, T, NH, HS).transpose(0, 2, 1, 3))
-    view = seen(rows, 0, attention.number_by_query(B, T, NH))
+    view = seen(rows, 0, attention.stats_layout(B, T, NH))
     np.testing.assert_array_equal(view[..., 0], rows[: B * NH * T].reshape(B, NH, T))
 
 
-def is_causal_and_scaled(operation):
+def check_causal_and_scaled(operation):
     assert operation["attn_scale"] == pytest.approx(1 / np.sqrt(HS))
     assert (operation["diagonal_alignment"], operation["diagonal_band_right_bound"]) == ("top left", 0)
-    return True
 
 
-def test_forward_is_described(noted):
+def test_forward_graph(fake_cudnn):
     plan = attention._plan(attention.describe_forward, B, T, NH, HS)
     graph = plan.graph
     assert graph.options == {"handle": 7, "io_data_type": "bf16", "intermediate_data_type": "f32", "compute_data_type": "f32"}
-    assert is_causal_and_scaled(graph.operation) and graph.operation["generate_stats"] is True
-    packed, unpacked = attention.rows_by_head(B, T, NH, HS, 3), attention.rows_by_head(B, T, NH, HS, 1)
+    check_causal_and_scaled(graph.operation)
+    assert graph.operation["generate_stats"] is True
+    packed, unpacked = attention.head_layout(B, T, NH, HS, 3), attention.head_layout(B, T, NH, HS, 1)
     for name in ("q", "k", "v"):
         tensor = plan.tensors[name]
         assert graph.operation[name] is tensor and {"dim": tensor.dim, "stride": tensor.stride} == packed
@@ -285,15 +286,16 @@ def test_forward_is_described(noted):
     assert lse.is_output and lse.data_type == "f32" and lse.dim == (B, NH, T, 1)
 
 
-def test_backward_is_described(noted):
+def test_backward_graph(fake_cudnn):
     plan = attention._plan(attention.describe_backward, B, T, NH, HS)
     operation, tensors = plan.graph.operation, plan.tensors
-    assert is_causal_and_scaled(operation) and operation["use_deterministic_algorithm"] is True
+    check_causal_and_scaled(operation)
+    assert operation["use_deterministic_algorithm"] is True
     for argument, name in {"q": "q", "k": "k", "v": "v", "o": "out", "dO": "dout", "stats": "lse"}.items():
         assert operation[argument] is tensors[name]
     for gradient, name in zip(plan.graph.results, ("dq", "dk", "dv")):
         assert tensors[name] is gradient
-    packed, unpacked = attention.rows_by_head(B, T, NH, HS, 3), attention.rows_by_head(B, T, NH, HS, 1)
+    packed, unpacked = attention.head_layout(B, T, NH, HS, 3), attention.head_layout(B, T, NH, HS, 1)
     for name, tensor in tensors.items():
         if name != "lse":
             assert {"dim": tensor.dim, "stride": tensor.stride} == (unpacked if "out" in name else packed), name
@@ -311,42 +313,42 @@ def call_both(a):
     attention.attention_backward(a["dqkv"], a["dout"], a["out"], a["lse"], a["qkv"], a["scratch"])
 
 
-def test_every_tensor_gets_its_address(monkeypatch, noted):
+def test_every_tensor_gets_its_address(monkeypatch, fake_cudnn):
     arrays = host_arrays(WORKSPACE)
-    place = {name: 1000 * (1 + number) for number, name in enumerate(arrays)}
-    places = {id(array): place[name] for name, array in arrays.items()}
-    monkeypatch.setattr(attention, "device_pointer", lambda array: places[id(array)])
+    address = {name: 1000 * (1 + i) for i, name in enumerate(arrays)}
+    address_by_id = {id(array): address[name] for name, array in arrays.items()}
+    monkeypatch.setattr(attention, "device_pointer", lambda array: address_by_id[id(array)])
 
     def three(names, first):
         return {name: first + part * C * 2 for part, name in enumerate(names)}
 
     for _ in range(2):
         call_both(arrays)
-    assert len(NotedGraph.made) == 2, "plans are made once for a shape"
+    assert len(FakeGraph.made) == 2, "a plan is made once per shape"
     forward, backward = (attention._plan(describe, B, T, NH, HS) for describe in (attention.describe_forward, attention.describe_backward))
-    common = {**three("qkv", place["qkv"]), "out": place["out"], "lse": place["lse"]}
+    common = {**three("qkv", address["qkv"]), "out": address["out"], "lse": address["lse"]}
     for plan, expected in (
         (forward, common),
-        (backward, {**common, "dout": place["dout"], **three(("dq", "dk", "dv"), place["dqkv"])}),
+        (backward, {**common, "dout": address["dout"], **three(("dq", "dk", "dv"), address["dqkv"])}),
     ):
         assert len(plan.graph.executed) == 2
         buffers, workspace, handle = plan.graph.executed[0]
         assert {name: buffers[tensor] for name, tensor in plan.tensors.items()} == expected
-        assert (workspace, handle) == (place["scratch"], 7)
+        assert (workspace, handle) == (address["scratch"], 7)
 
 
-def test_a_workspace_larger_than_the_formula_is_refused(monkeypatch, noted):
+def test_a_workspace_larger_than_the_formula_is_refused(monkeypatch, fake_cudnn):
     monkeypatch.setattr(attention, "device_pointer", id)
-    with pytest.raises(UserError, match=r"cuDNN 9\.19 asks for 4,096 bytes of workspace.* at most 4,092 were expected.*--attention numba"):
+    with pytest.raises(UserError, match=r"cuDNN 9\.19 needs 4,096 bytes of workspace.* at most 4,092 were expected.*--attention numba"):
         call_both(host_arrays(WORKSPACE - 4))
-    assert [graph.executed != [] for graph in NotedGraph.made] == [True, False]
+    assert [graph.executed != [] for graph in FakeGraph.made] == [True, False]
 
 
-def test_what_cudnn_cannot_do_is_said(monkeypatch, noted):
+def test_unsupported_shapes_are_reported(monkeypatch, fake_cudnn):
     def build(graph, modes):
         raise NotImplementedError("hidden_dim should be multiple of 8")
 
-    monkeypatch.setattr(NotedGraph, "build", build)
+    monkeypatch.setattr(FakeGraph, "build", build)
     with pytest.raises(UserError, match="no attention for B=2, T=5, NH=3, HS=7.*multiple of 8"):
         attention._plan(attention.describe_forward, B, T, NH, 7)
 
@@ -354,8 +356,8 @@ def test_what_cudnn_cannot_do_is_said(monkeypatch, noted):
 # ------------------------------------------------------------------------------------------------------ on a GPU
 
 
-def formula(qkv, dout, sizes):
-    """out, lse and dqkv in float64, straight from the definition."""
+def exact_attention(qkv, dout, sizes):
+    """out, lse and dqkv in float64, from the definition."""
     B, T, NH, HS = sizes
     q, k, v = qkv.astype(np.float64).reshape(B, T, 3, NH, HS).transpose(2, 0, 3, 1, 4)
     dout = dout.astype(np.float64).reshape(B, T, NH, HS).transpose(0, 2, 1, 3)
@@ -369,9 +371,9 @@ def formula(qkv, dout, sizes):
     return out, lse, gradients.transpose(1, 3, 0, 2, 4).reshape(B * T, -1)
 
 
-@on_a_gpu_only
+@needs_cudnn
 @pytest.mark.parametrize("sizes", [(2, 77, 3, 64), (1, 130, 2, 128)])
-def test_cudnn_agrees_with_the_formula_and_repeats_its_bits(sizes):
+def test_cudnn_agrees_with_the_definition_and_repeats_its_bits(sizes):
     B, T, NH, HS = sizes
     rng = np.random.default_rng(5)
     qkv, dout = (bfloat16_values(bfloat16_bits(rng.normal(size=(B * T, parts * NH * HS)))) for parts in (3, 1))
@@ -386,12 +388,12 @@ def test_cudnn_agrees_with_the_formula_and_repeats_its_bits(sizes):
         attention.attention_backward(dqkv, device_dout, out, lse, device_qkv, scratch)
 
     graphs, results = Graphs(enabled=True), []
-    for _ in range(3):  # as it is, recorded, and started again
+    for _ in range(3):  # launched directly, recorded, replayed
         graphs.run("attention", both)
         results.append([copy_to_host(array) for array in (out, lse, dqkv)])
-    # att and dscores are rounded to bfloat16 (2^-9) before they are multiplied, results once more: errors of random sign, in a norm.
+    # att and dscores are rounded to bfloat16 (2^-9) before products, results once more. In a norm, errors of random sign mostly cancel.
     bounds = (2.0**-7, 2.0**-16, 2.0**-7)
-    for name, got, exact, bound in zip(("out", "lse", "dqkv"), results[0], formula(qkv, dout, sizes), bounds):
+    for name, got, exact, bound in zip(("out", "lse", "dqkv"), results[0], exact_attention(qkv, dout, sizes), bounds):
         difference = np.linalg.norm(got - exact) / np.linalg.norm(exact)
         assert difference < bound, f"{name}: relative difference {difference:.2e}, bound {bound:.2e}"
     for repeated in results[1:]:

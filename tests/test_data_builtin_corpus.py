@@ -1,4 +1,4 @@
-"""The built-in corpus: byte tokens, documents opened by end-of-text, the same every time, found on any Python."""
+"""The built-in corpus: byte tokens, end-of-text before each document, the same every time, available in any Python."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ END_OF_TEXT = 256
 
 @pytest.fixture
 def fake_library(tmp_path, monkeypatch):
-    """A standard library of few files, and no language reference."""
+    """A standard library of a few files, without the language reference."""
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # makes its import fail
 
@@ -30,7 +30,7 @@ def fake_library(tmp_path, monkeypatch):
     return add
 
 
-def documents_of(parts):
+def split_documents(parts):
     """The documents in the order of the tokens, as a list of bytes."""
     tokens = np.concatenate(parts)
     assert tokens[0] == END_OF_TEXT
@@ -47,18 +47,18 @@ def test_sizes_and_types():
         assert train.size > 2_000_000
 
 
-def test_both_parts_are_of_one_kind():
+def test_both_parts_have_similar_text():
     train, val = builtin_corpus()
     if val.size < 200_000:
-        pytest.skip("this Python carries too little text to compare its parts")
+        pytest.skip("this Python has too little text to compare the parts")
     shares = [np.bincount(part, minlength=257) / part.size for part in (train, val)]
-    # Half the L1 distance is the share of bytes that would have to change: on Python 3.11 it is 0.18 between the
-    # language reference and the sources, 0.03 between these parts.
+    # Half the L1 distance is the share of bytes that would have to change: in Python 3.11 it is 0.18 between the language reference and
+    # the sources, 0.03 between these parts.
     assert np.abs(shares[0] - shares[1]).sum() / 2 < 0.1
 
 
 def test_same_bits_in_another_process():
-    """Another process has other string hashes, so an order taken from a set would show."""
+    """Another process has other string hashes, so the order of a set would differ."""
     script = (
         "import hashlib; from gpt2_numba.data.builtin_corpus import builtin_corpus\n"
         "print(hashlib.sha256(b''.join(builtin_corpus())).hexdigest())"
@@ -77,7 +77,7 @@ def test_same_bits_in_another_process():
     assert len(digests) == 1
 
 
-def test_the_language_reference_is_in_it():
+def test_the_language_reference_is_included():
     topics = pytest.importorskip("pydoc_data.topics", reason="this Python lacks the language reference").topics
     names = {f"pydoc_data/{topic}" for topic in topics}
     assert names == set(module._topic_readers())
@@ -86,7 +86,7 @@ def test_the_language_reference_is_in_it():
 def test_without_sources_the_language_reference_is_enough(tmp_path, monkeypatch):
     topics = pytest.importorskip("pydoc_data.topics", reason="this Python lacks the language reference").topics
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "python311.zip"))
-    documents = documents_of(builtin_corpus())
+    documents = split_documents(builtin_corpus())
     assert sorted(documents) == sorted(text.encode() for text in topics.values())
 
 
@@ -94,10 +94,10 @@ def test_order_is_by_hashed_name(fake_library):
     for name in ["abc.py", "os.py", "json/decoder.py", "json/__init__.py"]:
         fake_library(name, name.encode())
     # `printf NAME | sha256sum` begins with 3b, 8a, c4, d9
-    assert documents_of(builtin_corpus()) == [b"json/decoder.py", b"json/__init__.py", b"abc.py", b"os.py"]
+    assert split_documents(builtin_corpus()) == [b"json/decoder.py", b"json/__init__.py", b"abc.py", b"os.py"]
 
 
-def test_only_readable_library_text_is_taken(fake_library):
+def test_only_readable_library_text_is_used(fake_library):
     fake_library("abc.py", b"taken = 'na\xc3\xafve'\r\n")
     for name in [
         "site-packages/abc.py",
@@ -113,7 +113,7 @@ def test_only_readable_library_text_is_taken(fake_library):
         fake_library(name, b"left out")
     fake_library("os.py", b"not UTF-8: \xff")
     fake_library("io.py", b"")  # empty: no document
-    assert documents_of(builtin_corpus()) == ["taken = 'naïve'\n".encode()]
+    assert split_documents(builtin_corpus()) == ["taken = 'naïve'\n".encode()]
 
 
 def test_largest_size(fake_library, monkeypatch):
@@ -125,6 +125,6 @@ def test_largest_size(fake_library, monkeypatch):
     np.testing.assert_array_equal(val, [ord("o")] * 3)
 
 
-def test_no_text_at_all(fake_library):
+def test_without_any_text_the_message_names_the_option(fake_library):
     with pytest.raises(UserError, match="-i"):
         builtin_corpus()

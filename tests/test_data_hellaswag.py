@@ -1,4 +1,4 @@
-"""The script that makes HellaSwag's evaluation file: what becomes a token, and what it refuses."""
+"""The script that makes HellaSwag's evaluation file: what it tokenizes, and what it refuses."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ ROWS = [
         "endings": ["skis.", "is ripping.", "holds a cube é.", "starts."],
         "source_id": "activitynet~v_1",
     },
-    # the least that is needed, with the label as a text, as some copies have it
+    # the required fields only, with the label as a string, as in some copies
     {"ctx": "[header] How to", "label": "1", "endings": ["a", "b", "c", "<|endoftext|>"]},
 ]
 
@@ -38,8 +38,8 @@ def make(*arguments):
     return main([str(argument) for argument in [*arguments, "--tokenizer", "bytes"]])
 
 
-def texts_of(path):
-    """Byte tokens as text again: [(label, context, endings)]."""
+def decoded_examples(path):
+    """The examples of a file with byte tokens, decoded: [(label, context, endings)]."""
     return [
         (example.label, bytes(example.context.tolist()).decode(), [bytes(ending.tolist()).decode() for ending in example.endings])
         for example in read_examples(path)
@@ -48,20 +48,20 @@ def texts_of(path):
 
 def test_context_and_endings(tmp_path, questions, capsys):
     assert make(questions, "--out", tmp_path / "val.bin") == 0
-    assert texts_of(tmp_path / "val.bin") == [
+    assert decoded_examples(tmp_path / "val.bin") == [
         (3, "A man is sitting on a roof. he", [" skis.", " is ripping.", " holds a cube é.", " starts."]),
         (1, "[header] How to", [" a", " b", " c", " <|endoftext|>"]),
-    ]  # a text that looks like a token is a text
-    assert "2 examples, the longest of 47 tokens" in capsys.readouterr().out  # 30 + 17, é being two bytes
+    ]  # text that looks like a special token is ordinary text
+    assert "2 examples, the longest of 47 tokens" in capsys.readouterr().out  # 30 + 17: é is two bytes
 
 
 def test_limit_and_gzip(tmp_path, questions):
     packed = tmp_path / "val.jsonl.gz"
     packed.write_bytes(gzip.compress(questions.read_bytes() + b"no JSON\n"))
     assert make(packed, "--out", tmp_path / "val.bin", "--limit", 1) == 0
-    assert [label for label, *_ in texts_of(tmp_path / "val.bin")] == [3]
-    assert make(packed, "--out", tmp_path / "val.bin", "--limit", 2) == 0  # the line behind is not looked at
-    assert [label for label, *_ in texts_of(tmp_path / "val.bin")] == [3, 1]
+    assert [label for label, *_ in decoded_examples(tmp_path / "val.bin")] == [3]
+    assert make(packed, "--out", tmp_path / "val.bin", "--limit", 2) == 0  # the line after it is not read
+    assert [label for label, *_ in decoded_examples(tmp_path / "val.bin")] == [3, 1]
 
 
 @pytest.mark.parametrize(

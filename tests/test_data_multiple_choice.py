@@ -1,4 +1,4 @@
-"""Evaluation files and their score. The oracle is each question answered by itself, without any batch."""
+"""Evaluation files and their score. The oracle answers each question separately, without batches."""
 
 import hashlib
 import math
@@ -11,18 +11,18 @@ from gpt2_numba.data.multiple_choice import Example, MultipleChoice, Score, read
 from gpt2_numba.errors import UserError
 
 SMALL = [Example(2, [7, 300], [[1], [65534, 2], [3, 4, 5]]), Example(0, [0], [[9], [8]])]
-# of the first example: 5 numbers, a context of 1 + 2, endings of 1 + 1, 1 + 2 and 1 + 3
+# the first example: 5 values, a context of 1 + 2, endings of 1 + 1, 1 + 2 and 1 + 3
 SMALL_STREAM = [65535, 34, 0, 2, 3, 2, 7, 300, 1, 1, 2, 65534, 2, 3, 3, 4, 5, 65535, 22, 1, 0, 2, 1, 0, 1, 9, 1, 8]
 
 
 def file_bytes(stream, magic=20240522, version=1, count=2, longest=34):
-    """The format written out a second time, with `struct`."""
+    """An independent implementation of the format, with `struct`."""
     return struct.pack("<256i", magic, version, count, longest, *[0] * 252) + struct.pack(f"<{len(stream)}H", *stream)
 
 
-def changed(place, number):
+def changed(index, value):
     stream = list(SMALL_STREAM)
-    stream[place] = number
+    stream[index] = value
     return file_bytes(stream)
 
 
@@ -31,7 +31,7 @@ def as_lists(examples):
 
 
 def random_examples(count, endings=(4,), longest=5, seed=1):
-    """Questions of all lengths; `endings` are the numbers of endings, taken in turn."""
+    """Questions of all lengths; `endings` are the numbers of endings, used in turn."""
     random = np.random.default_rng(seed)
 
     def text():
@@ -45,7 +45,7 @@ def random_examples(count, endings=(4,), longest=5, seed=1):
 
 
 def fake_loss(prefix, target):
-    """A causal model in one line: any loss of `target`, fixed by all the tokens before it."""
+    """A causal model in one line: an arbitrary loss of `target`, a function of all tokens before it."""
     digest = hashlib.sha256(repr(([int(token) for token in prefix], int(target))).encode()).digest()
     return np.float32(int.from_bytes(digest[:4], "little") / 2**28)
 
@@ -58,7 +58,7 @@ def fake_losses(inputs, targets):
 
 
 def brute_force(examples):
-    """Number of right choices, each example by itself, in plain Python."""
+    """The number of correct choices, one example at a time, in plain Python."""
     correct = 0
     for label, context, endings in examples:
         means = []
@@ -69,12 +69,12 @@ def brute_force(examples):
     return correct
 
 
-def evaluate(path, B, T=12, losses_of=fake_losses, **more):
+def evaluate(path, B, T=12, losses=fake_losses, **more):
     evaluation = MultipleChoice(path, B, T, **more)
     batches = 0
     for inputs, targets, mask in evaluation:
         assert inputs.shape == targets.shape == mask.shape == (B, T)
-        evaluation.score(losses_of(inputs, targets))
+        evaluation.score(losses(inputs, targets))
         batches += 1
     assert batches == evaluation.batches
     return evaluation.result()
@@ -95,7 +95,7 @@ def test_written_bytes_are_llmcs(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == file_bytes(SMALL_STREAM)
 
 
-def test_examples_come_back(small_file):
+def test_examples_read_back(small_file):
     examples = read_examples(small_file)
     assert as_lists(examples) == as_lists(SMALL)
     assert examples[0].context.dtype == np.uint16
@@ -113,7 +113,7 @@ def test_examples_come_back(small_file):
         (file_bytes([], count=0, longest=0), "at least one example"),
         (file_bytes(SMALL_STREAM, count=-1), "at least one example"),
         (file_bytes(SMALL_STREAM)[:-1], "odd number of bytes"),
-        (file_bytes(SMALL_STREAM)[:-2], "example number 1 should have 22 bytes, and 20 are left"),
+        (file_bytes(SMALL_STREAM)[:-2], "example number 1 should have 22 bytes, but 20 are left"),
         (file_bytes(SMALL_STREAM[:17]), "example number 1 does not begin"),
         (file_bytes(SMALL_STREAM + [0]), "2 bytes follow"),
         (file_bytes(SMALL_STREAM, count=1), "22 bytes follow"),
@@ -124,15 +124,15 @@ def test_examples_come_back(small_file):
         (changed(1, 0), "example number 0 has a text"),
         (changed(1, 33), "example number 0 should have 33"),  # odd
         (changed(1, 32), "example number 0 has a text"),  # shorter by one token
-        (changed(1, 36), "numbers too many"),
+        (changed(1, 36), "values too many"),
         (changed(3, 3), "a label (3)"),
-        (changed(4, 2), "numbers too many"),
+        (changed(4, 2), "values too many"),
         (changed(4, 4), "example number 0 has a text"),
         (changed(5, 0), "example number 0 has a text"),
         (changed(13, 60000), "example number 0 has a text"),
     ],
 )
-def test_foreign_files_are_refused(tmp_path, content, reason):
+def test_invalid_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
@@ -160,13 +160,13 @@ def test_missing_file(tmp_path):
         ([Example(0, [1] * 32759, [[1], [2]])], "65538"),  # 2 * (5 + 1 + 32759 + 2 + 2)
     ],
 )
-def test_what_does_not_fit_is_not_written(tmp_path, examples, reason):
+def test_invalid_examples_are_not_written(tmp_path, examples, reason):
     with pytest.raises(UserError, match=reason):
         write_examples(tmp_path / "a.bin", examples)
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_the_longest_example_comes_back(tmp_path):
+def test_the_longest_example_reads_back(tmp_path):
     example = Example(1, [1] * 32757, [[1], [2]])  # 65,534 bytes
     write_examples(tmp_path / "a.bin", [example])
     assert as_lists(read_examples(tmp_path / "a.bin")) == as_lists([example])
@@ -186,13 +186,13 @@ def test_rows(small_file):
 
 
 def test_an_example_of_exactly_the_sequence_length(small_file):
-    """Its last token is a target only, so 2 + 3 tokens need 4 places."""
+    """Its last token is only a target, so 2 + 3 tokens need 4 positions."""
     assert MultipleChoice(small_file, B=3, T=4).batches == 2
-    with pytest.raises(UserError, match=r"example number 0 needs 4 and there are 3.*-t|-t.*needs 4 and there are 3"):
+    with pytest.raises(UserError, match=r"sequence length \(-t\) of 3, example number 0 needs 4 tokens"):
         MultipleChoice(small_file, B=3, T=3)
 
 
-def test_each_rank_refuses_what_does_not_fit(small_file):
+def test_every_rank_refuses_an_example_that_is_too_long(small_file):
     for rank in range(2):  # the long example is rank 0's
         with pytest.raises(UserError, match="example number 0"):
             MultipleChoice(small_file, B=3, T=3, rank=rank, ranks=2)
@@ -209,15 +209,15 @@ def test_vocabulary(small_file):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """(path, examples): 23 questions, a number that no number of ranks or rows divides."""
+    """(path, examples): 23 questions, a prime, so that neither ranks nor rows divide it."""
     path = tmp_path_factory.mktemp("evaluation") / "questions.bin"
     examples = random_examples(23)
     write_examples(path, examples)
     return path, examples
 
 
-def test_the_questions_tell_right_from_wrong(questions):
-    """The oracle's number is neither none, nor all, nor what a choice by the sum of losses gives."""
+def test_the_questions_discriminate(questions):
+    """The oracle's score is neither zero, nor perfect, nor the one by the sum of the losses."""
     _, examples = questions
     by_sum = 0
     for label, context, endings in examples:
@@ -228,7 +228,7 @@ def test_the_questions_tell_right_from_wrong(questions):
 
 @pytest.mark.parametrize("B", [1, 2, 3, 4, 7, 8])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_score_is_brute_forces(questions, B, ranks):
+def test_score_matches_brute_force(questions, B, ranks):
     path, examples = questions
     scores = [evaluate(path, B, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sum(score.examples for score in scores) == 23
@@ -257,7 +257,7 @@ def test_any_number_of_endings(tmp_path):
     assert [evaluate(tmp_path / "a.bin", B).correct for B in (1, 4, 9)] == [brute_force(examples)] * 3
 
 
-def test_only_the_mask_counts_and_the_caller_may_write_into_it(questions):
+def test_losses_outside_the_mask_are_ignored_and_the_caller_may_overwrite_it(questions):
     path, examples = questions
     evaluation = MultipleChoice(path, 5, 12)
     for inputs, targets, mask in evaluation:
@@ -270,11 +270,11 @@ def test_only_the_mask_counts_and_the_caller_may_write_into_it(questions):
 def test_equal_losses_choose_the_first(tmp_path):
     examples = [Example(label, [1], [[2], [3, 4], [5]]) for label in (0, 1, 2, 0)]
     write_examples(tmp_path / "a.bin", examples)
-    score = evaluate(tmp_path / "a.bin", 2, losses_of=lambda inputs, targets: np.ones(inputs.shape, np.float32))
+    score = evaluate(tmp_path / "a.bin", 2, losses=lambda inputs, targets: np.ones(inputs.shape, np.float32))
     assert score == Score(2, 4)
 
 
-def test_a_second_pass_starts_anew(questions):
+def test_a_second_pass_resets_the_score(questions):
     path, examples = questions
     evaluation = MultipleChoice(path, 8, 12)
     for _ in range(2):
@@ -283,7 +283,7 @@ def test_a_second_pass_starts_anew(questions):
         assert evaluation.result() == Score(brute_force(examples), 23)
 
 
-def test_a_batch_left_out_or_misshapen_is_no_score(questions):
+def test_a_missing_or_misshapen_batch_is_refused(questions):
     evaluation = MultipleChoice(questions[0], 8, 12)
     for inputs, targets, _mask in evaluation:
         with pytest.raises(ValueError, match=r"\(8, 12\)"):
@@ -305,7 +305,7 @@ def test_a_batch_left_out_or_misshapen_is_no_score(questions):
 def test_interval(correct, examples, low, high):
     score = Score(correct, examples)
     assert score.accuracy == correct / examples
-    assert score.interval == pytest.approx((low, high), abs=2e-6)  # the numbers above have six places
+    assert score.interval == pytest.approx((low, high), abs=2e-6)  # the values above have six decimals
     for x in score.interval:
         assert (score.accuracy - x) ** 2 == pytest.approx(1.959964**2 * x * (1 - x) / examples, abs=1e-12)
 

@@ -1,4 +1,4 @@
-"""Reading ahead: to the caller, nothing but time may tell a prefetcher from the loader inside."""
+"""Prefetching: except for its speed, a prefetcher must behave exactly like its loader."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def make_loader(shuffle=True):
 
 
 def take(source, batches):
-    """The next batches, all their tokens."""
+    """All tokens of the next batches."""
     return np.array([source.next_batch() for _ in range(batches)])
 
 
@@ -31,7 +31,7 @@ def test_same_batches_as_the_loader(shuffle):
         np.testing.assert_array_equal(take(prefetcher, 30), take(make_loader(shuffle), 30))
 
 
-def test_reads_ahead_while_nobody_asks():
+def test_reads_one_batch_ahead():
     loader = make_loader()
     read = threading.Semaphore(0)
     next_batch = loader.next_batch
@@ -43,33 +43,33 @@ def test_reads_ahead_while_nobody_asks():
 
     loader.next_batch = counted
     with Prefetcher(loader) as prefetcher:
-        assert read.acquire(timeout=20)  # before the first call
+        assert read.acquire(timeout=20)  # before the first call of next_batch
         prefetcher.next_batch()
-        assert read.acquire(timeout=20)  # after it, the second batch
-        assert not read.acquire(timeout=0.05)  # one ahead, not more
+        assert read.acquire(timeout=20)  # the second batch
+        assert not read.acquire(timeout=0.05)  # but no third one
 
 
-@pytest.mark.parametrize("place", range(20))  # two epochs: also when the batch ahead begins a shard or an epoch
-def test_state_is_that_of_the_batch_to_come(place):
+@pytest.mark.parametrize("batches", range(20))  # two epochs: also when the batch ahead begins a shard or an epoch
+def test_state_is_that_before_the_next_batch(batches):
     expected = take(make_loader(), 40)
     with Prefetcher(make_loader()) as prefetcher:
-        take(prefetcher, place)
+        take(prefetcher, batches)
         state = prefetcher.state()
         take(prefetcher, 2)
         plain = make_loader()
         plain.load_state(state)
-        np.testing.assert_array_equal(take(plain, 20), expected[place : place + 20])
+        np.testing.assert_array_equal(take(plain, 20), expected[batches : batches + 20])
         prefetcher.load_state(state)
-        np.testing.assert_array_equal(take(prefetcher, 20), expected[place : place + 20])
+        np.testing.assert_array_equal(take(prefetcher, 20), expected[batches : batches + 20])
 
 
-@pytest.mark.parametrize("place", [0, 4, 9, 18])  # 9: the batch that was read ahead has begun the next epoch
-def test_reset_does_what_the_loaders_does(place):
+@pytest.mark.parametrize("batches", [0, 4, 9, 18])  # 9: the batch read ahead has begun the next epoch
+def test_reset_behaves_like_the_loaders(batches):
     plain = make_loader()
-    take(plain, place)
+    take(plain, batches)
     plain.reset()
     with Prefetcher(make_loader()) as prefetcher:
-        take(prefetcher, place)
+        take(prefetcher, batches)
         prefetcher.reset()
         np.testing.assert_array_equal(take(prefetcher, 20), take(plain, 20))
 
@@ -84,11 +84,11 @@ def test_a_foreign_state_is_refused_and_nothing_is_lost():
         np.testing.assert_array_equal(take(prefetcher, 4), expected[2:])
 
 
-def test_an_error_is_raised_where_its_batch_is_asked_for(tmp_path):
+def test_an_error_is_raised_with_its_batch(tmp_path):
     for name, first in [("a.bin", 0), ("b.bin", 100)]:
         write_shard(tmp_path / name, np.arange(first, first + 13))
     loader = DataLoader([tmp_path / "a.bin", tmp_path / "b.bin"], B, T)
-    (tmp_path / "b.bin").write_bytes(b"gone")  # while the run goes on
+    (tmp_path / "b.bin").write_bytes(b"gone")  # during the run
     with Prefetcher(loader) as prefetcher:
         assert take(prefetcher, 2)[1, 0, 0, 0] == 6
         for _ in range(2):  # a second call neither hangs nor skips the batch
@@ -107,7 +107,7 @@ def test_close_ends_the_thread():
 
 
 @pytest.mark.parametrize("end, code", [("", 0), ("raise KeyboardInterrupt", 130), ("raise ValueError", 1)])
-def test_a_program_ends_though_nobody_closed(end, code):
+def test_a_program_ends_without_close(end, code):
     program = (
         "import sys\nimport numpy as np\n"
         "from gpt2_numba.data.loader import DataLoader\nfrom gpt2_numba.data.prefetch import Prefetcher\n"

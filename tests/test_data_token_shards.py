@@ -1,4 +1,4 @@
-"""Token shards: the bytes on disk are llm.c's, and whatever is not exactly a shard is refused with its reason."""
+"""Token shards: the bytes on disk are llm.c's, and a file that is not a valid shard is refused with a reason."""
 
 import struct
 
@@ -12,7 +12,7 @@ TOKENS = np.array([50256, 7, 0, 65535, 258], dtype=np.uint16)
 
 
 def llmc_bytes(tokens, magic=20240520, version=1, count=None):
-    """The format written out a second time, with `struct`."""
+    """An independent implementation of the format, with `struct`."""
     count = len(tokens) if count is None else count
     return struct.pack("<256i", magic, version, count, *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens)
 
@@ -22,12 +22,12 @@ def test_written_bytes_are_llmcs(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == llmc_bytes(TOKENS)
 
 
-def test_tokens_come_back(tmp_path):
+def test_tokens_read_back(tmp_path):
     (tmp_path / "a.bin").write_bytes(llmc_bytes(TOKENS))
     tokens = read_shard(tmp_path / "a.bin")
     assert tokens.dtype == np.uint16 and tokens.shape == (5,)
     np.testing.assert_array_equal(tokens, TOKENS)
-    assert not tokens.flags.writeable  # training must not be able to alter its data
+    assert not tokens.flags.writeable  # training cannot alter its data
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_tokens_come_back(tmp_path):
         (llmc_bytes(TOKENS) + b"\0", "must have 1034 bytes, this file has 1035"),
     ],
 )
-def test_foreign_files_are_refused(tmp_path, content, reason):
+def test_invalid_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
@@ -54,7 +54,7 @@ def test_foreign_files_are_refused(tmp_path, content, reason):
     assert reason in message and str(path) in message and "\n" not in message
 
 
-def test_a_foreign_file_says_how_to_make_a_shard(tmp_path):
+def test_the_message_for_a_text_file_says_how_to_make_a_shard(tmp_path):
     (tmp_path / "text.txt").write_text("text " * 1000)
     with pytest.raises(UserError, match="python -m dev.data.tokenize_text"):
         read_shard(tmp_path / "text.txt")
@@ -68,7 +68,7 @@ def test_missing_file_and_directory(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], [65536], [[1, 2]], [1.0]])
-def test_tokens_that_do_not_fit_are_not_written(tmp_path, tokens):
+def test_invalid_tokens_are_not_written(tmp_path, tokens):
     with pytest.raises(ValueError, match="write_shard"):
         write_shard(tmp_path / "a.bin", np.array(tokens, dtype=None if tokens else np.uint16))
     assert not (tmp_path / "a.bin").exists()
@@ -76,13 +76,13 @@ def test_tokens_that_do_not_fit_are_not_written(tmp_path, tokens):
 
 def test_find_shards_sorts_and_matches(tmp_path):
     (tmp_path / "x_val_000000.bin").touch()
-    for number in [10, 2, 7, 0, 5, 11, 3, 8]:  # so many that a directory's own order is hardly sorted by chance
+    for number in [10, 2, 7, 0, 5, 11, 3, 8]:  # enough that a directory's own order is unlikely to be sorted
         (tmp_path / f"x_train_{number:06d}.bin").touch()
     found = find_shards(f"{tmp_path}/x_train_*.bin")
     assert found == [tmp_path / f"x_train_{number:06d}.bin" for number in [0, 2, 3, 5, 7, 8, 10, 11]]
 
 
-def test_find_shards_takes_a_plain_name_as_it_is(tmp_path):
+def test_find_shards_takes_a_plain_name_literally(tmp_path):
     path = tmp_path / "odd[1].bin"  # as a pattern this would match "odd1.bin" only
     path.touch()
     assert find_shards(path) == [path]

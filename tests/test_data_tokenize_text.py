@@ -1,4 +1,4 @@
-"""The script that makes shards: where documents begin, what is validation, how shards are cut, and what it refuses."""
+"""The script that makes shards: where documents begin, what is used for validation, how shards are cut, and what is refused."""
 
 import shutil
 from pathlib import Path
@@ -24,12 +24,12 @@ def tokenize(*arguments):
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def tokens_of(pattern):
+def read_tokens(pattern):
     return np.concatenate([read_shard(path) for path in find_shards(pattern)])
 
 
-def documents_of(tokens):
-    """End-of-text shown as '|': no text of these tests holds it."""
+def as_text(tokens):
+    """The text, with end-of-text as '|', which the texts of these tests do not contain."""
     return b"".join(b"|" if token == END_OF_TEXT else bytes([token]) for token in tokens).decode()
 
 
@@ -37,19 +37,19 @@ def test_one_document_per_file(tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text("Four\n")
     tokenize(text, other, "--tokenizer", "bytes", "--out", tmp_path / "new" / "folder", "--val-tokens", 5)
-    assert documents_of(tokens_of(tmp_path / "new" / "folder" / "play_val_000000.bin")) == "|One\n"
-    assert documents_of(tokens_of(tmp_path / "new" / "folder" / "play_train_000000.bin")) == ("\nTwo é\nof two\n\n\nThree|Four\n")
+    assert as_text(read_tokens(tmp_path / "new" / "folder" / "play_val_000000.bin")) == "|One\n"
+    assert as_text(read_tokens(tmp_path / "new" / "folder" / "play_train_000000.bin")) == ("\nTwo é\nof two\n\n\nThree|Four\n")
 
 
 def test_documents_split_on_blank_lines(tmp_path, text):
     tokenize(text, "--tokenizer", "bytes", "--out", tmp_path, "--split-on-blank-lines", "--val-tokens", 6)
-    assert documents_of(tokens_of(tmp_path / "play_val_000000.bin")) == "|One\n\n"
-    assert documents_of(tokens_of(tmp_path / "play_train_000000.bin")) == "|Two é\nof two\n\n|\nThree"
+    assert as_text(read_tokens(tmp_path / "play_val_000000.bin")) == "|One\n\n"
+    assert as_text(read_tokens(tmp_path / "play_train_000000.bin")) == "|Two é\nof two\n\n|\nThree"
 
 
 def test_fraction_and_shard_size(tmp_path):
     text = tmp_path / "digits.txt"
-    text.write_text("0123456789" * 10)  # with end-of-text 101 tokens
+    text.write_text("0123456789" * 10)  # 101 tokens with end-of-text
     tokenize(text, "--tokenizer", "bytes", "--out", tmp_path, "--val-fraction", 0.25, "--shard-size", 30, "--name", "d")
     sizes = [len(read_shard(path)) for path in find_shards(f"{tmp_path}/d_train_*.bin")]
     assert sizes == [26, 25, 25]  # no stub of 16 at the end
@@ -59,12 +59,12 @@ def test_fraction_and_shard_size(tmp_path):
         "d_train_000002.bin",
         "d_val_000000.bin",
     ]
-    both = np.concatenate([tokens_of(f"{tmp_path}/d_{part}_*.bin") for part in ("val", "train")])
-    assert documents_of(both) == "|" + "0123456789" * 10
-    assert len(tokens_of(f"{tmp_path}/d_val_*.bin")) == 25
+    both = np.concatenate([read_tokens(f"{tmp_path}/d_{part}_*.bin") for part in ("val", "train")])
+    assert as_text(both) == "|" + "0123456789" * 10
+    assert len(read_tokens(f"{tmp_path}/d_val_*.bin")) == 25
 
 
-def test_it_says_how_to_train(tmp_path, text, capsys):
+def test_it_prints_how_to_train(tmp_path, text, capsys):
     tokenize(text, "--tokenizer", "bytes", "--out", tmp_path)
     command = capsys.readouterr().out.splitlines()[-1]
     assert f'-i "{tmp_path}/play_train_*.bin" -j "{tmp_path}/play_val_*.bin"' in command
@@ -86,7 +86,7 @@ def test_it_says_how_to_train(tmp_path, text, capsys):
         ([], "TEXT"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, text, monkeypatch, capsys, arguments, reason):
+def test_errors_are_one_line(tmp_path, text, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     Path("latin1.txt").write_bytes("café".encode("latin-1"))
     if "--tokenizer" not in arguments:
@@ -105,15 +105,15 @@ def test_old_shards_are_not_mixed_with_new_ones(tmp_path, text, capsys):
     assert {path: path.read_bytes() for path in tmp_path.glob("*.bin")} == before
 
 
-def test_tiny_shakespeare_as_llmc_does(tmp_path, monkeypatch):
+def test_tiny_shakespeare_matches_llmcs(tmp_path, monkeypatch):
     for name in ["tinyshakespeare.txt", "gpt2_bpe/vocab.bpe", "gpt2_bpe/encoder.json"]:
         if not (REAL_DATA / name).is_file():
-            pytest.skip(f"Tiny Shakespeare or GPT-2's vocabulary is not there: {REAL_DATA / name}")
-    # tiktoken names a cached file by the SHA-1 of its address
+            pytest.skip(f"Tiny Shakespeare or GPT-2's vocabulary is missing: {REAL_DATA / name}")
+    # tiktoken names a cached file by the SHA-1 of its URL
     shutil.copy(REAL_DATA / "gpt2_bpe/vocab.bpe", tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
     shutil.copy(REAL_DATA / "gpt2_bpe/encoder.json", tmp_path / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     tokenize(REAL_DATA / "tinyshakespeare.txt", "--split-on-blank-lines", "--val-tokens", 32768, "--out", tmp_path)
-    val, train = [tokens_of(f"{tmp_path}/tinyshakespeare_{part}_*.bin") for part in ("val", "train")]
+    val, train = [read_tokens(f"{tmp_path}/tinyshakespeare_{part}_*.bin") for part in ("val", "train")]
     assert (val.size, train.size) == (32768, 305260)
     assert val[:6].tolist() == [50256, 5962, 22307, 25, 198, 8421]

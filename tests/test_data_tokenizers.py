@@ -1,4 +1,4 @@
-"""Tokenizers: bytes are bytes, GPT-2's ids are GPT-2's, and a missing vocabulary is said in one line."""
+"""Tokenizers: byte tokens are the bytes, GPT-2's ids are GPT-2's, and a missing vocabulary is reported in one line."""
 
 import hashlib
 import shutil
@@ -14,7 +14,7 @@ from gpt2_numba.errors import UserError
 
 REAL_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 TINY_SHAKESPEARE = REAL_DATA / "tinyshakespeare.txt"
-CACHE_NAMES = {  # tiktoken names a cached file by the SHA-1 of its address
+CACHE_NAMES = {  # tiktoken names a cached file by the SHA-1 of its URL
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
 }
@@ -24,7 +24,7 @@ CACHE_NAMES = {  # tiktoken names a cached file by the SHA-1 of its address
 def empty_cache(tmp_path, monkeypatch):
     """No vocabulary in memory or on disk, and no network."""
 
-    def no_network(address):
+    def no_network(url):
         raise ConnectionError("no network in this test")
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -38,14 +38,14 @@ def gpt2(empty_cache):
     """GPT-2's tokenizer from files on this machine."""
     for name, cache_name in CACHE_NAMES.items():
         if not (REAL_DATA / "gpt2_bpe" / name).is_file():
-            pytest.skip(f"GPT-2's vocabulary is not there: {REAL_DATA / 'gpt2_bpe' / name}")
+            pytest.skip(f"GPT-2's vocabulary is missing: {REAL_DATA / 'gpt2_bpe' / name}")
         shutil.copy(REAL_DATA / "gpt2_bpe" / name, empty_cache / cache_name)
     return gpt2_encoding()
 
 
 def test_byte_tokens_are_the_bytes():
     encoding = byte_encoding()
-    text = "naïve\n\n\t\r\0 🙂<|endoftext|>" * 9  # longer than a piece; the name of the token is only text here
+    text = "naïve\n\n\t\r\0 🙂<|endoftext|>" * 9  # longer than a piece; the token's name is plain text here
     assert encoding.encode_ordinary(text) == list(text.encode())
     assert encoding.decode(list(text.encode())) == text
     assert encoding.decode_bytes(list(range(256))) == bytes(range(256))
@@ -72,11 +72,11 @@ def test_missing_vocabulary_names_the_cache_directory(empty_cache, load):
 
 def test_gpt2_tokens_of_tiny_shakespeare(gpt2):
     if not TINY_SHAKESPEARE.is_file():
-        pytest.skip(f"Tiny Shakespeare is not there: {TINY_SHAKESPEARE}")
+        pytest.skip(f"Tiny Shakespeare is missing: {TINY_SHAKESPEARE}")
     assert (gpt2.n_vocab, gpt2.eot_token) == (50257, 50256)
     tokens = np.array(gpt2.encode_ordinary(TINY_SHAKESPEARE.read_text()), dtype="<u2")
     assert tokens.size == 338025
-    # of the ids as uint16, computed once with GPT-2's published vocabulary
+    # SHA-256 of the ids as uint16, computed once with GPT-2's published vocabulary
     assert hashlib.sha256(tokens).hexdigest() == "25c01b32b32f41897a6359dd222ec114992dc30c357bcafbfe6c56672f76cd31"
 
 

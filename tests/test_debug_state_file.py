@@ -1,4 +1,4 @@
-"""Debug states: the bytes are llm.c's, tensors lie in the table's order, foreign files are refused."""
+"""Debug states: the bytes are llm.c's, tensors are in the table's order, foreign files are refused."""
 
 import struct
 
@@ -17,7 +17,7 @@ COUNT = 128 * 8 + 5 * 8 + 2 * (12 * 64 + 13 * 8) + 2 * 8
 
 
 def llmc_bytes(magic=20240327, version=2, rows=B, length=T, token=36):
-    """The format written out a second time, with `struct`: all float32 in the file count up from 1000."""
+    """A debug state written independently, with `struct`: all its float32 values count up from 1000."""
     tokens = [0, 5, 9, 1, 2, 3, 5, 9, 11, 2, 3, token]
     floats = range(1000, 1000 + B * T * 37 + 1 + COUNT)
     return (
@@ -40,14 +40,14 @@ def state():
     return DebugState(inputs, targets, logits, float(start), gradients)
 
 
-def test_written_bytes_are_llmcs(tmp_path):
+def test_written_bytes_are_those_of_llmc(tmp_path):
     written = state()
     written.gradients = dict(reversed(written.gradients.items()))  # the table's order counts, not the dict's
     write_debug_state(tmp_path / "d.bin", CONFIG, SHAPES, written)
     assert (tmp_path / "d.bin").read_bytes() == llmc_bytes()
 
 
-def test_the_state_comes_back(tmp_path):
+def test_reading_returns_the_state(tmp_path):
     (tmp_path / "d.bin").write_bytes(llmc_bytes())
     found, expected = read_debug_state(tmp_path / "d.bin", CONFIG, SHAPES), state()
     for name in ("inputs", "targets", "logits"):
@@ -63,7 +63,7 @@ def test_the_state_comes_back(tmp_path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "this file has 0 in all"),
+        (b"", "this file has 0 in total"),
         (llmc_bytes(magic=20240326), "a model checkpoint"),
         (llmc_bytes(version=1), "version 2, this one has 1"),
         (llmc_bytes(rows=0), "at least one row of 1 to 5 tokens, this one has B=0"),

@@ -1,4 +1,4 @@
-"""The doctor's report, and its way to compile all kernels ahead, as far as that goes without a GPU."""
+"""The doctor's report, and compiling all kernels in advance, as far as possible without a GPU."""
 
 import pytest
 
@@ -18,57 +18,57 @@ def test_without_a_gpu_there_is_nothing_to_warm(capsys):
 
 
 @pytest.mark.parametrize("gpus, optional", [(0, ["mpi4py"]), (2, ["mpi4py", "nccl4py"])])
-def test_what_only_several_processes_need_may_be_missing(gpus, optional, monkeypatch, capsys):
+def test_distributions_for_several_processes_are_optional(gpus, optional, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "count_gpus", lambda: gpus)
     monkeypatch.setattr(doctor, "examine_gpu", lambda line: None)
     monkeypatch.setattr(doctor, "version", lambda distribution: None if distribution in optional else "1.0")
     assert doctor.examine()
-    told = [line for line in capsys.readouterr().out.splitlines() if "not installed" in line]
-    assert [line.split()[1] for line in told] == optional and all(line.startswith("[--]") and "pip install" in line for line in told)
+    missing = [line for line in capsys.readouterr().out.splitlines() if "not installed" in line]
+    assert [line.split()[1] for line in missing] == optional and all(line.startswith("[--]") and "pip install" in line for line in missing)
 
 
-def test_it_says_which_kernels_serve_and_why(monkeypatch):
+def test_it_reports_the_set_of_kernels_and_why(monkeypatch):
     if not real_gpu():
-        assert doctor.which_kernels().startswith("reference: NumPy, on the CPU (--kernels")
+        assert doctor.which_kernels().startswith("reference: NumPy, on the CPU (for others use --kernels")
     monkeypatch.setattr(backend, "real_gpu", lambda: True)
     monkeypatch.setattr(kernel_sets, "device_name", lambda: "NVIDIA T4")
     monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: False)
-    expected = "plain, cublaslt: the fast ones need compute capability 8.0, and NVIDIA T4 has less (--kernels"
+    expected = "plain, cublaslt: the fast ones need compute capability 8.0, and NVIDIA T4 has less (for others use --kernels"
     assert doctor.which_kernels().startswith(expected)
     monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: True)
     assert doctor.which_kernels().startswith("fast: ")
 
 
-def test_tasks_cover_every_layer_in_both_precisions_and_the_trainer_at_last():
+def test_tasks_cover_every_layer_in_both_precisions_and_then_the_trainer():
     tasks = doctor.warm_tasks(("d12", "d48"), ("bf16", "fp32"))
     assert len(tasks) == len(set(tasks)) == 4 * (len(LAYERS) + 1)
     assert {layer for _, _, layer in tasks} == {*LAYERS, None}
     assert all(layer is None for _, _, layer in tasks[-4:]) and None not in [layer for _, _, layer in tasks[:-4]]
 
 
-@pytest.mark.skipif(not gpu_available(), reason="kernels can run nowhere")
+@pytest.mark.skipif(not gpu_available(), reason="there is no GPU, and the simulator is off")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_layers_task_runs_its_kernels(precision):
     assert doctor.warm_task((precision, TINY, "residual"))[1] == []
 
 
-def test_the_trainers_task_is_a_command_line_that_the_trainer_takes(monkeypatch):
+def test_the_trainers_task_is_a_valid_command_line(monkeypatch):
     from gpt2_numba import train
 
-    asked = []
-    monkeypatch.setattr(train, "run", lambda argv: asked.append(parse_settings(argv)))
+    parsed = []
+    monkeypatch.setattr(train, "run", lambda argv: parsed.append(parse_settings(argv)))
     assert doctor.warm_task(("bf16", "d48", None)) == ([], [])
-    (settings,) = asked
+    (settings,) = parsed
     assert settings.model == "L=1,NH=25,C=1600" and settings.device == "gpu" and settings.precision == "bf16"
     assert settings.max_steps == 1 and settings.val_every == 1 and settings.log_dir
 
 
-def test_a_task_that_fails_is_told_and_does_not_stop_the_others():
+def test_a_failed_task_is_reported_and_does_not_stop_the_others():
     _, problems = doctor.warm_task(("fp32", TINY, "no such layer"))
     assert problems == [f"fp32 {TINY} no such layer: KeyError: 'no such layer'"]
 
 
-def test_the_table_of_kernels():
+def test_table_of_kernels():
     uses = [
         kernel_cache.Use("gelu.gelu_forward_kernel", "float32", False, 1.25),
         kernel_cache.Use("gelu.gelu_forward_kernel", "uint16", False, 1.5),
@@ -82,11 +82,11 @@ def test_the_table_of_kernels():
 
 @pytest.mark.skipif(not SIMULATING, reason="needs no GPU")
 def test_the_kernel_cache_is_examined(monkeypatch, tmp_path, capsys):
-    told = []
+    reported = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    doctor.examine_kernel_cache(lambda *line: told.append(line))
-    assert told[0][0] and str(tmp_path) in told[0][2] and "--warm" in told[0][2]
+    doctor.examine_kernel_cache(lambda *line: reported.append(line))
+    assert reported[0][0] and str(tmp_path) in reported[0][2] and "--warm" in reported[0][2]
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    doctor.examine_kernel_cache(lambda *line: told.append(line))
-    assert not told[1][0] and "compiles anew" in told[1][2] and "XDG_CACHE_HOME" in told[1][3]
+    doctor.examine_kernel_cache(lambda *line: reported.append(line))
+    assert not reported[1][0] and "compiles again" in reported[1][2] and "XDG_CACHE_HOME" in reported[1][3]

@@ -1,7 +1,6 @@
-"""A checkpoint of any number of processes, ours or llm.c's, with any ZeRO stage: any other number goes on from it, and nothing is lost."""
+"""A checkpoint of any number of processes, ours or llm.c's, at any ZeRO stage: any other number resumes it, and nothing is lost."""
 
 import errno
-import functools
 import os
 import shutil
 import struct
@@ -20,15 +19,15 @@ from gpt2_numba.training import resume
 from gpt2_numba.training.checkpoint import CheckpointFailed
 from tests.thread_group import in_threads
 
-SIZES = parse_descriptor("L=2,NH=1,C=16,T=4,V=37")  # two processes have equal parts, three and four have not
+SIZES = parse_descriptor("L=2,NH=1,C=16,T=4,V=37")  # equal parts for two processes, unequal ones for three and four
 SHARDS = [np.random.default_rng(8).integers(0, SIZES.V, length).astype(np.uint16) for length in (500, 301)]
 STEP = 7
-on_device = pytest.mark.skipif(not gpu_available(), reason="kernels run nowhere here: there is no GPU, and the simulator is off")
-MACHINES = [("cpu", "fp32"), pytest.param("gpu", "bf16", marks=on_device)]
+on_device = pytest.mark.skipif(not gpu_available(), reason="there is no GPU, and the simulator is off")
+DEVICES = [("cpu", "fp32"), pytest.param("gpu", "bf16", marks=on_device)]
 
 
-def all_numbers(precision, master_weights=True):
-    """The arrays of a model as a whole, name -> all parameters."""
+def whole_arrays(precision, master_weights=True):
+    """The arrays of a whole model: name -> values of all parameters."""
     rng, count = np.random.default_rng(6), count_parameters(SIZES)
     arrays = {name: rng.standard_normal(count).astype(np.float32) for name in ("m", "v", "params")}
     if precision == "bf16":
@@ -39,7 +38,7 @@ def all_numbers(precision, master_weights=True):
 
 
 def part_of_run(group, zero_stage, device, precision, B=1, **options):
-    """Model, loader and run_state of one process."""
+    """(model, loader, run_state) of one process."""
     model = GPT2(SIZES, B, 4, Options(device, precision, zero_stage=zero_stage, **options), group)
     return model, DataLoader(SHARDS, B, 4, group.rank, group.ranks, shuffle=True), resume.RunState()
 
@@ -50,17 +49,17 @@ def files(directory):
 
 
 def parts_of(array, model, name):
-    """What a process keeps of an array of all parameters."""
+    """The parts that a process keeps of an array of all parameters."""
     parts = Shards(SIZES).parts() if name == "params" else model.sharing.state.parts()
     return np.concatenate([array[start : start + length] for _, start, length, _ in parts])
 
 
 def write_by_several(directory, processes, zero_stage, device, precision, **options):
-    """A checkpoint of so many processes, each at a place of its own in the data. Returns the loaders."""
+    """Write a checkpoint of several processes, each at its own position in the data. Returns the loaders, by rank."""
 
     def write(group):
         model, loader, run_state = part_of_run(group, zero_stage, device, precision, **options)
-        for name, array in all_numbers(precision, options.get("master_weights", True)).items():
+        for name, array in whole_arrays(precision, options.get("master_weights", True)).items():
             model.load_part(name, 0, parts_of(array, model, name))
         loader.skip(5)
         for _ in range(3):
@@ -73,7 +72,7 @@ def write_by_several(directory, processes, zero_stage, device, precision, **opti
 
 
 def resume_by_several(directory, processes, zero_stage, device, precision, **options):
-    """What each of so many processes has after it has resumed: (model, loader, run_state)."""
+    """Resume the checkpoint with several processes. Returns the (model, loader, run_state) of each, by rank."""
 
     def restore(group):
         whole = part_of_run(group, zero_stage, device, precision, **options)
@@ -84,7 +83,7 @@ def resume_by_several(directory, processes, zero_stage, device, precision, **opt
 
 
 def rounding_after(updates):
-    """The states of the rounding's generator, now and before the last update."""
+    """The states of the generator of rounding seeds after this many updates: now, and before the last update."""
     run_state = resume.RunState()
     for _ in range(updates):
         run_state.next_rounding_seed()
@@ -92,50 +91,50 @@ def rounding_after(updates):
 
 
 def assert_holds(model, expected):
-    """The model has its parts of the arrays, bit for bit."""
+    """Assert that the model has its parts of the arrays, bit for bit."""
     model.synchronize()
     for name, array in expected.items():
         found = np.array(model.raw(name), dtype=array.dtype)
         assert found.tobytes() == parts_of(array, model, name).tobytes(), f"{name} of rank {model.group.rank}"
 
 
-@pytest.mark.parametrize(("device", "precision"), MACHINES)
+@pytest.mark.parametrize(("device", "precision"), DEVICES)
 @pytest.mark.parametrize("before", [1, 2, 3, 4])
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_resumed_by_another_number_of_processes(tmp_path, before, after, device, precision):
-    write_by_several(tmp_path, before, 1, device, precision)
+    write_by_several(tmp_path, before, zero_stage=1, device=device, precision=precision)
     for zero_stage in (0, 1, 2):
         for model, loader, run_state in resume_by_several(tmp_path, after, zero_stage, device, precision):
-            assert_holds(model, all_numbers(precision))
+            assert_holds(model, whole_arrays(precision))
             assert (run_state.rounding.state, run_state.rounding_before_update) == rounding_after(3)
             assert run_state.loss_outliers.values() == [1.0, 2.5]
-            assert loader.current_sample > 0  # where it should be, test_data_loader.py asks
+            assert loader.current_sample > 0  # test_data_loader.py checks which one
 
 
 @on_device
-def test_in_another_precision(tmp_path):
-    """The float32 copies make the parameters in float32; bfloat16 is rounded from float32."""
-    write_by_several(tmp_path / "16", 3, 1, "gpu", "bf16")
-    for model, *_ in resume_by_several(tmp_path / "16", 2, 1, "cpu", "fp32"):
-        assert_holds(model, {"params": all_numbers("bf16")["master"]})
-    write_by_several(tmp_path / "32", 3, 1, "cpu", "fp32")
-    for model, *_ in resume_by_several(tmp_path / "32", 2, 1, "gpu", "bf16"):
-        assert_holds(model, all_numbers("bf16"))
+def test_resumed_in_another_precision(tmp_path):
+    """Parameters in float32 come from the master weights; those in bfloat16 are rounded from float32."""
+    write_by_several(tmp_path / "16", 3, zero_stage=1, device="gpu", precision="bf16")
+    for model, *_ in resume_by_several(tmp_path / "16", 2, zero_stage=1, device="cpu", precision="fp32"):
+        assert_holds(model, {"params": whole_arrays("bf16")["master"]})
+    write_by_several(tmp_path / "32", 3, zero_stage=1, device="cpu", precision="fp32")
+    for model, *_ in resume_by_several(tmp_path / "32", 2, zero_stage=1, device="gpu", precision="bf16"):
+        assert_holds(model, whole_arrays("bf16"))
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_as_many_processes_have_the_same_batches(tmp_path, processes):
-    loaders = write_by_several(tmp_path, processes, 1, "cpu", "fp32")
-    for expected, (_, found, _) in zip(loaders, resume_by_several(tmp_path, processes, 1, "cpu", "fp32")):
+def test_the_same_number_of_processes_has_the_same_batches(tmp_path, processes):
+    loaders = write_by_several(tmp_path, processes, zero_stage=1, device="cpu", precision="fp32")
+    for expected, (_, found, _) in zip(loaders, resume_by_several(tmp_path, processes, zero_stage=1, device="cpu", precision="fp32")):
         for _ in range(200):
             np.testing.assert_array_equal(found.next_batch(), expected.next_batch())
 
 
-@pytest.mark.parametrize(("device", "precision"), MACHINES)
+@pytest.mark.parametrize(("device", "precision"), DEVICES)
 def test_each_stage_writes_the_same_files(tmp_path, device, precision):
-    """Also with -z 0, where each process has everything, it writes its part only."""
+    """Even with -z 0, where each process has everything, it writes only its part."""
     for stage in (0, 1, 2):
-        write_by_several(tmp_path / str(stage), 3, stage, device, precision)
+        write_by_several(tmp_path / str(stage), 3, zero_stage=stage, device=device, precision=precision)
     assert len(files(tmp_path / "0")) == 6
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "0")
     bytes_of_arrays = 4 * 3 * count_parameters(SIZES)
@@ -143,65 +142,68 @@ def test_each_stage_writes_the_same_files(tmp_path, device, precision):
     assert bytes_of_arrays < states < bytes_of_arrays + 3 * 5000  # headers, orders of samples and generators
 
 
-def test_there_and_back_again_in_files(tmp_path):
-    """4 -> 2 -> 1 -> 4: at last the same parts in the same files as at first."""
-    write_by_several(tmp_path / "0", 4, 1, "cpu", "fp32")
+def test_there_and_back_again(tmp_path):
+    """4 -> 2 -> 1 -> 4 processes: the last files hold the same parts as the first."""
+    write_by_several(tmp_path / "0", 4, zero_stage=1, device="cpu", precision="fp32")
     for number, (processes, zero_stage) in enumerate([(2, 2), (1, 0), (4, 1)]):
-        parts = resume_by_several(tmp_path / str(number), processes, zero_stage, "cpu", "fp32")
-        to = tmp_path / str(number + 1)
-        write = functools.partial(lambda to, parts, group: resume.save(to, STEP, *parts[group.rank], 0, 0, group), to, parts)
+        parts = resume_by_several(tmp_path / str(number), processes, zero_stage=zero_stage, device="cpu", precision="fp32")
+
+        def write(group, directory=tmp_path / str(number + 1), parts=parts):
+            model, loader, run_state = parts[group.rank]
+            resume.save(directory, STEP, model, loader, run_state, keep=0, major_every=0, group=group)
+
         assert in_threads(processes, write) == [None] * processes
     first, last = files(tmp_path / "0"), files(tmp_path / "3")
     assert first.keys() == last.keys() and first["model_00000007.bin"] == last["model_00000007.bin"]
     for rank in range(4):
-        end = 1024 + 4 * 3 * Shards(SIZES, rank, 4).local_count()  # what follows is the place in the data
+        end = 1024 + 4 * 3 * Shards(SIZES, rank, 4).local_count()  # what follows is the position in the data
         name = f"state_00000007_{rank:05d}.bin"
         assert first[name][1024:end] == last[name][1024:end]
 
 
 @on_device
-def test_master_weights_that_were_not_kept(tmp_path):
-    write_by_several(tmp_path, 2, 1, "gpu", "bf16", master_weights=False)
-    for model, *_ in resume_by_several(tmp_path, 3, 1, "gpu", "bf16", master_weights=False):
-        assert_holds(model, all_numbers("bf16", master_weights=False))
-    for error in resume_by_several(tmp_path, 3, 1, "gpu", "bf16"):
+def test_a_checkpoint_without_master_weights(tmp_path):
+    write_by_several(tmp_path, 2, zero_stage=1, device="gpu", precision="bf16", master_weights=False)
+    for model, *_ in resume_by_several(tmp_path, 3, zero_stage=1, device="gpu", precision="bf16", master_weights=False):
+        assert_holds(model, whole_arrays("bf16", master_weights=False))
+    for error in resume_by_several(tmp_path, 3, zero_stage=1, device="gpu", precision="bf16"):
         assert isinstance(error, UserError) and "-w 0" in str(error)
 
 
 @on_device
-def test_a_model_file_for_several_processes(tmp_path):
-    bits = all_numbers("bf16")["params"]
+def test_several_processes_start_from_a_model_file(tmp_path):
+    bits = whole_arrays("bf16")["params"]
 
-    def begin(group):
+    def start(group):
         model, loader, run_state = part_of_run(group, 1, "gpu", "bf16")
         resume.restore(resume.Checkpoint(0, SIZES, bits), model, loader, run_state)
         return model
 
-    for model in in_threads(3, begin):
+    for model in in_threads(3, start):
         assert_holds(model, {"params": bits, "master": bfloat16_values(bits)})
 
 
-def test_large_arrays_come_in_pieces(tmp_path, monkeypatch):
+def test_large_arrays_are_loaded_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "PIECE", 1000)
-    write_by_several(tmp_path, 3, 1, "cpu", "fp32")
+    write_by_several(tmp_path, 3, zero_stage=1, device="cpu", precision="fp32")
     lengths = []
     load_part = GPT2.load_part
 
-    def watch(model, which, start, values):
+    def record(model, which, start, values):
         lengths.append(len(values))
         load_part(model, which, start, values)
 
-    monkeypatch.setattr(GPT2, "load_part", watch)
-    for model, *_ in resume_by_several(tmp_path, 2, 0, "cpu", "fp32"):
-        assert_holds(model, all_numbers("fp32"))
+    monkeypatch.setattr(GPT2, "load_part", record)
+    for model, *_ in resume_by_several(tmp_path, 2, zero_stage=0, device="cpu", precision="fp32"):
+        assert_holds(model, whole_arrays("fp32"))
     assert max(lengths) == 1000
 
 
 # ------------------------------------------------------------------------------------------------------- llm.c's files
 
 
-def files_of_llmc(directory, processes, zero_stage, arrays):
-    """A checkpoint as llm.c writes it, from the description of the format. arrays: name -> all parameters, in float32."""
+def write_by_llmc(directory, processes, zero_stage, arrays):
+    """Write a checkpoint as llm.c does, from the description of the format. arrays: name -> values of all parameters, in float32."""
     directory.mkdir()
     header = [20240326, 3, SIZES.max_T, SIZES.V, SIZES.L, SIZES.NH, SIZES.C, SIZES.Vp]
     content = struct.pack("<256i", *header, *[0] * 248) + arrays["params"].astype("<f4").tobytes()
@@ -228,13 +230,13 @@ def files_of_llmc(directory, processes, zero_stage, arrays):
     (directory / f"DONE_{STEP:08d}").touch()
 
 
-@pytest.mark.parametrize("stage_there", [0, 1])
+@pytest.mark.parametrize("llmc_stage", [0, 1])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 2), (2, 1), (4, 4), (4, 3), (8, 2)])
-def test_a_checkpoint_of_llmc_by_several_processes(tmp_path, before, after, stage_there):
-    arrays = all_numbers("fp32")
-    files_of_llmc(tmp_path / "llmc", before, stage_there, arrays)
+def test_several_processes_resume_a_checkpoint_of_llmc(tmp_path, before, after, llmc_stage):
+    arrays = whole_arrays("fp32")
+    write_by_llmc(tmp_path / "llmc", before, llmc_stage, arrays)
     for stage in (0, 1):
-        for model, loader, run_state in resume_by_several(tmp_path / "llmc", after, stage, "cpu", "fp32"):
+        for model, loader, run_state in resume_by_several(tmp_path / "llmc", after, zero_stage=stage, device="cpu", precision="fp32"):
             assert_holds(model, arrays)
             assert (run_state.rounding.state, run_state.rounding_before_update) == (1000, 2000)
             if before == after:
@@ -244,13 +246,13 @@ def test_a_checkpoint_of_llmc_by_several_processes(tmp_path, before, after, stag
                     np.testing.assert_array_equal(loader.next_batch(), expected.next_batch())
 
 
-def test_llmc_reads_ours(tmp_path):
-    """Where the parts are equal, a checkpoint of ours is llm.c's, byte for byte."""
-    write_by_several(tmp_path / "ours", 2, 0, "cpu", "fp32")
-    files_of_llmc(tmp_path / "llmc", 2, 1, all_numbers("fp32"))
+def test_our_files_are_llmcs(tmp_path):
+    """If the parts are equal, a checkpoint of ours has the bytes of one of llm.c."""
+    write_by_several(tmp_path / "ours", 2, zero_stage=0, device="cpu", precision="fp32")
+    write_by_llmc(tmp_path / "llmc", 2, 1, whole_arrays("fp32"))
     for path in (tmp_path / "llmc").glob("state_*"):
         theirs, ours = bytearray(path.read_bytes()), bytearray((tmp_path / "ours" / path.name).read_bytes())
-        theirs[80:96] = ours[80:96] = bytes(16)  # the generators of the rounding, which this test's files make up
+        theirs[80:96] = ours[80:96] = bytes(16)  # the generators of rounding seeds, which write_by_llmc makes up
         assert theirs == ours
     model = f"model_{STEP:08d}.bin"
     assert (tmp_path / "llmc" / model).read_bytes() == (tmp_path / "ours" / model).read_bytes()
@@ -259,13 +261,13 @@ def test_llmc_reads_ours(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- bad files
 
 
-def overwrite(path, offset, number):
+def overwrite(path, offset, value):
     with open(path, "r+b") as file:
         file.seek(offset)
-        file.write(struct.pack("<i", number))
+        file.write(struct.pack("<i", value))
 
 
-def cut_off(path):
+def truncate(path):
     os.truncate(path, path.stat().st_size - 1)
 
 
@@ -276,37 +278,37 @@ def swap(directory):
     other.write_bytes(content)
 
 
-def of_another_run(directory, processes, **options):
-    """Put rank 1's state of another checkpoint in the place of this one's."""
-    write_by_several(directory / "other", processes, 1, "cpu", "fp32", **options)
+def mix_with_another_run(directory, processes, **options):
+    """Replace rank 1's state file by that of another checkpoint."""
+    write_by_several(directory / "other", processes, zero_stage=1, device="cpu", precision="fp32", **options)
     shutil.copy(directory / "other" / "state_00000007_00001.bin", directory)
 
 
-def whole_copy_by_llmc(directory):
-    files_of_llmc(directory / "other", 3, 0, all_numbers("fp32"))
+def mix_with_whole_copy_of_llmc(directory):
+    write_by_llmc(directory / "other", 3, 0, whole_arrays("fp32"))
     shutil.copy(directory / "other" / "state_00000007_00001.bin", directory)
 
 
-def without_shuffling(directory):
+def make_unshuffled(directory):
     content = (directory / "state_00000007_00001.bin").read_bytes()
     end = 1024 + 4 * 3 * Shards(SIZES, 1, 3).local_count()
     (directory / "state_00000007_00001.bin").write_bytes(content[:20] + struct.pack("<i", 0) + content[24:end])
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [
-    (swap, "says step 7 and rank 1, its header 7 and 2"),
-    (lambda d: overwrite(d / "state_00000007_00001.bin", 40, 6), "says step 7 and rank 1, its header 6 and 1"),
-    (lambda d: overwrite(d / "state_00000007_00001.bin", 8, 4), "another model"),  # of 4 it would have smaller parts
+    (swap, "says step 7 and rank 1, its header step 7 and rank 2"),
+    (lambda d: overwrite(d / "state_00000007_00001.bin", 40, 6), "says step 7 and rank 1, its header step 6 and rank 1"),
+    (lambda d: overwrite(d / "state_00000007_00001.bin", 8, 4), "another model"),  # with 4 processes it would have smaller parts
     (lambda d: overwrite(d / "state_00000007_00001.bin", 24, 0), "another model"),
     (lambda d: (d / "state_00000007_00002.bin").unlink(), "state_00000007_00002.bin: a checkpoint must have all its files"),
-    (lambda d: of_another_run(d, 2), "state files of a checkpoint must go together, this one is one of 2 processes"),
-    (lambda d: of_another_run(d, 4), "one of 4 processes"),
-    (lambda d: cut_off(d / "state_00000007_00001.bin"), "cut off"),
-    (whole_copy_by_llmc, f"one of 3 processes, of {count_parameters(SIZES)} parameters all of them"),
-    (without_shuffling, "the data not shuffled"),
+    (lambda d: mix_with_another_run(d, 2), "state files of a checkpoint must be from one run, but this one is one of 2 processes"),
+    (lambda d: mix_with_another_run(d, 4), "one of 4 processes"),
+    (lambda d: truncate(d / "state_00000007_00001.bin"), "cut off"),
+    (mix_with_whole_copy_of_llmc, f"one of 3 processes, of {count_parameters(SIZES)} parameters all of them"),
+    (make_unshuffled, "the data not shuffled"),
 ])  # fmt: skip
 def test_states_that_do_not_go_together(tmp_path, capsys, spoil, reason):
-    write_by_several(tmp_path, 3, 1, "cpu", "fp32")
+    write_by_several(tmp_path, 3, zero_stage=1, device="cpu", precision="fp32")
     spoil(tmp_path)
     with pytest.raises(UserError) as raised:
         resume.open_newest(tmp_path)
@@ -314,7 +316,7 @@ def test_states_that_do_not_go_together(tmp_path, capsys, spoil, reason):
     assert reason in message and "state_00000007_0000" in message and "\n" not in message
 
 
-def test_a_full_disk_for_one_process_is_told_to_all(tmp_path, monkeypatch):
+def test_a_full_disk_at_one_process_fails_at_all(tmp_path, monkeypatch):
     write = resume.write_state_file
 
     def fill_up(path, state, kept):
@@ -323,7 +325,7 @@ def test_a_full_disk_for_one_process_is_told_to_all(tmp_path, monkeypatch):
         write(path, state, kept)
 
     monkeypatch.setattr(resume, "write_state_file", fill_up)
-    errors = write_by_several(tmp_path, 3, 1, "cpu", "fp32")
+    errors = write_by_several(tmp_path, 3, zero_stage=1, device="cpu", precision="fp32")
     assert len({str(error) for error in errors}) == 1
     assert isinstance(errors[0], CheckpointFailed) and "rank 1 on host" in str(errors[0]) and "No space left" in str(errors[0])
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""GELU in cuBLASLt's epilogues, -ge 1 and 2, against the GELU layer after the matmul; and copies from page-locked memory."""
+"""GELU in cuBLASLt's epilogues, -ge 1 and 2, compared with a separate GELU after the matmul; and copies from page-locked memory."""
 
 import numpy as np
 import pytest
@@ -15,16 +15,16 @@ on_a_gpu_only = pytest.mark.skipif(not real_gpu(), reason="cuBLASLt and page-loc
 
 
 @pytest.mark.skipif(not SIMULATING, reason="only the simulator has no epilogue")
-def test_the_simulator_says_that_it_has_no_epilogue():
+def test_simulator_reports_that_it_has_no_epilogue():
     square = to_device(np.ones((8, 8), np.float32))
     with pytest.raises(ValueError, match="cuBLASLt"):
-        gemm(square, square, square, 8, 8, 8, gelu_of=square)
+        gemm(square, square, square, rows=8, columns=8, inner=8, before_gelu=square)
 
 
 @on_a_gpu_only
 @pytest.mark.parametrize("precision", STORAGE)
 @pytest.mark.parametrize("gelu_fusion", [1, 2])
-def test_fused_gelu_gives_the_gradients_of_the_separate_one(precision, gelu_fusion):
+def test_fused_gelu_has_the_same_gradients_as_a_separate_one(precision, gelu_fusion):
     config = parse_descriptor("L=2,NH=4,C=64,T=40,V=101")
     rng = np.random.default_rng(3)
     inputs, targets = rng.integers(0, config.V, (2, 3, 40)).astype(np.int32)
@@ -36,14 +36,14 @@ def test_fused_gelu_gives_the_gradients_of_the_separate_one(precision, gelu_fusi
         model.backward(targets)
         gradients.append(model.grads_to_host())
         losses.append(model.take_loss())
-    # In bf16 the separate GELU reads a rounded input and writes a rounded output where the epilogue has float32 in hand: each
-    # changes a number by up to 2^-9, and errors of random sign over a norm stay of that size. In fp32 cuBLASLt's tanh is an
-    # approximation of about 2^-11 (tanh.approx.f32), on a part of the activations.
+    # In bf16 the separate GELU reads a rounded input and writes a rounded output where the epilogue works in float32: each rounding changes a
+    # value by up to 2^-9, relatively, and errors of random sign stay that small in the norm. In fp32 cuBLASLt's tanh is an approximation
+    # with an error of about 2^-11 (tanh.approx.f32), for part of the activations.
     bound = 2.0**-6 if precision == "bf16" else 2.0**-10
     assert abs(losses[0] - losses[1]) < bound * losses[0] * 0.1
     for name, separate in gradients[0].items():
         fused = gradients[1][name]
-        if name == "qkvb":  # the key's third is rounding noise: its true gradient is zero
+        if name == "qkvb":  # the third that belongs to the keys is rounding noise: its true gradient is zero
             separate, fused = (np.delete(g, np.s_[config.C : 2 * config.C], axis=1) for g in (separate, fused))
         difference = np.linalg.norm(fused - separate) / np.linalg.norm(separate)
         assert difference < bound, f"{name}: relative difference {difference:.2e}, bound {bound:.2e}"
@@ -51,13 +51,13 @@ def test_fused_gelu_gives_the_gradients_of_the_separate_one(precision, gelu_fusi
 
 @on_a_gpu_only
 def test_page_locked_copies_keep_their_order():
-    """More copies than buffers, into one array, with nobody waiting: the last one must win, and each come whole."""
+    """More copies than buffers, without waiting in between: each array must receive its own values."""
     from gpt2_numba.gpu.staging import SLOTS, PinnedRing
 
     count = 1 << 16
     ring = PinnedRing(count)
     targets = [to_device(np.zeros(count, np.int32)) for _ in range(3 * SLOTS)]
-    for number, target in enumerate(targets):
-        ring.copy(target, np.full(count, number + 1, np.int32))
-    for number, target in enumerate(targets):
-        assert (copy_to_host(target) == number + 1).all()
+    for value, target in enumerate(targets, start=1):
+        ring.copy(target, np.full(count, value, np.int32))
+    for value, target in enumerate(targets, start=1):
+        assert (copy_to_host(target) == value).all()

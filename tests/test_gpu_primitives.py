@@ -1,6 +1,6 @@
-"""What every kernel stands on: wide loads and stores, sums in a fixed order, stochastic rounding, matrix products.
+"""What every kernel is built on: wide loads and stores, sums in a fixed order, stochastic rounding, matrix products.
 
-The same kernels run on a GPU and in the simulator. The oracles are plain integers and NumPy, written without a look at the code.
+The same kernels run on a GPU and in the simulator. The oracles are plain integers and NumPy, written independently of the code.
 """
 
 import itertools
@@ -38,8 +38,9 @@ from gpt2_numba.gpu.reductions import (
     warp_sum,
 )
 from gpt2_numba.gpu.stochastic_rounding import round_to_bfloat16_stochastically, squirrel_noise
+from gpt2_numba.integers import ceil_div, round_up
 
-pytestmark = pytest.mark.skipif(not gpu_available(), reason="no GPU, and the simulator is turned off by NUMBA_ENABLE_CUDASIM=0")
+pytestmark = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 turns off the simulator")
 
 STORAGE = {"fp32": FLOAT32, "bf16": BFLOAT16_BITS}
 both_types = pytest.mark.parametrize("precision", STORAGE)
@@ -55,7 +56,7 @@ def float32_of(patterns):
 
 
 def raw(device_array):
-    """What is stored, without conversion."""
+    """The stored array, without conversion."""
     host = device_array.copy_to_host(stream=compute_stream())
     synchronize()
     return host
@@ -66,7 +67,7 @@ def raw(device_array):
 
 @cuda.jit
 def copy_by_eights_kernel(out, inp, first):
-    """out[first + i] = inp[first + i], eight numbers a thread; indices count in C order whatever the shape."""
+    """out[first + i] = inp[first + i], eight elements per thread; indices count in C order, whatever the shape."""
     i = first + cuda.grid(1) * WIDTH
     if i + WIDTH > inp.size:
         return
@@ -77,26 +78,26 @@ def copy_by_eights_kernel(out, inp, first):
 
 @cuda.jit
 def copy_one_by_one_kernel(out, inp, shift):
-    """out[i] = inp[i + shift]: single numbers, at addresses that are no multiples of 16 bytes."""
+    """out[i] = inp[i + shift]: single elements, at addresses that are not multiples of 16 bytes."""
     i = cuda.grid(1)
     if i + shift < inp.size:
         store1(out, i, load1(inp, i + shift))
 
 
 def copied(kernel, inp, out_dtype, out_shape=None, argument=0):
-    """What `kernel` leaves in a fresh array of NaN (all bits set)."""
+    """The output of `kernel` in an array that was NaN (all bits set) before."""
     out = to_device(np.full(out_shape or inp.shape, 0xFFFFFFFF, np.uint32).view(np.float32))
     if out_dtype == BFLOAT16_BITS:
         out = to_device(np.full(out_shape or inp.shape, 0xFFFF, np.uint16))
-    kernel[-(-inp.size // 32), 32, compute_stream()](out, inp, argument)
+    kernel[ceil_div(inp.size, 32), 32, compute_stream()](out, inp, argument)
     return raw(out)
 
 
 def bfloat16_patterns():
-    """Bit patterns of bfloat16: zeros, subnormals, infinities, NaN, and a sweep of all (every single one on a GPU)."""
+    """Bit patterns of bfloat16: zeros, subnormals, infinities, NaN, and a sweep over all (without gaps on a GPU)."""
     sweep = np.arange(0, 1 << 16, 173 if SIMULATING else 1)
     patterns = np.concatenate([sweep, [0x0000, 0x8000, 0x0001, 0x807F, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF, 0x7F81]])
-    return np.resize(patterns, -(-len(patterns) // WIDTH) * WIDTH).astype(np.uint16)
+    return np.resize(patterns, round_up(len(patterns), WIDTH)).astype(np.uint16)
 
 
 @pytest.mark.parametrize("kernel", [copy_by_eights_kernel, copy_one_by_one_kernel], ids=["load8", "load1"])
@@ -110,13 +111,13 @@ def test_widening_bfloat16_is_exact(kernel):
 
 
 def nearest_bfloat16(pattern):
-    """Round the 32 bits of a float32 that is not NaN to the nearest bfloat16, ties to even, in plain integers."""
+    """Round the 32 bits of a float32 that is not NaN to the nearest bfloat16, ties to even, in integer arithmetic."""
     lower, upper = pattern & 0xFFFF, pattern >> 16
-    round_up = lower > 0x8000 or (lower == 0x8000 and upper % 2 == 1)
-    return upper + round_up  # the largest finite numbers go on to infinity by themselves
+    increment = lower > 0x8000 or (lower == 0x8000 and upper % 2 == 1)
+    return upper + increment  # the carry takes the largest finite values to infinity
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy says so when NaN is narrowed
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy warns when it narrows NaN
 @pytest.mark.parametrize("kernel", [copy_by_eights_kernel, copy_one_by_one_kernel], ids=["store8", "store1"])
 def test_narrowing_to_bfloat16_rounds_to_the_nearest_ties_to_even(kernel):
     rng = np.random.default_rng(7)
@@ -133,31 +134,31 @@ def test_narrowing_to_bfloat16_rounds_to_the_nearest_ties_to_even(kernel):
 
 
 @both_types
-def test_eight_numbers_keep_their_bits_and_their_place(precision):
-    """Three axes, and an offset: indices count elements in C order; what is before stays as it was."""
+def test_eight_elements_keep_their_bits_and_positions(precision):
+    """Three axes and an offset: indices count elements in C order; the elements before the offset are not written."""
     shape, first = (2, 3, 8), 16
     dtype = STORAGE[precision]
     values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     stored = to_device(values, dtype)
     out = copied(copy_by_eights_kernel, stored, dtype, argument=first)
     np.testing.assert_array_equal(out.ravel()[first:], raw(stored).ravel()[first:])
-    assert (out.ravel().view(np.uint16)[: first * dtype.itemsize // 2] == 0xFFFF).all(), "touched what is before the index"
+    assert (out.ravel().view(np.uint16)[: first * dtype.itemsize // 2] == 0xFFFF).all(), "wrote before the index"
 
 
 @both_types
-def test_single_numbers_at_any_index(precision):
+def test_single_elements_at_any_index(precision):
     dtype, shift = STORAGE[precision], 3
     values = np.random.default_rng(2).normal(size=(37,)).astype(np.float32)
     stored = to_device(values, dtype)
     out = copied(copy_one_by_one_kernel, stored, dtype, argument=shift)
     np.testing.assert_array_equal(out[:-shift], raw(stored)[shift:])
-    assert (out[-shift:].view(np.uint16) == 0xFFFF).all(), "touched what is behind the last"
+    assert (out[-shift:].view(np.uint16) == 0xFFFF).all(), "wrote after the last element"
 
 
-@pytest.mark.skipif(not SIMULATING, reason="a real GPU reports a misaligned address by killing the context")
-@pytest.mark.parametrize("index", [4, 1, -8, 16, 24], ids=["half", "odd", "negative", "reaches out", "outside"])
+@pytest.mark.skipif(not SIMULATING, reason="on a real GPU a misaligned address kills the context")
+@pytest.mark.parametrize("index", [4, 1, -8, 16, 24], ids=["half", "odd", "negative", "crosses the end", "outside"])
 @pytest.mark.parametrize("kernel", ["load", "store"])
-def test_the_simulator_refuses_misaligned_and_foreign_memory(kernel, index):
+def test_the_simulator_refuses_misaligned_and_out_of_bounds_accesses(kernel, index):
     @cuda.jit
     def load_kernel(array, i):
         load8(array, i, cuda.local.array(WIDTH, float32))
@@ -176,7 +177,7 @@ def test_the_simulator_refuses_misaligned_and_foreign_memory(kernel, index):
 
 @cuda.jit
 def reduce_kernel(out, inp):
-    """out[0] warp_sum, out[1] warp_max, out[2] block_sum, out[3] block_max, out[4] block_sum of the doubled number right after."""
+    """out[0] warp_sum, out[1] warp_max, out[2] block_sum, out[3] block_max, out[4] block_sum of the doubled value, right after."""
     i = cuda.threadIdx.x
     value = inp[i]
     out[0, i] = warp_sum(value)
@@ -187,7 +188,7 @@ def reduce_kernel(out, inp):
 
 
 def halving_sum(values):
-    """Sum of 32 float32: the upper half onto the lower half, again and again. The order in which a warp adds up."""
+    """The sum of 32 float32 in a warp's order: add the upper half to the lower half, repeatedly."""
     values = np.asarray(values, np.float32)
     while len(values) > 1:
         values = values[: len(values) // 2] + values[len(values) // 2 :]
@@ -195,7 +196,7 @@ def halving_sum(values):
 
 
 def neighbours_sum(values):
-    """The other way round: neighbours first."""
+    """The same sum in another order: neighbours first."""
     while len(values) > 1:
         values = values[::2] + values[1::2]
     return values[0]
@@ -203,11 +204,11 @@ def neighbours_sum(values):
 
 @pytest.mark.parametrize("threads", [32, 96] if SIMULATING else [32, 96, 1024])
 def test_sums_and_maxima_of_warps_and_blocks(threads):
-    """Numbers of different size, so that any other order of summation gives other bits."""
+    """Values of different magnitude, so that another order of summation gives other bits."""
     rng = np.random.default_rng(threads + 1)
     values = (rng.normal(size=threads) * 10.0 ** rng.integers(-1, 2, threads)).astype(np.float32)
     if threads == 96:
-        values = -np.abs(values)  # the absent warps of a block must not bring a 0 into the maximum
+        values = -np.abs(values)  # missing warps must not contribute a 0 to the maximum
     out = to_device(np.full((5, threads), np.nan, np.float32))
     reduce_kernel[1, threads, compute_stream()](out, to_device(values))
     out = raw(out)
@@ -215,7 +216,7 @@ def test_sums_and_maxima_of_warps_and_blocks(threads):
     warps = values.reshape(-1, 32)
     sums = np.array([halving_sum(warp) for warp in warps])
     total = halving_sum(np.pad(sums, (0, 32 - len(sums))))
-    assert neighbours_sum(warps[0]) != sums[0], "numbers for which the order makes no difference"
+    assert neighbours_sum(warps[0]) != sums[0], "the order makes no difference for these values"
     np.testing.assert_array_equal(out[0], np.repeat(sums, 32))
     np.testing.assert_array_equal(out[1], np.repeat(warps.max(axis=1), 32))
     np.testing.assert_array_equal(out[2], np.full(threads, total))
@@ -234,17 +235,17 @@ def test_chunks_cover_all_rows_once(N, C):
 
 @cuda.jit
 def add_up_warps_kernel(out, inp):
-    """out[round] = the sum over the block's warps of inp[round], in two rounds that use the same shared memory."""
+    """out[step] = the sum of inp[step] over the block's warps, in two steps that use the same shared memory."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     x = cuda.local.array(WIDTH, float32)
-    for turn in range(2):
-        load8(inp, ((turn * COLUMN_WARPS + warp) * WARP_SIZE + lane) * WIDTH, x)
+    for step in range(2):
+        load8(inp, ((step * COLUMN_WARPS + warp) * WARP_SIZE + lane) * WIDTH, x)
         add_up_warps(x)
         if warp == 0:
-            store8(out, (turn * WARP_SIZE + lane) * WIDTH, x)
+            store8(out, (step * WARP_SIZE + lane) * WIDTH, x)
 
 
-def test_warps_are_added_up_first_to_last():
+def test_add_up_warps_adds_first_to_last():
     values = np.random.default_rng(3).normal(size=(2, COLUMN_WARPS, COLUMNS_PER_WARP)).astype(np.float32)
     values[:, ::2] *= np.float32(1e3)
     out = to_device(np.full((2, COLUMNS_PER_WARP), np.nan, np.float32))
@@ -257,10 +258,10 @@ def test_warps_are_added_up_first_to_last():
 
 @both_types
 @pytest.mark.parametrize("results", [1, 2, 3])
-@pytest.mark.parametrize("C, more", [(40, 0), (32, 1), (8, 2)])  # a second block with some columns; adders that have several chunks
-def test_partial_sums_are_accumulated_in_their_order(precision, results, C, more):
+@pytest.mark.parametrize("C, rounds", [(40, 0), (32, 1), (8, 2)])  # a second block that is not full; adders with several chunks
+def test_partial_sums_are_accumulated_in_order(precision, results, C, rounds):
     rng = np.random.default_rng(C)
-    chunks = more * ADDERS + 3
+    chunks = rounds * ADDERS + 3
     rows = (rng.normal(size=(chunks, results, C)) * 10.0 ** rng.integers(-2, 3, (chunks, 1, 1))).astype(np.float32)
     partials = to_device(np.concatenate([rows.ravel(), np.full(8, np.nan, np.float32)]))
     targets = [to_device(rng.normal(size=C).astype(np.float32), STORAGE[precision]) for _ in range(results)]
@@ -283,7 +284,7 @@ def test_partial_sums_are_accumulated_in_their_order(precision, results, C, more
 
 
 def plain_noise(index, seed):
-    """SquirrelNoise5, in Python's integers."""
+    """SquirrelNoise5 in Python's integers."""
     x = (index * 0xD2A80A3F + seed) % 2**32
     x ^= x >> 9
     x = (x + 0xA884F197) % 2**32
@@ -305,16 +306,16 @@ def test_noise_is_squirrel_noise_5():
 
 @cuda.jit
 def round_stochastically_kernel(out, patterns, first_index, seed):
-    """Eight numbers a thread; number i has the noise of index first_index + i."""
+    """Eight elements per thread; element i has the noise of index first_index + i."""
     start = cuda.grid(1) * WIDTH
     for i in range(start, min(start + WIDTH, out.shape[0])):
         out[i] = round_to_bfloat16_stochastically(float_of_bits(patterns[i]), first_index + i, seed)
 
 
 def rounded_stochastically(patterns, first_index=0, seed=0):
-    """The bits that come of the float32 with the bits `patterns`."""
+    """Round the float32 with the bits `patterns`. Returns bits."""
     out = to_device(np.full(len(patterns), np.nan, np.float32))
-    blocks = -(-len(patterns) // (32 * WIDTH))
+    blocks = ceil_div(len(patterns), 32 * WIDTH)
     round_stochastically_kernel[blocks, 32, compute_stream()](out, to_device(np.asarray(patterns, np.uint32)), first_index, np.uint64(seed))
     return bits(raw(out))
 
@@ -328,17 +329,17 @@ def test_stochastic_rounding_is_exact(first_index, seed):
     rounded = rounded_stochastically(patterns, first_index, seed)
     np.testing.assert_array_equal(rounded, expected)
     away = np.abs((rounded.astype(np.int64) >> 16) - (patterns.astype(np.int64) >> 16))
-    assert set(away.tolist()) == {0, 1}, "each number goes to one of its two neighbours, and both occur"
+    assert set(away.tolist()) == {0, 1}, "values are rounded to one of their two neighbours, and both occur"
 
 
-def test_bfloat16_numbers_stay_as_they_are():
+def test_bfloat16_values_stay_as_they_are():
     patterns = np.array([0x00000000, 0x80000000, 0x3F800000, 0xC1230000, 0x7F7F0000, 0x7F800000, 0xFF800000], np.uint32)
     for seed in range(5):
         np.testing.assert_array_equal(rounded_stochastically(patterns, seed=seed), patterns)
 
 
 def test_nan_stays_nan():
-    """A GPU's own NaN is 0x7fffffff: adding noise to it as an integer would make it -0, and a lost run look healthy."""
+    """The NaN that a GPU produces is 0x7fffffff: adding noise to it as an integer would give -0, and a diverged run would look healthy."""
     patterns = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001] * 4, np.uint32)
     assert np.isnan(float32_of(rounded_stochastically(patterns))).all()
 
@@ -347,10 +348,10 @@ def test_nan_stays_nan():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_stochastic_rounding_is_right_on_average(part, sign):
     n = 2048 if SIMULATING else 1 << 20
-    gap = 2.0**-7  # between neighbours in bfloat16, from 1 to 2
+    gap = 2.0**-7  # between neighbouring bfloat16 from 1 to 2
     value = np.float32(sign * (1.25 + part * gap))
     rounded = float32_of(rounded_stochastically(np.full(n, bits(value)), seed=11)).astype(np.float64)
-    # A coin of probability p thrown n times: the mean strays by sqrt(p (1 - p) / n) gaps; 4 of these once in 16,000 seeds.
+    # n tosses of a coin of probability p: the mean has a standard deviation of sqrt(p (1 - p) / n) gaps. One seed in 16,000 exceeds four.
     bound = 4 * gap * np.sqrt(part * (1 - part) / n)
     assert abs(rounded.mean() - value) < bound
 
@@ -360,7 +361,7 @@ def test_stochastic_rounding_is_right_on_average(part, sign):
 
 @pytest.fixture
 def exact_float32():
-    """float32 products without TF32, on a real GPU; the setting before comes back."""
+    """float32 products without TF32 on a real GPU. The setting is restored afterwards."""
     before = tf32_allowed()
     allow_tf32(False)
     yield
@@ -368,7 +369,7 @@ def exact_float32():
 
 
 def padded(rng, batch, rows, cols, padding, dtype):
-    """Device and host array (batch, rows, cols); stored rows are longer by `padding` NaN that nobody may read or change."""
+    """A device and a host array (batch, rows, cols). Stored rows end in `padding` NaN, which must be neither read nor changed."""
     stored = np.full((batch or 1, rows, cols + padding), np.nan, np.float32)
     stored[..., :cols] = rng.normal(size=(batch or 1, rows, cols))
     device = to_device(stored if batch else stored[0], dtype)
@@ -376,57 +377,69 @@ def padded(rng, batch, rows, cols, padding, dtype):
     return device, used
 
 
-def check_gemm(dtype, M, N, K, transpose_a, transpose_b, accumulate, alpha, bias, batch, padding):
-    """One product against NumPy in float64."""
-    rng = np.random.default_rng(M * N * K)
-    a, a_used = padded(rng, batch, *((K, M) if transpose_a else (M, K)), padding, dtype)
-    b, b_used = padded(rng, batch, *((N, K) if transpose_b else (K, N)), padding, dtype)
-    out, out_used = padded(rng, batch, M, N, padding, dtype)
-    if not accumulate:  # what stood there before must not matter
+# The many parameters are gemm's own options, and two for the arrays.
+def check_gemm(
+    dtype, rows, columns, inner, *, transpose_a=False, transpose_b=False, accumulate=False, alpha=1.0, bias=False, batch=None, padding=0
+):
+    """Compare one product with NumPy in float64."""
+    rng = np.random.default_rng(rows * columns * inner)
+    a, a_used = padded(rng, batch, *((inner, rows) if transpose_a else (rows, inner)), padding, dtype)
+    b, b_used = padded(rng, batch, *((columns, inner) if transpose_b else (inner, columns)), padding, dtype)
+    out, out_used = padded(rng, batch, rows, columns, padding, dtype)
+    if not accumulate:  # the previous contents must not matter
         out, out_used = to_device(np.full(out.shape, np.nan, np.float32), dtype), 0.0
-    bias_values = rng.normal(size=N).astype(np.float32) if bias else None
+    bias_values = rng.normal(size=columns).astype(np.float32) if bias else None
     bias_device = to_device(bias_values, dtype) if bias else None
     bias_used = np.asarray(copy_to_host(bias_device), np.float64) if bias else 0.0
 
-    gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias_device)
+    gemm(
+        out, a, b, rows=rows, columns=columns, inner=inner,
+        transpose_a=transpose_a, transpose_b=transpose_b, alpha=alpha, accumulate=accumulate, bias=bias_device,
+    )  # fmt: skip
 
     a_op = np.swapaxes(a_used, -1, -2) if transpose_a else a_used
     b_op = np.swapaxes(b_used, -1, -2) if transpose_b else b_used
     expected = alpha * (a_op @ b_op) + out_used + bias_used
     result = copy_to_host(out)
-    # K products and up to three more operations, each rounded to float32 (2^-24 of a partial sum, which the sum of the
-    # absolute values bounds), then once to the type of the result: 2^-8 of it for bfloat16, which has 8 bits.
-    sizes = abs(alpha) * (np.abs(a_op) @ np.abs(b_op)) + np.abs(out_used) + np.abs(bias_used)
+    # `inner` products and up to three more operations, each rounded to float32 (2^-24 of a partial sum, bounded by the sum of the
+    # absolute values), then once to the type of the result: 2^-8 of it for bfloat16, which has 8 bits.
+    magnitude = abs(alpha) * (np.abs(a_op) @ np.abs(b_op)) + np.abs(out_used) + np.abs(bias_used)
     rounded = np.abs(expected)
-    if accumulate and not SIMULATING:  # cuBLASLt rounds the product before it adds it: see gemm
+    if accumulate and not SIMULATING:  # cuBLASLt rounds the product before adding it: see gemm
         rounded = rounded + np.abs(expected - out_used)
-    bound = (K + 4) * 2.0**-24 * sizes + (2.0**-8 * rounded if dtype == BFLOAT16_BITS else 0)
-    error = np.abs(result[..., :N] - expected)
+    bound = (inner + 4) * 2.0**-24 * magnitude + (2.0**-8 * rounded if dtype == BFLOAT16_BITS else 0)
+    error = np.abs(result[..., :columns] - expected)
     worst = np.unravel_index(np.nanargmax(np.where(np.isnan(error), np.inf, error / bound)), error.shape)
-    assert (error <= bound).all(), f"out{worst} = {result[..., :N][worst]}, expected {expected[worst]}, bound {bound[worst]}"
-    assert np.isnan(result[..., N:]).all(), "wrote into the padding behind the rows"
+    assert (error <= bound).all(), f"out{worst} = {result[..., :columns][worst]}, expected {expected[worst]}, bound {bound[worst]}"
+    assert np.isnan(result[..., columns:]).all(), "wrote into the padding"
 
 
 @both_types
 @pytest.mark.parametrize("batch, padding", [(None, 0), (None, 5), (3, 0), (2, 3)])
 @pytest.mark.parametrize("transpose_a, transpose_b", list(itertools.product([False, True], repeat=2)))
-def test_gemm_with_everything(precision, transpose_a, transpose_b, batch, padding, exact_float32):
-    """Sizes that are no multiples of eight in any direction, with a leftover of 1, 2 and 3."""
-    M, N, K = (9, 10, 11) if batch is None else (9, 5, 10)
-    for accumulate, alpha, bias in ((False, 1.0, False), (False, 1.0, True), (True, 1.0, False), (True, 0.37, False)):
-        check_gemm(STORAGE[precision], M, N, K, transpose_a, transpose_b, accumulate, alpha, bias, batch, padding)
+def test_gemm_with_all_options(precision, transpose_a, transpose_b, batch, padding, exact_float32):
+    """No size is a multiple of eight; the remainders are 1, 2 and 3."""
+    rows, columns, inner = (9, 10, 11) if batch is None else (9, 5, 10)
+    for options in ({}, {"bias": True}, {"accumulate": True}, {"accumulate": True, "alpha": 0.37}):
+        check_gemm(
+            STORAGE[precision], rows, columns, inner,
+            transpose_a=transpose_a, transpose_b=transpose_b, batch=batch, padding=padding, **options,
+        )  # fmt: skip
 
 
 @both_types
-@pytest.mark.parametrize("M, N, K", [(1, 1, 1), (1, 17, 2), (8, 8, 8)])
-def test_gemm_of_odd_shapes(precision, M, N, K, exact_float32):
-    check_gemm(STORAGE[precision], M, N, K, False, True, False, -2.0, True, None, 0)
+@pytest.mark.parametrize("rows, columns, inner", [(1, 1, 1), (1, 17, 2), (8, 8, 8)])
+def test_gemm_of_odd_shapes(precision, rows, columns, inner, exact_float32):
+    check_gemm(STORAGE[precision], rows, columns, inner, transpose_b=True, alpha=-2.0, bias=True)
 
 
 @on_a_gpu_only
 @both_types
 @pytest.mark.parametrize("transpose_a, transpose_b", list(itertools.product([False, True], repeat=2)))
-@pytest.mark.parametrize("M, N, K, batch", [(1024, 2304, 768, None), (768, 3072, 4096, None), (1000, 1016, 64, 24)])
-def test_gemm_at_production_sizes(precision, M, N, K, batch, transpose_a, transpose_b, exact_float32):
-    for accumulate, alpha, bias in ((False, 0.125, False), (False, 1.0, batch is None), (True, 1.0, False)):
-        check_gemm(STORAGE[precision], M, N, K, transpose_a, transpose_b, accumulate, alpha, bias, batch, 8)
+@pytest.mark.parametrize("rows, columns, inner, batch", [(1024, 2304, 768, None), (768, 3072, 4096, None), (1000, 1016, 64, 24)])
+def test_gemm_at_production_sizes(precision, rows, columns, inner, batch, transpose_a, transpose_b, exact_float32):
+    for options in ({"alpha": 0.125}, {"bias": batch is None}, {"accumulate": True}):
+        check_gemm(
+            STORAGE[precision], rows, columns, inner,
+            transpose_a=transpose_a, transpose_b=transpose_b, batch=batch, padding=8, **options,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The stream of random numbers, whatever the pieces in which it is asked for; tests/test_model.py has the weights made of it."""
+"""The stream of random numbers, in pieces of any size; tests/test_model.py tests the weights."""
 
 import hashlib
 import time
@@ -13,15 +13,15 @@ from gpt2_numba.initial_weights import TENSORS_AHEAD, NormalStream, draw_initial
 
 
 @pytest.mark.parametrize("pieces", [(5000,), (1, 623, 624, 625, 1), (624,) * 8, (227, 397, 1000, 3)])
-def test_raw_numbers_are_numpys(pieces):
-    """The states of 624 words end within pieces, at their ends and with them."""
+def test_raw_numbers_are_those_of_numpy(pieces):
+    """The states of 624 words end inside pieces and at their ends."""
     stream, expected = NormalStream(42), np.random.RandomState(42)
     for n in pieces:
         np.testing.assert_array_equal(stream._raw(n), expected.randint(0, 1 << 32, size=n, dtype=np.uint32))
 
 
 def test_weights_have_the_same_bits_on_every_machine():
-    """As they were when NumPy still made the raw numbers; wte is drawn in several chunks."""
+    """The hash is from when NumPy generated the raw numbers; wte is drawn in several chunks."""
     config = parse_descriptor("L=2,NH=2,C=64,T=64,V=5003")
     digest = hashlib.sha256()
     for name, layer, values in draw_initial_weights(config, parameter_shapes(config)):
@@ -29,14 +29,14 @@ def test_weights_have_the_same_bits_on_every_machine():
     assert digest.hexdigest() == "4079a126a57a9689050da604a76fc2a471047fedeb17caef5bfe10176ded0f9a"
 
 
-def test_a_reader_may_stop_early():
+def test_the_caller_may_stop_early():
     config = parse_descriptor("L=2,NH=2,C=16,T=8,V=37")
     tensors = draw_initial_weights(config, parameter_shapes(config))
     assert next(tensors)[:2] == ("wte", 0)
     tensors.close()
 
 
-def test_tensors_are_drawn_before_they_are_asked_for_but_only_so_many(monkeypatch):
+def test_a_limited_number_of_tensors_is_drawn_in_advance(monkeypatch):
     drawn = []
 
     def endless(*_):

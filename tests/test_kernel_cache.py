@@ -1,8 +1,8 @@
-"""Kernels kept on disk: found again when nothing has changed, and not found when anything has.
+"""The kernel cache: kernels are found again if nothing has changed, and not found if anything has.
 
-Numba compiles for a GPU only where its simulator is off, so this file runs itself again as a program, in processes of their own, on a
-little package that has the real gpu/ and one layer, plain and fast:  python tests/test_kernel_cache.py RESULT  compiles them, or
-loads them, without a GPU, and writes what happened.
+Numba compiles for a GPU only with its simulator off, so this file runs itself as a program in separate processes, on a small package that
+has the real gpu/ and one layer, plain and fast. `python tests/test_kernel_cache.py '[RESULT, NAMES, PATCH]'` compiles or loads the kernels,
+without a GPU, and writes a report to the file RESULT.
 """
 
 import json
@@ -110,18 +110,18 @@ KERNELS = {"fast scale": scale_kernel}
 
 
 def pretend_there_is_a_gpu():
-    """What the compiler asks a GPU for; nothing is run."""
+    """Provide what the compiler asks the GPU for; nothing runs."""
     from numba.cuda import codegen, dispatcher
     from numba.cuda.cudadrv.driver import Driver
 
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)
     codegen.CUDACodeLibrary._ensure_cc = lambda library, cc: COMPUTE_CAPABILITY
     Driver.get_version = lambda driver: (13, 0)
-    dispatcher._Kernel.bind = lambda kernel: kernel._codelibrary.get_cubin()  # as far as machine code
+    dispatcher._Kernel.bind = lambda kernel: kernel._codelibrary.get_cubin()  # stops at machine code
 
 
-def compile_and_tell(result, names, meanwhile):
-    """Compile or load the kernels of these names; write name -> [loaded, digest of the machine code] and what went wrong."""
+def compile_and_report(result, names, patch):
+    """Compile or load the kernels with these names, after `patch` (code); write name -> [loaded, digest of the machine code] and problems."""
     import hashlib
 
     from numba import types
@@ -132,8 +132,8 @@ def compile_and_tell(result, names, meanwhile):
     from gpt2_numba.layers.fast import scale as fast_scale
 
     kernels = scale.KERNELS | fast_scale.KERNELS
-    exec(meanwhile)
-    told = {}
+    exec(patch)
+    report = {}
     for name in names:
         for kind in (types.float32, types.uint16) if name == "scale" else (types.float32,):
             signature = (types.Array(kind, 1, "C"), types.Array(kind, 1, "C"))
@@ -141,25 +141,26 @@ def compile_and_tell(result, names, meanwhile):
             cubin = kernel._codelibrary.get_cubin()
             cubin = cubin.code if hasattr(cubin, "code") else cubin
             assert kernel.argument_types == signature and kernel.entry_name
-            told[f"{name} {kind}"] = kernel_cache.uses[-1].loaded, hashlib.sha256(cubin).hexdigest()
-    Path(result).write_text(json.dumps({"kernels": told, "problems": kernel_cache.problems}))
+            report[f"{name} {kind}"] = kernel_cache.uses[-1].loaded, hashlib.sha256(cubin).hexdigest()
+    Path(result).write_text(json.dumps({"kernels": report, "problems": kernel_cache.problems}))
 
 
 @pytest.fixture(scope="module")
 def compiler():
     missing = missing_parts()
     if missing:
-        pytest.skip(f"no CUDA compiler ({missing}): pip install 'numba-cuda[cu13]', which the `test` extra has on Linux")
+        pytest.skip(f"no CUDA compiler ({missing}): pip install 'numba-cuda[cu13]', which is part of the `test` extra on Linux")
 
 
 @pytest.fixture
 def package(tmp_path, compiler):
-    """A little package, and a directory for its kernels."""
+    """A small package, and a directory for its kernels."""
     sources = tmp_path / "source" / "gpt2_numba"
     shutil.copytree(ROOT / "gpt2_numba" / "gpu", sources / "gpu", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "gpt2_numba" / "errors.py", sources)
+    for module in ("errors.py", "integers.py"):
+        shutil.copy(ROOT / "gpt2_numba" / module, sources)
     (sources / "layers" / "fast").mkdir(parents=True)
-    for directory in (sources, sources / "layers", sources / "layers" / "fast"):  # without it Python would prefer the installed package
+    for directory in (sources, sources / "layers", sources / "layers" / "fast"):  # without it Python would import the installed package
         (directory / "__init__.py").touch()
     (sources / "layers" / "scale.py").write_text(LAYER)
     (sources / "layers" / "fast" / "scale.py").write_text(FAST_LAYER)
@@ -168,28 +169,28 @@ def package(tmp_path, compiler):
     return SimpleNamespace(sources=sources, cache=tmp_path / "cache", directory=tmp_path)
 
 
-def start(package, *names, meanwhile=""):
-    """Begin to compile or load kernels of these names in a process of its own. `meanwhile` is run there, before the first."""
+def start(package, *names, patch=""):
+    """Start a process that compiles or loads the kernels with these names. `patch` is code that it executes first."""
     result = package.directory / f"result{len(list(package.directory.glob('result*')))}.json"
     result.touch()
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
     path = os.pathsep.join(filter(None, [str(package.sources.parent), os.environ.get("PYTHONPATH")]))
     environment |= {"PYTHONPATH": path, "XDG_CACHE_HOME": str(package.cache), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, __file__, json.dumps([str(result), names, meanwhile])]
+    command = [sys.executable, __file__, json.dumps([str(result), names, patch])]
     return result, subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(started):
-    """What the process told: kernel -> (loaded?, digest of the machine code), and what went wrong with the cache."""
+    """The report of the process: kernel -> (loaded?, digest of the machine code), and the cache's problems."""
     result, process = started
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    told = json.loads(result.read_text())
-    return {name: tuple(kernel) for name, kernel in told["kernels"].items()}, told["problems"]
+    report = json.loads(result.read_text())
+    return {name: tuple(kernel) for name, kernel in report["kernels"].items()}, report["problems"]
 
 
-def run(package, *names, meanwhile=""):
-    return finish(start(package, *names, meanwhile=meanwhile))
+def run(package, *names, patch=""):
+    return finish(start(package, *names, patch=patch))
 
 
 def loaded(kernels):
@@ -206,11 +207,11 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-# ------------------------------------------------------------------------------------------------------ what is found again
+# ---------------------------------------------------------------------------------------------------------- hits and misses
 
 
 def test_a_kernel_is_compiled_once(package):
-    """In any number of processes; machine code and all, for each of its types, with intrinsics, launch bounds and shared memory."""
+    """However many processes use it; for each of its types, with intrinsics, launch bounds and shared memory."""
     first, problems = run(package, "scale", "sum")
     assert problems == [] and loaded(first) == set() and len(stored(package)) == 3
     again, problems = run(package, "scale", "sum")
@@ -218,8 +219,8 @@ def test_a_kernel_is_compiled_once(package):
     assert {name: digest for name, (_, digest) in again.items()} == {name: digest for name, (_, digest) in first.items()}
 
 
-def test_kernels_of_a_factory_are_told_apart(package):
-    """By numbers and device functions that they took from around them, by their launch bounds, and by their lines."""
+def test_kernels_of_a_factory_are_distinguished(package):
+    """By the values and device functions in their closures, by their launch bounds, and by their lines."""
     names = ("made 1 1", "made 2 1", "made 1 2", "made 1 1 bounds", "made warp_sum", "either up", "either down")
     first, problems = run(package, *names)
     assert problems == [] and loaded(first) == set() and len(stored(package)) == len(names)
@@ -228,8 +229,8 @@ def test_kernels_of_a_factory_are_told_apart(package):
     assert {name: digest for name, (_, digest) in again.items()} == {name: digest for name, (_, digest) in first.items()}
 
 
-def test_what_has_changed_is_compiled_anew(package):
-    """A device function that the kernel calls, the layer itself; not another layer."""
+def test_a_change_in_the_sources_recompiles(package):
+    """In a device function that the kernel calls, in integers.py or in the layer itself; not in another layer."""
     before, _ = run(package, "sum")
     edit(package.sources / "layers" / "other.py", "", "CHANGED = True\n")
     assert loaded(run(package, "sum")[0]) == {"sum float32"}
@@ -239,7 +240,10 @@ def test_what_has_changed_is_compiled_anew(package):
     changed, _ = run(package, "sum")
     assert loaded(changed) == set() and changed["sum float32"][1] != before["sum float32"][1]
     edit(reductions, "value -= cuda.shfl_xor_sync", "value += cuda.shfl_xor_sync")
-    assert run(package, "sum")[0]["sum float32"] == (True, before["sum float32"][1])  # back to what it was
+    assert run(package, "sum")[0]["sum float32"] == (True, before["sum float32"][1])  # the original again
+
+    edit(package.sources / "integers.py", "def round_up", "CHANGED = True\n\n\ndef round_up")
+    assert loaded(run(package, "sum")[0]) == set()
 
     edit(package.sources / "layers" / "scale.py", "shared[cuda.threadIdx.x]", "shared[31 - cuda.threadIdx.x]")
     changed, _ = run(package, "sum")
@@ -258,7 +262,7 @@ def test_a_layer_of_several_files_depends_on_all_of_them(package):
 
 
 def test_a_fast_kernel_depends_on_its_layers_plain_file(package):
-    """A constant that it imports from there must not be a stale one. The other way round there is nothing to depend on."""
+    """A constant imported from there must not be stale. A plain kernel does not depend on the fast file."""
     before, _ = run(package, "fast scale", "sum")
     assert sorted(path.name.partition("-")[0] for path in stored(package)) == ["fast.scale.scale_kernel", "scale.sum_kernel"]
     edit(package.sources / "layers" / "fast" / "other.py", "", "CHANGED = True\n")
@@ -273,22 +277,22 @@ def test_a_fast_kernel_depends_on_its_layers_plain_file(package):
     assert loaded(again) == set() and again["fast scale float32"][1] != changed["fast scale float32"][1]
 
 
-def test_another_compiler_or_gpu_has_its_own(package):
+def test_another_compiler_or_gpu_has_its_own_kernels(package):
     compiler = "kernel_cache.versions = lambda: 'another compiler'"
     gpu = "from numba.cuda import dispatcher; dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(8, 0))"
     run(package, "sum")
-    for meanwhile in (compiler, gpu):
-        assert loaded(run(package, "sum", meanwhile=meanwhile)[0]) == set()
-    assert loaded(run(package, "sum", meanwhile=gpu)[0]) == {"sum float32"}
+    for patch in (compiler, gpu):
+        assert loaded(run(package, "sum", patch=patch)[0]) == set()
+    assert loaded(run(package, "sum", patch=gpu)[0]) == {"sum float32"}
     assert len(stored(package)) == 3
 
 
 def test_sources_that_change_while_a_process_runs(package):
-    """It runs the old ones: what it compiles must not be taken for the new."""
+    """The process runs the old sources: its kernels must not be stored as those of the new."""
     path = str(package.sources / "gpu" / "reductions.py")
-    meanwhile = f"p = Path({path!r}); p.write_text(p.read_text().replace('value += cuda.shfl', 'value -= cuda.shfl'))"
-    before, problems = run(package, "sum", meanwhile=meanwhile)
-    assert stored(package) == [] and "has been changed since this process began" in problems[0]
+    patch = f"p = Path({path!r}); p.write_text(p.read_text().replace('value += cuda.shfl', 'value -= cuda.shfl'))"
+    before, problems = run(package, "sum", patch=patch)
+    assert stored(package) == [] and "has changed since this process started" in problems[0]
     after, _ = run(package, "sum")
     assert loaded(after) == set() and after["sum float32"][1] != before["sum float32"][1]
 
@@ -296,7 +300,7 @@ def test_sources_that_change_while_a_process_runs(package):
 # ------------------------------------------------------------------------------------------------- nothing can break a run
 
 
-def test_a_damaged_file_is_made_anew(package):
+def test_a_damaged_file_is_replaced(package):
     names = ("sum", "made 1 1", "made 2 1", "scale")
     first, _ = run(package, *names)
     empty, cut_off, other_bit, *whole = stored(package)
@@ -312,20 +316,20 @@ def test_a_damaged_file_is_made_anew(package):
     assert problems == [] and loaded(last) == set(first)
 
 
-def test_where_nothing_can_be_written_kernels_are_compiled(package):
-    package.cache.write_text("a file where a directory is wanted")
+def test_kernels_are_compiled_if_nothing_can_be_written(package):
+    package.cache.write_text("a file instead of a directory")
     kernels, problems = run(package, "sum", "sum")
     assert loaded(kernels) == set() and len(kernels) == 1 and "NotADirectoryError" in problems[0]
 
 
-def test_without_a_home_kernels_are_compiled(package):
-    meanwhile = "kernel_cache.directory = lambda: Path('~nobody-of-this-name').expanduser()"
-    kernels, problems = run(package, "sum", meanwhile=meanwhile)
+def test_kernels_are_compiled_without_a_home_directory(package):
+    patch = "kernel_cache.directory = lambda: Path('~no-such-user').expanduser()"
+    kernels, problems = run(package, "sum", patch=patch)
     assert len(kernels) == 1 and "RuntimeError" in problems[0]
 
 
 def test_several_processes_at_once(package):
-    """They compile the same kernels for different types in different orders; a later one finds all of them, and they are right."""
+    """They compile the same kernels for different types in different orders; a later process finds all of them, and they are right."""
     names = ("sum", "made 1 1", "made 2 1", "scale")
     started = [start(package, *names[i:], *names[:i]) for i in range(4)]
     code = {}
@@ -336,55 +340,55 @@ def test_several_processes_at_once(package):
     after, problems = run(package, *names)
     assert problems == [] and loaded(after) == set(code)
     assert all(digest in code[name] for name, (_, digest) in after.items())
-    assert len(stored(package)) == 5  # nothing unfinished is left
+    assert len(stored(package)) == 5  # no unfinished files are left
 
 
-def test_kernels_not_used_for_long_are_deleted(package):
+def test_the_least_recently_used_kernels_are_deleted(package):
     run(package, "scale", "sum")
     for path in stored(package):
         used = 1 if "sum" in path.name else 2  # in 1970
         os.utime(path, (used, used))
     (package.cache / "gpt2_numba" / "kernels" / "old.unfinished").touch()
     os.utime(package.cache / "gpt2_numba" / "kernels" / "old.unfinished", (1, 1))
-    run(package, "sum")  # is used now
-    _, problems = run(package, "made 1 1", meanwhile="kernel_cache.KEPT_BYTES = 70_000")  # room for two
+    run(package, "sum")  # makes it the most recently used
+    _, problems = run(package, "made 1 1", patch="kernel_cache.KEPT_BYTES = 70_000")  # room for two
     assert problems == [] and sorted(path.name.partition("-")[0] for path in stored(package)) == ["scale.made_kernel", "scale.sum_kernel"]
 
 
-# ------------------------------------------------------------------------------------------------------- the package's own
+# ------------------------------------------------------------------------------------------------------ which kernels
 
 
-def test_other_peoples_kernels_keep_numbas_cache(package):
-    meanwhile = (
+def test_kernels_outside_the_package_keep_numbas_cache(package):
+    patch = (
         "from numba import cuda; from numba.cuda.dispatcher import CUDACache\n"
         "from tokenize import open as function\n"  # any function of a file that is not the package's
         "dispatcher = cuda.jit(cache=True)(function)\n"
         "assert isinstance(dispatcher._cache, CUDACache), dispatcher._cache"
     )
-    run(package, "sum", meanwhile=meanwhile)
+    run(package, "sum", patch=patch)
 
 
-def test_every_kernel_of_the_package_can_be_kept(package):
-    """None has taken anything from a factory that has no description."""
+def test_every_kernel_of_the_package_can_be_stored(package):
+    """No closure holds a value that cannot be described."""
     shutil.rmtree(package.sources)
     shutil.copytree(ROOT / "gpt2_numba", package.sources, ignore=shutil.ignore_patterns("__pycache__"))
     (package.sources / "layers" / "scale.py").write_text(LAYER)
     (package.sources / "layers" / "fast" / "scale.py").write_text(FAST_LAYER)
-    meanwhile = (
+    patch = (
         "sys.path.insert(0, str(Path(__file__).parent)); from test_ptx import all_kernels\n"
         "kernels = all_kernels()\n"
         "assert len(kernels) > 20\n"
         "for kernel in filter(None, kernels.values()):\n"
         "    kernel_cache.KernelCache(kernel).path(())"
     )
-    run(package, "sum", meanwhile=meanwhile)
+    run(package, "sum", patch=patch)
 
 
-def test_the_simulator_keeps_nothing(package):
+def test_the_simulator_stores_nothing(package):
     program = "import numpy as np; from gpt2_numba.layers.scale import sum_kernel, scale_kernel as k; o = np.zeros(8, np.float32)\n"
     program += "k[1, 1](o, o + 1); assert (o == 2).all()"
     environment = os.environ | {"PYTHONPATH": str(package.sources.parent), "XDG_CACHE_HOME": str(package.cache)}
-    edit(package.sources / "layers" / "scale.py", ", launch_bounds=(64, 2)", "")  # not every simulator knows it
+    edit(package.sources / "layers" / "scale.py", ", launch_bounds=(64, 2)", "")  # not every version of the simulator accepts it
     edit(package.sources / "layers" / "scale.py", ", launch_bounds=bounds", "")
     environment["NUMBA_ENABLE_CUDASIM"] = "1"
     done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=package.directory, capture_output=True, text=True)
@@ -393,4 +397,4 @@ def test_the_simulator_keeps_nothing(package):
 
 
 if __name__ == "__main__":
-    compile_and_tell(*json.loads(sys.argv[1]))
+    compile_and_report(*json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Which kernels serve a model, plain ones for the whole of it, and a reader's own in their place."""
+"""Which kernels a model uses, a whole model on the plain ones, and a user's own in place of plain ones."""
 
 import re
 
@@ -20,22 +20,22 @@ needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMB
 TINY = GPT2Config(L=1, NH=2, C=16, max_T=4, V=29)
 TINY_RUN = "--device gpu -e L=1,NH=2,C=16 -b 1 -t 4 -x 1 -v 0 -s 0".split()
 
-# Sums of a few dozen products and of as many roundings on the way to each gradient, relative to the largest of its tensor.
+# A few dozen roundings in the sums and on the way to each gradient, relative to the tensor's largest element.
 GRADIENT_BOUND = 64 * 2.0**-24
 
 
 # ---------------------------------------------------------------------------------------------------------- the choice
 
 
-def test_on_the_cpu_numpy_serves_and_kernels_are_refused():
+def test_the_cpu_runs_numpy_and_refuses_kernels():
     chosen = choose_kernels("auto", "cpu")
     assert chosen.name == "reference" and not chosen.fused and chosen.functions.gelu_forward is FUNCTIONS["gelu_forward"]
-    with pytest.raises(UserError, match="^--kernels plain chooses kernels, and on the CPU there are none: add --device gpu"):
+    with pytest.raises(UserError, match="^--kernels plain selects kernels, and the CPU runs none: add --device gpu"):
         choose_kernels("plain", "cpu")
 
 
 @needs_kernels
-def test_auto_is_fast_where_the_gpu_can(monkeypatch):
+def test_auto_is_fast_where_the_gpu_supports_it(monkeypatch):
     if bfloat16_supported():
         assert choose_kernels("auto", "gpu", "bf16").fused and choose_kernels("fast", "gpu", "bf16").fused
     monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: False)
@@ -52,9 +52,9 @@ def test_auto_is_fast_where_the_gpu_can(monkeypatch):
     ("plain", "bf16", r"--kernels plain is float32 only: use --precision fp32"),
     ("plan", "fp32", r"--kernels must be auto, fast, plain, plain,cublaslt, FILE.py or .*, got 'plan'"),
     ("plain,fast", "fp32", r"--kernels must be auto, .*, got 'plain,fast'"),
-    ("nowhere.py", "fp32", r"--kernels nowhere.py: there is no such file"),
+    ("nowhere.py", "fp32", r"--kernels nowhere.py: no such file"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(text, precision, message):
+def test_an_invalid_choice_is_refused_in_one_line(text, precision, message):
     with pytest.raises(UserError, match=f"^{message}$"):
         choose_kernels(text, "gpu", precision)
 
@@ -87,7 +87,7 @@ def test_plain_kernels_train_the_whole_model(kernels):
 
 
 @needs_kernels
-def test_recomputing_changes_no_bit():
+def test_recomputation_changes_no_bit():
     kept, again = one_step("plain,cublaslt", "gpu", 0), one_step("plain,cublaslt", "gpu", 2)
     assert kept[:2] == again[:2]
     for name, right in kept[3].items():
@@ -95,10 +95,10 @@ def test_recomputing_changes_no_bit():
 
 
 @needs_kernels
-def test_the_overview_says_which_set_serves(capsys):
+def test_the_overview_names_the_set_in_use(capsys):
     assert main([*TINY_RUN, "--kernels", "plain,cublaslt"]) == 0
     printed = capsys.readouterr().out
-    assert "| kernels                | plain, cublaslt (asked for)" in printed and "| precision              | fp32" in printed
+    assert "| kernels                | plain, cublaslt (selected)" in printed and "| precision              | fp32" in printed
     assert "attention engine" not in printed
 
 
@@ -119,8 +119,8 @@ def add_kernel(out, inp, branch):
 def residual_forward(out, inp, branch):
     add_kernel[-(-out.size // 32), 32](out, inp, branch)
 """
-FAULTS = {  # what is changed in RIGHT -> what must be said
-    "last element left out": ("i < out.size", "i < out.size - 1", r"residual forward: out \(14, 39\) at \(13, 38\): got nan, expected "),
+FAULTS = {  # name -> (text in RIGHT, its replacement, a pattern that the message matches)
+    "last element skipped": ("i < out.size", "i < out.size - 1", r"residual forward: out \(14, 39\) at \(13, 38\): got nan, expected "),
     "wrong sign": (
         "+ branch[",
         "- branch[",
@@ -142,7 +142,7 @@ def written(tmp_path, source):
 
 
 @needs_kernels
-def test_a_right_kernel_of_ones_own_trains(tmp_path, capsys):
+def test_a_correct_user_kernel_trains(tmp_path, capsys):
     path = written(tmp_path, RIGHT)
     assert main([*TINY_RUN, "--kernels", path]) == 0
     printed = capsys.readouterr().out
@@ -151,9 +151,9 @@ def test_a_right_kernel_of_ones_own_trains(tmp_path, capsys):
 
 @needs_kernels
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_refused_with_tensor_and_index(fault, tmp_path, capsys):
+def test_a_faulty_user_kernel_is_refused_with_tensor_and_index(fault, tmp_path, capsys):
     if not SIMULATING and fault in ("writes beyond the end", "two threads for an element"):
-        pytest.skip("the simulator alone sees every index and every race; on a GPU only what they do to the result")
+        pytest.skip("only the simulator sees every index and every race; a GPU shows only their effect on the result")
     old, new, message = FAULTS[fault]
     assert old in RIGHT
     assert main([*TINY_RUN, "--kernels", written(tmp_path, RIGHT.replace(old, new))]) == 2
@@ -169,7 +169,7 @@ def test_a_fault_is_refused_with_tensor_and_index(fault, tmp_path, capsys):
     ("def residual_forward(out inp):\n", r"cannot be imported: SyntaxError: .*line 1"),
     ("from numba import cuda\n@cuda.jit\ndef residual_forward(out, inp, branch):\n    pass\n", r"got a kernel, not a Python function that launches one"),
 ])  # fmt: skip
-def test_a_file_that_cannot_serve_is_refused_in_one_line(source, message, tmp_path):
+def test_an_unusable_file_is_refused_in_one_line(source, message, tmp_path):
     with pytest.raises(UserError, match=message) as raised:
         choose_kernels(written(tmp_path, source), "gpu")
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The drill of killing and resuming, in small; and that it does not call unequal bits equal."""
+"""The drill of killing and resuming, on a small scale, and that it detects unequal bits."""
 
 import numpy as np
 import pytest
@@ -14,17 +14,17 @@ def test_two_kills(capsys):
     assert printed.endswith("all bits are equal\nequal bits after 2 kills\n")
 
 
-def test_a_training_that_fails_is_told_of(capsys):
+def test_a_failed_training_is_reported(capsys):
     assert kill_drill.main(["--kills", "1", "--", "-b", "0"]) == 1
     assert "code 2" in (printed := capsys.readouterr().out) and "at least 1, or auto, got" in printed
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Trainings that write their last checkpoint at once and are never killed; the killed one's parameters can be set."""
+    """Fake trainings that write their last checkpoint at once and are never killed; returns their parameters, which can be changed."""
     contents = {"undisturbed": b"12345678", "killed_1": b"12345678"}
 
-    def live(command, output, *_):
+    def run_training(command, output, *_):
         directory = output.parent / command[command.index("-o") + 1]
         directory.mkdir(exist_ok=True)
         for name in (state_file_name(20, 0), done_file_name(20)):
@@ -33,7 +33,7 @@ def trainings(monkeypatch):
         output.write_text("step   20/20 |\n")
         return False, 2.0, 1.0
 
-    monkeypatch.setattr(kill_drill, "live", live)
+    monkeypatch.setattr(kill_drill, "run_training", run_training)
     return contents
 
 
@@ -48,7 +48,7 @@ def test_verdict(trainings, capsys, killed, code, words):
     assert words in capsys.readouterr().out
 
 
-def test_files_of_one_side_only_are_differences():
+def test_files_on_one_side_only_are_differences():
     assert kill_drill.differences({"a": b"1"}, {"a": b"1"}) == []
     assert kill_drill.differences({"a": b"1", "b": b"2"}, {"a": b"1", "c": b"2"}) == [
         "b: only in the undisturbed training",
@@ -57,7 +57,7 @@ def test_files_of_one_side_only_are_differences():
 
 
 def test_data_fit_the_flags(tmp_path):
-    """An epoch is 14 micro-batches of two shards."""
+    """An epoch consists of 14 micro-batches from two shards."""
     kill_drill.write_data(tmp_path)
     sizes = [(path.stat().st_size - 1024) // 2 for path in sorted(tmp_path.glob("train_*.bin"))]
     assert np.array_equal(sizes, [6 * 64 + 1, 8 * 64 + 1])

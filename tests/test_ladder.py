@@ -1,5 +1,6 @@
-"""The rungs of dev/kernels, from each plain kernel to the fast one: each gives its function's answer, in the simulator and on a GPU."""
+"""The rungs of dev/kernels, from each plain kernel to the fast one: each computes its function correctly, in the simulator and on a GPU."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ RUNGS = [(layer, function, rung) for layer in LAYERS for function, steps in ladd
 @pytest.mark.parametrize("layer, function, rung", [
     pytest.param(*row, id=f"{row[1]}-{row[2].__module__.rpartition('.')[2]}.{row[2].__name__}") for row in RUNGS
 ])  # fmt: skip
-def test_a_rung_gives_the_answer_of_its_function(layer, function, rung, monkeypatch):
+def test_a_rung_computes_its_function(layer, function, rung, monkeypatch):
     monkeypatch.setattr("dev.kernels.ladder", lambda _: {function: (rung,)})
     for found in rungs(layer):
         rows = found.check(AWKWARD)
@@ -29,36 +30,34 @@ def test_a_rung_gives_the_answer_of_its_function(layer, function, rung, monkeypa
         assert rows and all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
 
-def test_every_layer_function_has_a_ladder_that_begins_with_the_plain_kernel():
+def test_every_layer_function_has_a_ladder_that_starts_with_the_plain_kernel():
     ladders = {function: steps for layer in LAYERS for function, steps in ladder(layer).items()}
     assert set(FUNCTIONS) <= set(ladders)
     assert all(steps[0] is FUNCTIONS[function] for function, steps in ladders.items() if function in FUNCTIONS)
     ends = {function: steps[-1].__module__ for function, steps in ladders.items() if len(steps) > 1}
-    assert set(FUNCTIONS) - set(ends) <= {"residual_backward", "norm_and_scale"}  # no fast kernel of its own, or the same one
+    assert set(FUNCTIONS) - set(ends) <= {"residual_backward", "norm_and_scale"}  # no fast kernel, or the same one
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_bfloat16_comes_in_on_some_rung_and_stays(layer):
+def test_bfloat16_is_supported_from_some_rung_on(layer):
     for steps in ladder(layer).values():
         in_bf16 = ["bf16" in getattr(step, "precisions", ()) for step in steps]
-        assert in_bf16 == sorted(in_bf16) and not in_bf16[0], (
-            "the plain kernels are float32; a rung that brings bfloat16 is followed by such"
-        )
+        assert in_bf16 == sorted(in_bf16) and not in_bf16[0], "the plain kernels are float32; once a rung takes bfloat16, all later ones do"
 
 
-def test_two_buffers_of_one_shape_are_two():
-    """Attention's weights have the shape of its output where T is HS."""
+def test_buffers_of_different_names_are_distinct():
+    """If T equals HS, attention's weights and its output have the same shape."""
     assert buffer("att", 2, 8) is not buffer("result", 2, 8)
     assert buffer("att", 2, 8) is buffer("att", 2, 8)
 
 
-def test_products_may_round_to_tf32_on_the_rungs_that_say_so(monkeypatch):
+def test_products_may_round_to_tf32_only_on_marked_rungs(monkeypatch):
     allowed, before = {}, tf32_allowed()
 
-    def note(rung):
+    def record(rung):
         allowed[rung.precision] = tf32_allowed()
 
-    monkeypatch.setattr("dev.kernels._calls", lambda *_: [SimpleNamespace(check=lambda *_: [note(rung)])])
+    monkeypatch.setattr("dev.kernels._calls", lambda *_: [SimpleNamespace(check=lambda *_: [record(rung)])])
     for rung in rungs("matmul"):
         rung.check(AWKWARD)
     assert allowed == {"fp32": False, "tf32": True, "bf16": False}
@@ -73,7 +72,7 @@ def test_the_table_names_every_rung_from_plain_to_fast(capsys):
     assert all(line[2:4] == ["fp32", "right"] for line in lines[1:])
 
 
-def test_a_file_of_ones_own_stands_beside_the_others(capsys):
+def test_the_table_includes_a_users_file(capsys):
     assert run(["layernorm", "--precision", "fp32", "--mine", str(MINE)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[3] for line in lines if line[:2] in (["layernorm_forward", "yours"], ["layernorm_backward", "yours"])] == [
@@ -82,7 +81,7 @@ def test_a_file_of_ones_own_stands_beside_the_others(capsys):
     ]
 
 
-def test_a_wrong_one_is_told_by_tensor_and_index(tmp_path, capsys):
+def test_a_wrong_kernel_is_reported_with_tensor_and_index(tmp_path, capsys):
     wrong = tmp_path / "wrong.py"
     source = MINE.read_text()
     assert "+=" in source
@@ -90,7 +89,7 @@ def test_a_wrong_one_is_told_by_tensor_and_index(tmp_path, capsys):
     assert wrong.read_text() != source
     assert run(["layernorm", "--precision", "fp32", "--mine", str(wrong)]) == 1
     printed = capsys.readouterr().out
-    assert "FAILED layernorm backward: dinp (10, 48) at (" in printed and ": got " in printed
+    assert re.search(r"FAILED layernorm backward: dinp \(\d+, \d+\) at \(\d+, \d+\): got ", printed)
 
 
 def test_a_file_for_another_layer_is_refused(capsys):

@@ -1,4 +1,4 @@
-"""Both sets of kernels against the NumPy references: in the simulator at small sizes, on a GPU at production sizes, too."""
+"""Both sets of kernels against the NumPy references: in the simulator at small sizes, on a GPU at production sizes too."""
 
 import random
 import re
@@ -12,6 +12,7 @@ from numba import cuda, float32
 from gpt2_numba.gpu import gemm, simulator
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, compute_stream, copy_to_device, gpu_available, to_device
 from gpt2_numba.gpu.float32_math import sqrt
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layer_checks import (
     AWKWARD,
     GUARD,
@@ -25,8 +26,8 @@ from gpt2_numba.layer_checks import (
     check_call,
     check_kernel,
     format_table,
-    functions_of,
     kernel_calls,
+    layer_functions,
     production_sizes,
     run_on_device,
     small_sizes,
@@ -63,12 +64,14 @@ def test_kernels_at_production_sizes(layer, kernels, precision, sizes):
     check(layer, kernels, precision, sizes)
 
 
-def test_attention_over_more_keys_than_a_warp_takes_at_a_time():
-    check("attention", "fast", "bf16", Sizes(B=1, T=283, C=8, NH=1, V=37, Vp=64, OC=8))  # a warp takes 256; in fp32 LONG has 261
+def test_attention_over_more_keys_than_a_warp_processes_at_a_time():
+    check(
+        "attention", "fast", "bf16", Sizes(B=1, T=283, C=8, NH=1, V=37, Vp=64, OC=8)
+    )  # a warp processes 256 at a time; in fp32 LONG has 261
 
 
 class Shuffled(deque):
-    """Hands out its elements in a random order, the same every time."""
+    """Pops its elements in a random order, the same every time."""
 
     random = random.Random(5)
 
@@ -77,13 +80,13 @@ class Shuffled(deque):
         return super().popleft()
 
 
-@pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
+@pytest.mark.skipif(not SIMULATING, reason="the order of threads cannot be chosen on a GPU")
 @pytest.mark.parametrize("layer", ["encoder", "layernorm", "gelu", "matmul", "classifier", "mean loss", "global norm"])
 @pytest.mark.parametrize("kernels", ["plain", "fast"])
-def test_threads_may_run_in_any_order(layer, kernels, monkeypatch):
-    """Between two barriers. A barrier that is missing goes unnoticed as long as thread 0 is always the first."""
+def test_the_result_does_not_depend_on_the_order_of_threads(layer, kernels, monkeypatch):
+    """Threads run in random order between barriers: a missing barrier goes unnoticed as long as thread 0 always runs first."""
     monkeypatch.setattr(simulator, "deque", Shuffled)
-    fast_sizes = WIDEST if layer == "layernorm" else AWKWARD  # in AWKWARD a row of layernorm is one warp's: no barrier to miss
+    fast_sizes = WIDEST if layer == "layernorm" else AWKWARD  # with AWKWARD one warp has a whole row of layernorm: no barrier to miss
     check(layer, kernels, "fp32", ODD if kernels == "plain" else fast_sizes)
 
 
@@ -92,7 +95,7 @@ def test_threads_may_run_in_any_order(layer, kernels, monkeypatch):
 
 @cuda.jit
 def one_thread_per_row_kernel(out, mean, rstd, inp, weight, bias):
-    """Sums as naive as can be: from left to right."""
+    """The most naive sums: from left to right."""
     row = cuda.grid(1)
     N, C = inp.shape
     if row >= N:
@@ -110,10 +113,10 @@ def one_thread_per_row_kernel(out, mean, rstd, inp, weight, bias):
 
 
 def one_thread_per_row(out, mean, rstd, inp, weight, bias):
-    one_thread_per_row_kernel[-(-len(inp) // 32), 32, compute_stream()](out, mean, rstd, inp, weight, bias)
+    one_thread_per_row_kernel[ceil_div(len(inp), 32), 32, compute_stream()](out, mean, rstd, inp, weight, bias)
 
 
-def test_of_a_namespace_what_it_has_is_checked():
+def test_a_namespace_is_checked_for_the_functions_it_has():
     rows = check_kernel("layernorm", "fp32", ODD, SimpleNamespace(layernorm_forward=one_thread_per_row))
     assert {row.layer for row in rows} == {"layernorm forward"} and all(row.ok for row in rows)
     backward = [row for row in check_kernel("layernorm", "fp32", ODD, layernorm) if row.layer == "layernorm backward"]
@@ -122,7 +125,7 @@ def test_of_a_namespace_what_it_has_is_checked():
 
 @on_a_gpu
 @pytest.mark.parametrize("sizes", production_sizes("layernorm"), ids=str)
-def test_bounds_allow_for_a_sum_from_left_to_right(sizes):
+def test_bounds_allow_summation_from_left_to_right(sizes):
     rows = check_kernel("layernorm", "fp32", sizes, SimpleNamespace(layernorm_forward=one_thread_per_row))
     assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
@@ -136,8 +139,8 @@ def test_products_by_the_library(layer):
     assert {row.layer for row in rows} == {f"{layer} forward", f"{layer} backward"} and all(row.ok for row in rows)
 
 
-def test_functions_that_are_wrong_are_found():
-    """A gradient that overwrites instead of accumulating; one that forgets that dinp may be dout; one that ignores dloss."""
+def test_wrong_functions_are_found():
+    """A gradient that overwrites instead of accumulating; one that forgets that dinp may alias dout; one that ignores dloss."""
     from gpt2_numba.layers import classifier, residual
 
     def overwrites(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
@@ -162,22 +165,22 @@ def test_functions_that_are_wrong_are_found():
     assert wrong("classifier", classifier_forward_backward=ignores_dloss) == {("classifier forward_backward, dloss 0.37", "logits")}
 
 
-def test_functions_of_a_layer():
-    assert functions_of("layernorm") == ("layernorm_forward", "layernorm_backward")
-    assert functions_of("classifier") == ("classifier_forward", "classifier_forward_backward")
-    assert functions_of("mean loss") == ("accumulate_mean",)
-    assert functions_of("global norm") == ("sum_of_squares", "norm_and_scale")
-    assert len({name for layer in LAYERS for name in functions_of(layer)}) == 18
+def test_layer_functions():
+    assert layer_functions("layernorm") == ("layernorm_forward", "layernorm_backward")
+    assert layer_functions("classifier") == ("classifier_forward", "classifier_forward_backward")
+    assert layer_functions("mean loss") == ("accumulate_mean",)
+    assert layer_functions("global norm") == ("sum_of_squares", "norm_and_scale")
+    assert len({name for layer in LAYERS for name in layer_functions(layer)}) == 18
 
 
-def test_what_cannot_be_checked_is_refused():
+def test_an_impossible_check_is_refused():
     with pytest.raises(ValueError, match="the plain kernels are float32 only, got precision 'bf16'"):
         check_kernel("gelu", "bf16", ODD, "plain")
-    with pytest.raises(ValueError, match="none of gelu_forward, gelu_backward is among the functions to be checked"):
+    with pytest.raises(ValueError, match="none of gelu_forward, gelu_backward is among the functions to check"):
         check_kernel("gelu", "fp32", ODD, layernorm)
 
 
-# --------------------------------------------------------------------------------- what the launchers refuse, and how they say it
+# --------------------------------------------------------------------------------- what the launchers refuse, and their messages
 
 both_sets = pytest.mark.parametrize("kernels", ["plain", "fast"])
 
@@ -186,8 +189,8 @@ def device_arrays(call, storage):
     return SimpleNamespace(**{name: GuardedArray(tensor, storage).array for name, tensor in call.tensors.items()})
 
 
-def other_arrays(call, storage, make):
-    """(name, arguments of the call in which the array of that name is make(tensor, type) instead) for all that is not scratch."""
+def replaced_arrays(call, storage, make):
+    """Yield, for each tensor but scratch, its name and the call's arrays with that one replaced by make(tensor, type)."""
     for name, tensor in call.tensors.items():
         if tensor.access != "scratch":
             arrays = device_arrays(call, storage)
@@ -198,7 +201,7 @@ def other_arrays(call, storage, make):
 SMALL = Sizes(B=2, T=5, C=40, NH=5, V=37, Vp=64, OC=24)
 
 
-OF_ANY_LENGTH = {  # any number of losses and, where they do not come in eights, of gradients and of padded logits
+ANY_LENGTH = {  # any number of losses and, in the plain kernels, of gradients and of padded logits
     ("accumulate_mean", "values"), ("sum_of_squares", "grads"), ("classifier_forward", "logits"), ("classifier_forward_backward", "logits"),
 }  # fmt: skip
 
@@ -210,8 +213,8 @@ def test_wrong_shapes_are_refused(layer, kernels):
         return to_device(np.zeros((*tensor.shape[:-1], tensor.shape[-1] + 1), dtype))
 
     for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
-        for name, arrays in other_arrays(call, FLOAT32, one_more):
-            if (call.function, name) in OF_ANY_LENGTH and (name == "values" or kernels == "plain"):
+        for name, arrays in replaced_arrays(call, FLOAT32, one_more):
+            if (call.function, name) in ANY_LENGTH and (name == "values" or kernels == "plain"):
                 continue
             with pytest.raises(ValueError, match=r"^\w+: .*(must be|must divide|longer than)"):
                 call.launch(arrays)
@@ -219,9 +222,9 @@ def test_wrong_shapes_are_refused(layer, kernels):
 
 @both_sets
 @pytest.mark.parametrize("layer", LAYERS)
-def test_arrays_on_both_sides_are_refused(layer, kernels):
+def test_a_mix_of_host_and_device_arrays_is_refused(layer, kernels):
     for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
-        for name, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: np.zeros(tensor.shape, dtype)):
+        for name, arrays in replaced_arrays(call, FLOAT32, lambda tensor, dtype: np.zeros(tensor.shape, dtype)):
             with pytest.raises(TypeError, match=rf"{name} (is )?on the host") as raised:
                 call.launch(arrays)
             assert "All arrays must be on one side: gpu.backend.to_device moves one to the GPU" in str(raised.value)
@@ -231,23 +234,23 @@ def test_arrays_on_both_sides_are_refused(layer, kernels):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_wrong_types_are_refused(layer, kernels):
     for call in kernel_calls(layer, SMALL, FLOAT32, kernels):
-        for _, arrays in other_arrays(call, FLOAT32, lambda tensor, dtype: cuda.device_array(tensor.shape, np.float64)):
+        for _, arrays in replaced_arrays(call, FLOAT32, lambda tensor, dtype: cuda.device_array(tensor.shape, np.float64)):
             with pytest.raises(TypeError, match=r"must have type .+, got \w+"):
                 call.launch(arrays)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_arrays_of_the_host_are_refused_by_the_fast_kernels(layer):
+def test_the_fast_kernels_refuse_host_arrays(layer):
     for call in kernel_calls(layer, SMALL, FLOAT32):
         arrays = SimpleNamespace(**{name: np.zeros(tensor.shape, tensor.dtype(FLOAT32)) for name, tensor in call.tensors.items()})
         with pytest.raises(TypeError) as raised:
             call.launch(arrays)
-        expected = r"\w+: the fast kernels take device arrays, got NumPy's: layers/\w+(\.py)? serves both"
+        expected = r"\w+: the fast kernels take device arrays, got a NumPy array: layers/\w+(\.py)? takes both"
         assert re.fullmatch(expected, str(raised.value))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_bfloat16_is_refused_by_the_plain_kernels(layer):
+def test_the_plain_kernels_refuse_bfloat16(layer):
     for call in kernel_calls(layer, SMALL, FLOAT32, "plain"):
         if call.function not in ("accumulate_mean", "norm_and_scale"):  # float32 whatever the model's type
             with pytest.raises(TypeError, match=r"the plain kernels take float32, got uint16|must have type \w+, got uint16"):
@@ -260,12 +263,12 @@ def test_bfloat16_is_refused_by_the_plain_kernels(layer):
     (lambda n: n, np.float64, r"TypeError: \w+: scratch must be a float32 device array, got float64 on the device"),
     (None, np.float32, r"TypeError: \w+: scratch must be a float32 device array, got None"),
 ], ids=["too small", "wrong type", "none"])  # fmt: skip
-def test_scratch_that_does_not_serve_is_refused(layer, shape, dtype, message):
+def test_unsuitable_scratch_is_refused(layer, shape, dtype, message):
     for call in kernel_calls(layer, SMALL, FLOAT32):
         if "scratch" in call.tensors:
             arrays = device_arrays(call, FLOAT32)
             (count,) = call.tensors["scratch"].shape
-            if count == 0:  # the encoder splits no token of so few, on a GPU
+            if count == 0:  # on a GPU the encoder splits no token of so small a batch
                 continue
             arrays.scratch = None if shape is None else cuda.device_array(shape(count), dtype)
             with pytest.raises((ValueError, TypeError)) as raised:
@@ -277,7 +280,7 @@ ANY_WIDTH = ("matmul forward", "matmul without bias forward", "matmul without bi
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_widths_that_are_no_multiple_of_eight_are_refused(layer):
+def test_widths_other_than_multiples_of_eight_are_refused(layer):
     sizes = Sizes(B=2, T=5, C=17, NH=1, V=37, Vp=45, OC=20)
     for call in kernel_calls(layer, sizes, BFLOAT16_BITS):
         if call.name not in (*ANY_WIDTH, "adamw, tiny steps"):
@@ -286,7 +289,7 @@ def test_widths_that_are_no_multiple_of_eight_are_refused(layer):
 
 
 @pytest.mark.parametrize("function", [layernorm.layernorm_forward, layernorm_forward], ids=["plain", "fast"])
-def test_the_message_says_rule_value_and_likely_mistake(function):
+def test_the_message_states_rule_value_and_likely_mistake(function):
     out, inp, weight, bias = (to_device(np.zeros(shape, np.float32)) for shape in ((10, 40), (10, 40), (160,), (40,)))
     mean = rstd = to_device(np.zeros(10, np.float32))
     with pytest.raises(ValueError) as raised:
@@ -295,36 +298,36 @@ def test_the_message_says_rule_value_and_likely_mistake(function):
     assert str(raised.value) == expected
 
 
-# ------------------------------------------------------------------------------------------- the checks' own tools notice faults
+# ------------------------------------------------------------------------------------------- the tools of the checks catch faults
 
 
-def test_a_guard_cell_that_changes_is_reported():
-    for place, reported in ((GUARD - 1, -1), (GUARD + 6, 6)):
+def test_a_changed_guard_cell_is_reported():
+    for cell, reported in ((GUARD - 1, -1), (GUARD + 6, 6)):
         guarded = GuardedArray(Tensor((2, 3)), BFLOAT16_BITS)
         stored = guarded.fetch()
         assert guarded.problem(stored) == ""
-        stored[place] = 0x3F80  # 1.0
+        stored[cell] = 0x3F80  # 1.0
         assert guarded.problem(stored) == f"guard cell at {reported} of 6 elements has been overwritten with 1"
 
 
-def test_an_input_that_changes_is_reported():
+def test_a_changed_input_is_reported():
     guarded = GuardedArray(Tensor((2, 3), "f32", np.zeros((2, 3)), "r"), BFLOAT16_BITS)
     stored = guarded.fetch()
     stored[GUARD + 5] = 0.5
-    assert guarded.problem(stored) == "is only read, but at (1, 2) has been overwritten with 0.5"
+    assert guarded.problem(stored) == "is an input, but at (1, 2) has been overwritten with 0.5"
 
 
-def test_bits_that_do_not_repeat_are_reported():
+def test_different_bits_in_the_second_run_are_reported():
     values = iter((1.0, 1.0 + 2**-23))
     call = Call("unsteady", "unsteady", {"out": Tensor((2, 3))}, lambda a: copy_to_device(a.out, np.full((2, 3), next(values), np.float32)))
     _, rows = run_on_device(call, FLOAT32)
     (row,) = rows
     assert not row.ok
-    assert str(row) == "unsteady: out (2, 3): at (0, 0) the first run gave 1, the second 1.00000012: bits must repeat"
+    assert str(row) == "unsteady: out (2, 3): at (0, 0) the first run gave 1, the second 1.00000012: results must be bit-identical"
 
 
-def test_an_output_that_is_left_as_it_was_fails():
-    """It held NaN."""
+def test_an_output_that_is_not_written_fails():
+    """It still holds NaN."""
 
     def launch(a):
         if isinstance(a.out, np.ndarray):
@@ -334,7 +337,7 @@ def test_an_output_that_is_left_as_it_was_fails():
     assert [row.ok for row in rows] == [False] and np.isnan(rows[0].got)
 
 
-def test_tf32_is_as_before_after_a_check():
+def test_a_check_restores_the_tf32_setting():
     before = gemm.tf32_allowed()
     try:
         for allowed in (True, False):

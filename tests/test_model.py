@@ -15,7 +15,8 @@ from gpt2_numba.gpu.arena import ALIGNMENT
 from gpt2_numba.gpu.backend import bfloat16_supported, gpu_available
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.initial_weights import NormalStream, draw_initial_weights, initial_weights
-from gpt2_numba.memory_plan import check_memory, plan_memory
+from gpt2_numba.memory_fit import check_memory
+from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 
@@ -564,7 +565,7 @@ def test_bf16_needs_a_gpu():
 
 def test_a_gpu_is_asked_for_and_there_is_none(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: False)
-    with pytest.raises(UserError, match="a GPU was asked for and there is none.*--device cpu.*NUMBA_ENABLE_CUDASIM=1"):
+    with pytest.raises(UserError, match="a GPU was requested, but no working one.*--device cpu.*NUMBA_ENABLE_CUDASIM=1"):
         GPT2(SMALL, 1, 4, Options("gpu"))
 
 

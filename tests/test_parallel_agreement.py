@@ -1,4 +1,4 @@
-"""Ranks that disagree are told apart, each rank raises the same; what is compared is what decides bits."""
+"""Ranks that disagree are named, and all raise the same error; whatever decides the bits of a run is compared."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tests.thread_group import in_threads
 
 
 def on_ranks(hosts, work):
-    """work(group) at as many ranks as hosts. Returns what each returned or raised, by rank."""
+    """Call work(group) at a rank for each of the hosts. Returns what each call returned or raised, by rank."""
 
     def at_host(group):
         group.host = hosts[group.rank]
@@ -23,21 +23,21 @@ def on_ranks(hosts, work):
 
 def complaint(hosts, work):
     """The one SharedError that all ranks raise, as text."""
-    ends = on_ranks(hosts, work)
-    assert all(isinstance(end, SharedError) for end in ends), ends
-    (text,) = {str(end) for end in ends}
+    errors = on_ranks(hosts, work)
+    assert all(isinstance(error, SharedError) for error in errors), errors
+    (text,) = {str(error) for error in errors}
     return text
 
 
 def disagreement(hosts, facts):
-    """What is said of facts, a list by rank, without the rule before and the advice behind it."""
+    """The differences reported for facts, a list by rank, without the rule before and the advice after them."""
     text = complaint(hosts, lambda group: check_agreement(group, facts[group.rank]))
     rule, differences, advice = text.replace("differ in: ", "\n").replace(". Give", "\n").split("\n")
     assert "same settings" in rule and "same command" in advice
     return differences
 
 
-def test_ranks_that_agree_go_on():
+def test_ranks_that_agree_continue():
     facts = {"model (-e)": "d12", "seed (--seed)": None}
     assert on_ranks(["a"] * 3, lambda group: check_agreement(group, facts)) == [None] * 3
     assert on_ranks(["a"], lambda group: check_agreement(group, facts)) == [None]
@@ -53,14 +53,14 @@ def test_settings_that_differ():
     assert disagreement(["a17"] * 8, [facts_of_settings(s) for s in settings]) == "batch_size (-b): 4 on ranks 0, 2-7, but 8 on rank 1"
 
 
-def test_settings_without_a_short_flag_and_not_given():
+def test_settings_that_have_no_short_flag_or_are_not_given():
     settings = [replace(SHARD_DEFAULTS, precision="bf16"), replace(SHARD_DEFAULTS, log_dir="log")]
     assert disagreement(["a17"] * 2, [facts_of_settings(s) for s in settings]) == (
         "log_dir (-o): none on rank 0, but log on rank 1; precision (--precision): bf16 on rank 0, but auto on rank 1"
     )
 
 
-def test_every_setting_counts_but_the_rank():
+def test_every_setting_but_the_rank_is_a_fact():
     facts = facts_of_settings(SHARD_DEFAULTS)
     assert facts == facts_of_settings(replace(SHARD_DEFAULTS, rank=5))
     assert facts != facts_of_settings(replace(SHARD_DEFAULTS, zero_stage=1)) and "zero_stage (-z)" in facts
@@ -80,7 +80,7 @@ def test_facts_that_are_not_everywhere():
     assert disagreement(["a", "a"], [{"train_1.bin": "9 bytes"}, {}]) == "train_1.bin: 9 bytes on rank 0, but none on rank 1"
 
 
-def test_many_differences_are_not_all_told():
+def test_only_some_of_many_differences_are_reported():
     facts = [{f"fact {i}": rank for i in range(9)} for rank in range(2)]
     assert disagreement(["a", "a"], facts).endswith("fact 4: 0 on rank 0, but 1 on rank 1; 4 more")
     facts = [{"value": rank} for rank in range(9)]
@@ -90,12 +90,12 @@ def test_many_differences_are_not_all_told():
 # ------------------------------------------------------------------------------------------------------ together
 
 
-def test_together_returns_what_each_has_made():
+def test_together_returns_the_result_of_each():
     assert on_ranks(["a"] * 3, lambda group: together(group, lambda: 10 * group.rank)) == [0, 10, 20]
 
 
 def fail_at(messages):
-    """A work that raises what `messages`, {rank: text}, has for it."""
+    """Work that raises a UserError at the ranks of `messages`, {rank: text}."""
 
     def work(group):
         def part():
@@ -107,13 +107,13 @@ def fail_at(messages):
     return work
 
 
-def test_together_tells_whose_the_mistake_is():
+def test_together_says_which_ranks_have_a_mistake():
     assert complaint(["a17", "a17", "a18"], fail_at({2: "no file x"})) == "host a18: no file x"
     assert complaint(["a17"] * 4, fail_at({1: "no file x", 3: "no file x"})) == "ranks 1, 3: no file x"
     assert complaint(["a17"] * 3, fail_at({1: "no file x", 2: "no file y"})) == "rank 1: no file x; rank 2: no file y"
 
 
-def test_together_tells_a_mistake_of_all_once():
+def test_together_reports_a_mistake_of_all_ranks_once():
     assert complaint(["a17", "a18"], fail_at({0: "no file x", 1: "no file x"})) == "no file x"
     assert complaint(["a17"], fail_at({0: "no file x"})) == "no file x"
 
@@ -137,33 +137,33 @@ def test_versions():
 
 def test_versions_with_a_gpu(monkeypatch):
     monkeypatch.setattr("gpt2_numba.gpu.backend.device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr("gpt2_numba.gpu.backend.real_gpu", lambda: False)  # NCCL need not be there
+    monkeypatch.setattr("gpt2_numba.gpu.backend.real_gpu", lambda: False)  # NCCL need not be installed
     facts = facts_of_versions("gpu")
     assert facts["GPU"] == "NVIDIA H200" and "version of numba-cuda" in facts
 
 
 def test_a_changed_source_is_noticed(monkeypatch, tmp_path):
     monkeypatch.setattr("gpt2_numba.parallel.agreement.PACKAGE_ROOT", tmp_path)
-    seen = set()
+    digests = set()
     for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("b.py", "x = 2"), ("layers/b.py", "x = 2")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        seen.add(facts_of_versions("cpu")["gpt2_numba's source"])
+        digests.add(facts_of_versions("cpu")["gpt2_numba's source"])
         path.unlink()
-    assert len(seen) == 4
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 17) - 1, 1 << 18])
-def test_files_are_told_by_size_and_ends(tmp_path, size):
+def test_files_are_identified_by_size_and_ends(tmp_path, size):
     path = tmp_path / "shard.bin"
     contents = bytearray(size)
     path.write_bytes(contents)
     (before,) = facts_of_files([path]).items()
     assert before[0] == str(path) and before[1].startswith(f"{size:,} bytes (")
-    for place in {0, size - 1} if size else ():
+    for position in {0, size - 1} if size else ():
         altered = contents.copy()
-        altered[place] = 1
+        altered[position] = 1
         path.write_bytes(altered)
         assert facts_of_files([path])[str(path)] != before[1]
     path.write_bytes(contents + b"\0")

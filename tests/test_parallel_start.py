@@ -1,4 +1,4 @@
-"""How processes find each other: by MPI, by an address, by a file; what is said of those that do not come; who gets which GPU."""
+"""How processes meet: by MPI, by an address, by a file; which errors name those that do not come; which rank gets which GPU."""
 
 import functools
 import json
@@ -18,22 +18,22 @@ from gpt2_numba.parallel import start
 from gpt2_numba.parallel.group import Alone
 from gpt2_numba.parallel.meeting import Meeting, RankLost, Reception, attend, receive, send
 from gpt2_numba.training.settings import SHARD_DEFAULTS
-from tests.mpi import environment_of_processes, run_together
+from tests.mpi import process_environment, run_together
 
 SETTINGS = replace(SHARD_DEFAULTS, hang_timeout=30)
 
 
 def at_once(*works):
-    """Call functions, all at the same time. Returns what they return, or raise, in order; a TimeoutError for one that does not end."""
+    """Call functions, all at the same time. Returns a list of what they return or raise; TimeoutError for one that does not end."""
     outcomes = [TimeoutError(f"{work} does not end") for work in works]
 
-    def run(place, work):
+    def run(index, work):
         try:
-            outcomes[place] = work()
+            outcomes[index] = work()
         except (UserError, RankLost) as error:
-            outcomes[place] = error
+            outcomes[index] = error
 
-    threads = [threading.Thread(target=run, args=(place, work), daemon=True) for place, work in enumerate(works)]
+    threads = [threading.Thread(target=run, args=(index, work), daemon=True) for index, work in enumerate(works)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -42,7 +42,7 @@ def at_once(*works):
 
 
 def meet(ranks, seconds=10):
-    """The Meetings of so many processes, played by threads."""
+    """The Meetings of all processes, which are threads here."""
     reception = Reception(ranks)
     others = [functools.partial(attend, lambda: reception.invitation, rank, ranks, seconds) for rank in range(1, ranks)]
     return at_once(lambda: reception.wait_for_others(seconds), *others)
@@ -56,19 +56,19 @@ def free_port():
 # ------------------------------------------------------------------------------------------------------- meetings
 
 
-def test_a_meeting_has_lines_for_words_and_for_the_watch():
+def test_a_meeting_has_lines_for_gather_and_for_the_watch():
     meetings = meet(3)
     assert [m.rank for m in meetings] == [0, 1, 2]
     assert [sorted(m.watch_lines) for m in meetings] == [[1, 2], [0], [0]]
     for _ in range(2):
-        told = at_once(*[functools.partial(m.gather, {"rank": m.rank}) for m in meetings])
-        assert told == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3
+        gathered = at_once(*[functools.partial(m.gather, {"rank": m.rank}) for m in meetings])
+        assert gathered == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3
     for rank in (1, 2):
-        send(meetings[rank].watch_lines[0], f"of {rank}")
-        assert receive(meetings[0].watch_lines[rank]) == f"of {rank}"
+        send(meetings[rank].watch_lines[0], f"from {rank}")
+        assert receive(meetings[0].watch_lines[rank]) == f"from {rank}"
 
 
-def test_nothing_is_sent_that_is_not_json():
+def test_only_json_is_sent():
     with pytest.raises(TypeError):
         Meeting(0, 1).gather({"a": object()})
     one, other = meeting_module.socket.socketpair()
@@ -79,7 +79,7 @@ def test_nothing_is_sent_that_is_not_json():
     line.close()
 
 
-def test_a_lost_rank_is_named_to_everyone():
+def test_a_lost_rank_is_named_at_every_rank():
     meetings = meet(4)
     meetings[0].names[2] = meetings[1].names[2] = "rank 2 on host b"
     meetings[2].close()
@@ -89,25 +89,25 @@ def test_a_lost_rank_is_named_to_everyone():
     assert "rank 2 is gone" in str(three)
 
 
-def test_a_lost_rank_0_is_named_to_everyone():
+def test_a_lost_rank_0_is_named_at_every_rank():
     meetings = meet(3)
     meetings[0].close()
     lost = at_once(*[functools.partial(m.gather, None) for m in meetings[1:]])
     assert [error.rank for error in lost] == [0, 0]
 
 
-def test_who_does_not_come_is_named_to_those_who_came():
+def test_missing_ranks_are_named_at_those_that_came():
     reception = Reception(4)
     begin = time.monotonic()
-    said = at_once(lambda: reception.wait_for_others(0.5), lambda: attend(lambda: reception.invitation, 2, 4, 0.5))
+    errors = at_once(lambda: reception.wait_for_others(0.5), lambda: attend(lambda: reception.invitation, 2, 4, 0.5))
     assert time.monotonic() - begin < 5
-    assert all(isinstance(error, UserError) for error in said) and str(said[0]) == str(said[1])
-    assert "all 4 processes must come together within 0.5 s, and ranks 1, 3 did not" in str(said[0])
-    assert socket.gethostname() in str(said[0]) and f"port {reception.port}" in str(said[0])
+    assert all(isinstance(error, UserError) for error in errors) and str(errors[0]) == str(errors[1])
+    assert "all 4 processes must meet within 0.5 s, and ranks 1, 3 did not come" in str(errors[0])
+    assert socket.gethostname() in str(errors[0]) and f"port {reception.port}" in str(errors[0])
 
 
 def test_without_rank_0_the_others_give_up():
-    with pytest.raises(UserError, match="rank 1 must find rank 0 within 0.3 s, and did not; nobody told where it is"):
+    with pytest.raises(UserError, match="rank 1 must find rank 0 within 0.3 s, and did not; there was no address to try"):
         attend(lambda: None, 1, 2, 0.3)
     port = free_port()
     invitation = {"host": socket.gethostname(), "addresses": [], "port": port, "token": ""}
@@ -122,7 +122,7 @@ def test_each_address_of_rank_0_is_tried():
     assert one.rank == 1
 
 
-def test_rank_0_tells_addresses_by_which_other_hosts_reach_it():
+def test_rank_0_invites_to_addresses_that_other_hosts_can_reach():
     addresses = meeting_module.addresses_of_this_host()
     assert addresses[0] == socket.gethostname()
     assert not any(address.startswith("127.") for address in addresses)
@@ -131,40 +131,40 @@ def test_rank_0_tells_addresses_by_which_other_hosts_reach_it():
 @pytest.mark.parametrize(
     "others, complaint",
     [
-        ([(1, 3), (1, 3)], "two say that they are rank 1: give each its own -pr"),
-        ([(0, 3), (1, 3)], "two say that they are rank 0: give each its own -pr"),
-        ([(1, 4), (2, 3)], "rank 0 was told 3, rank 1 4: give all the same -pn"),
+        ([(1, 3), (1, 3)], "two claim to be rank 1: give each its own -pr"),
+        ([(0, 3), (1, 3)], "two claim to be rank 0: give each its own -pr"),
+        ([(1, 4), (2, 3)], "rank 0 has 3, rank 1 4: give all the same -pn"),
     ],
 )
-def test_processes_that_contradict_each_other_are_told_so(others, complaint):
+def test_processes_that_contradict_each_other_are_refused(others, complaint):
     reception = Reception(3)
-    said = at_once(
+    errors = at_once(
         lambda: reception.wait_for_others(10),
         *[functools.partial(attend, lambda: reception.invitation, rank, ranks, 1) for rank, ranks in others],
     )
-    assert isinstance(said[0], UserError) and complaint in str(said[0])
-    assert any(complaint in str(answer) for answer in said[1:])  # who comes when all is over finds nobody
+    assert isinstance(errors[0], UserError) and complaint in str(errors[0])
+    assert any(complaint in str(error) for error in errors[1:])  # a process that comes too late finds no reception
 
 
-def test_strangers_do_not_disturb():
+def test_strangers_do_no_harm():
     reception = Reception(2)
     strangers = [socket.create_connection(("127.0.0.1", reception.port)) for _ in range(4)]
     strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
     wrong = {"token": "guessed", "rank": 1, "ranks": 2, "kind": "talk"}
-    for stranger, words in ((strangers[1], json.dumps(wrong).encode()), (strangers[2], b"[1]")):
-        stranger.sendall(len(words).to_bytes(4, "big") + words)
+    for stranger, message in ((strangers[1], json.dumps(wrong).encode()), (strangers[2], b"[1]")):
+        stranger.sendall(len(message).to_bytes(4, "big") + message)
     zero, one = at_once(lambda: reception.wait_for_others(5), lambda: attend(lambda: reception.invitation, 1, 2, 5))
     assert at_once(lambda: zero.gather(0), lambda: one.gather(1)) == [[0, 1]] * 2
     for stranger in strangers:
         stranger.close()
 
 
-def test_who_leaves_before_the_meeting_may_come_again():
+def test_a_process_that_leaves_before_the_meeting_may_come_again():
     reception = Reception(3)
     lines = [socket.create_connection(("127.0.0.1", reception.port)) for _ in range(2)]
     for line, kind in zip(lines, ("talk", "watch")):
-        words = json.dumps({"token": reception.invitation["token"], "rank": 1, "ranks": 3, "kind": kind}).encode()
-        line.sendall(len(words).to_bytes(4, "big") + words)
+        message = json.dumps({"token": reception.invitation["token"], "rank": 1, "ranks": 3, "kind": kind}).encode()
+        line.sendall(len(message).to_bytes(4, "big") + message)
     with ThreadPoolExecutor() as pool:
         zero = pool.submit(reception.wait_for_others, 10)
         assert b"heard" in lines[0].recv(100)
@@ -178,7 +178,7 @@ def test_who_leaves_before_the_meeting_may_come_again():
 def test_a_taken_port_is_named():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=f"rank 0 must be able to listen at port {port}"):
+        with pytest.raises(UserError, match=f"rank 0 must be able to listen on port {port}"):
             Reception(2, port)
 
 
@@ -195,7 +195,7 @@ print(meeting.gather(meeting.rank))
 
 
 def meet_without_mpi(rank, ranks, **settings):
-    """As one of the processes, played by a thread; the GPUs are not asked for."""
+    """The Meeting of one of the processes, which are threads here. It needs no GPUs."""
     return start.meet_without_mpi(replace(SETTINGS, processes=ranks, rank=rank, **settings), on_gpus=True)
 
 
@@ -203,7 +203,7 @@ def meet_without_mpi(rank, ranks, **settings):
 def test_processes_meet_without_mpi(method, tmp_path):
     settings = dict(processes=3, init_method=method, server_address=f"127.0.0.1:{free_port()}", shared_path=str(tmp_path), hang_timeout=30)
     commands = [[sys.executable, "-c", MEET, json.dumps({**settings, "rank": rank})] for rank in (2, 1, 0)]
-    running = [subprocess.Popen(command, env=environment_of_processes(), stdout=subprocess.PIPE, text=True) for command in commands]
+    running = [subprocess.Popen(command, env=process_environment(), stdout=subprocess.PIPE, text=True) for command in commands]
     try:
         assert [process.communicate(timeout=60)[0] for process in running] == ["[0, 1, 2]\n"] * 3
     finally:
@@ -214,16 +214,16 @@ def test_processes_meet_without_mpi(method, tmp_path):
 
 def test_a_process_that_does_not_come_to_an_address_is_named():
     settings = dict(init_method="tcp", server_address=f"localhost:{free_port()}", hang_timeout=1)
-    said = at_once(*[functools.partial(meet_without_mpi, rank, 3, **settings) for rank in (0, 2)])
-    assert all("within 1 s, and rank 1 did not" in str(error) for error in said), said
+    errors = at_once(*[functools.partial(meet_without_mpi, rank, 3, **settings) for rank in (0, 2)])
+    assert all("within 1 s, and rank 1 did not come" in str(error) for error in errors), errors
 
 
-@pytest.mark.parametrize("stale", ["nobody listens", "a silent listener", "another run", "half a file"])
-def test_a_file_that_an_earlier_run_has_left_does_not_mislead(stale, tmp_path, monkeypatch):
-    """Ranks 1 and 2 find the old file; rank 0 starts when they have been misled."""
+@pytest.mark.parametrize("stale", ["no listener", "a silent listener", "another run", "half a file"])
+def test_a_file_left_by_an_earlier_run_does_no_harm(stale, tmp_path, monkeypatch):
+    """Ranks 1 and 2 find the old file and try it; then rank 0 starts."""
     monkeypatch.setattr(meeting_module, "CONNECT_SECONDS", 0.3)
     path = tmp_path / "gpt2_numba_rank_0_run.json"
-    invitation = {"host": socket.gethostname(), "addresses": ["127.0.0.1"], "port": free_port(), "token": "of the earlier run"}
+    invitation = {"host": socket.gethostname(), "addresses": ["127.0.0.1"], "port": free_port(), "token": "the earlier run's"}
     settings = dict(init_method="fs", shared_path=str(tmp_path))
     with socket.create_server(("", 0)) as silent, ThreadPoolExecutor() as pool:
         if stale == "a silent listener":
@@ -241,7 +241,7 @@ def test_a_file_that_an_earlier_run_has_left_does_not_mislead(stale, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_of_slurm_has_a_file_of_its_own(tmp_path, monkeypatch):
+def test_a_slurm_job_has_its_own_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     settings = dict(init_method="fs", shared_path=str(tmp_path), hang_timeout=5)
     path = tmp_path / "gpt2_numba_rank_0_4711.json"
@@ -249,7 +249,7 @@ def test_a_job_of_slurm_has_a_file_of_its_own(tmp_path, monkeypatch):
         zero = pool.submit(meet_without_mpi, 0, 2, **settings)
         while not path.exists() and not zero.done():
             time.sleep(0.01)
-        assert path.stat().st_mode & 0o077 == 0  # who knows the token is let in: this user's processes only
+        assert path.stat().st_mode & 0o077 == 0  # the token lets a process in: only this user's may read it
         assert meet_without_mpi(1, 2, **settings).rank == 1
         assert zero.result().rank == 0
 
@@ -275,7 +275,7 @@ def test_settings_that_do_not_fit_together_are_refused(options, complaint, monke
 
 
 @pytest.mark.parametrize("method", ["tcp", "fs"])
-def test_on_a_cpu_only_mpi_moves_the_numbers(method):
+def test_on_a_cpu_the_collectives_need_mpi(method):
     with pytest.raises(UserError, match=f"-pi {method} is for GPUs, and this run is on a CPU.*: mpirun -np 2 python"):
         start.join(replace(SETTINGS, init_method=method, processes=2, rank=0, server_address="a", shared_path="."), "cpu")
 
@@ -298,33 +298,36 @@ try:
     group = join(replace(SHARD_DEFAULTS, processes=int(sys.argv[1]) or None), "cpu")
     lines = group.gather(type(group).__name__)
     group.close()
-    print(*lines, "mpi4py" in sys.modules, flush=True)
+    # One write: mpirun mixes the pieces that several processes write.
+    sys.stdout.write(" ".join(map(str, [*lines, "mpi4py" in sys.modules])) + chr(10))
+    sys.stdout.flush()
 except UserError as error:
     print(error, flush=True)
 """
 
 
 def test_without_a_launcher_mpi_is_not_loaded():
-    done = subprocess.run([sys.executable, "-c", JOIN, "0"], env=environment_of_processes(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", JOIN, "0"], env=process_environment(), capture_output=True, text=True, timeout=60)
     assert done.stdout == "Alone False\n", done.stderr
 
 
-@pytest.mark.parametrize("asked", [0, 2])
-def test_mpirun_tells_how_many_processes_there_are(asked):
-    done = run_together(2, ["-c", JOIN], asked)
+@pytest.mark.parametrize("processes", [0, 2])
+def test_mpirun_sets_the_number_of_processes(processes):
+    """0: -pn is not given."""
+    done = run_together(2, ["-c", JOIN], processes)
     assert done.stdout == "MpiGroup MpiGroup True\n" * 2
 
 
-def test_another_number_than_mpirun_has_started_is_refused():
+def test_a_number_other_than_mpiruns_is_refused():
     done = run_together(2, ["-c", JOIN], 3)
-    told = "-pn 3 needs 3 processes, and 2 were started: mpirun -np 3 python -m gpt2_numba.train ..., or leave out -pn\n"
-    assert done.stdout == told * 2
+    error = "-pn 3 needs 3 processes, and 2 were started: mpirun -np 3 python -m gpt2_numba.train ..., or leave out -pn\n"
+    assert done.stdout == error * 2
 
 
 def test_a_launcher_of_another_mpi_is_noticed():
-    """Its processes would each believe that they are alone, and write over each other's files. PMI_SIZE is what MPICH's mpirun tells."""
+    """Each of its processes would take itself for the only one and overwrite the others' files. MPICH's mpirun sets PMI_SIZE."""
     pytest.importorskip("mpi4py")
-    environment = environment_of_processes(PMI_SIZE="2")
+    environment = process_environment(PMI_SIZE="2")
     done = subprocess.run([sys.executable, "-c", JOIN, "0"], env=environment, capture_output=True, text=True, timeout=60)
     assert "2 processes were started, and mpi4py's library (" in done.stdout and "sees 1" in done.stdout, done.stderr
 
@@ -336,15 +339,15 @@ def test_a_launcher_of_another_mpi_is_noticed():
     "visible, chosen",
     [
         ([("a", "xy"), ("a", "xy")], [0, 1]),
-        ([("a", "xy"), ("b", "xy"), ("a", "xy"), ("b", "xy")], [0, 0, 1, 1]),  # ranks dealt out to hosts in turn
+        ([("a", "xy"), ("b", "xy"), ("a", "xy"), ("b", "xy")], [0, 0, 1, 1]),  # ranks assigned to hosts in turn
         ([("a", "xyz")], [0]),
-        ([("a", "x"), ("a", "y")], [0, 0]),  # a launcher that shows each process its own
+        ([("a", "x"), ("a", "y")], [0, 0]),  # a launcher that shows each process only its own GPU
         ([("a", "xy"), ("a", "xy"), ("a", "zw"), ("a", "zw")], [0, 1, 0, 1]),
         ([("a", "xy"), ("a", "yx")], [0, 0]),
         ([("a", "xy"), ("a", "xz")], [0, 1]),
     ],
 )
-def test_each_rank_takes_a_gpu_that_no_other_of_its_host_has(visible, chosen):
+def test_each_rank_gets_its_own_gpu_of_its_host(visible, chosen):
     assert start.share_out_gpus([(host, list(gpus)) for host, gpus in visible]) == chosen
 
 
@@ -363,7 +366,7 @@ def test_more_processes_than_gpus_are_refused(visible, per_host, complaint):
 
 
 def test_processes_on_gpus_join_with_one_each(monkeypatch):
-    """Two processes played by threads, on GPUs and an NCCL that are stand-ins."""
+    """Two processes, which are threads here, with stand-ins for the GPUs and NCCL."""
     from numba import cuda
 
     selected, connected = [], []
@@ -381,11 +384,11 @@ def test_processes_on_gpus_join_with_one_each(monkeypatch):
     at_once(*[group.close for group in groups])
 
 
-def test_who_cannot_connect_tells_the_others(monkeypatch):
-    told = []
+def test_a_process_that_cannot_connect_reports_it_to_the_others(monkeypatch):
+    reported = []
     monkeypatch.setattr(start, "meet_by_mpi", lambda settings: (Meeting(0, 1), None))
     monkeypatch.setattr(start.MpiGroup, "connect", lambda self: 1 / 0)
-    monkeypatch.setattr(start.MpiGroup, "fail", lambda self, message: told.append(message))
+    monkeypatch.setattr(start.MpiGroup, "fail", lambda self, message: reported.append(message))
     with pytest.raises(ZeroDivisionError):
         start.join(SETTINGS, "cpu")
-    assert told == ["ZeroDivisionError: division by zero"]
+    assert reported == ["ZeroDivisionError: division by zero"]

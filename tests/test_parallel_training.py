@@ -1,6 +1,6 @@
-"""Several processes train as one: the same losses however the batch is shared out, the same bits in every process after every step.
+"""Several processes train as one: the same losses however the batch is divided, and the same bits in every process after every step.
 
-Real processes, started by mpirun, each of which runs tests/train_together.py: on the CPU, in the simulator, and on GPUs where there are two.
+Real processes, started by mpirun, each running tests/train_together.py: on the CPU, in the simulator, and on GPUs if there are two.
 """
 
 import functools
@@ -16,21 +16,19 @@ from tests.mpi import run_together
 
 needs_two_gpus = pytest.mark.skipif(count_gpus() < 2, reason="needs two GPUs")
 
-UNIT = 2.0**-24  # of float32
-SIZES = "L=5,NH=2,C=16,T=8,V=61"  # 5 layers, since stage 2 has buffers for 3; with 3 processes parts are uneven: 16 numbers are two times 8
+UNIT = 2.0**-24  # unit roundoff of float32
+SIZES = "L=5,NH=2,C=16,T=8,V=61"  # 5 layers reuse the buffers of stage 2; with 3 processes parts are uneven: 16 elements are two times 8
 STEPS = 4
 LEARNING_RATE = 2e-3
-
-
 RUN_NUMBER = itertools.count()
 
 
 @functools.cache
 def train(directory, processes, zero_stage, accumulate=1, run=1, **changes):
-    """What tests/train_together.py found: name -> array. Another `run` of the same is made anew."""
+    """The results of tests/train_together.py: name -> array. With another `run` the same options are run again."""
     options = {
-        "sizes": SIZES, "B": 1, "T": 8, "accumulate": accumulate, "steps": STEPS, "zero_stage": zero_stage, "device": "cpu", "precision": "fp32",
-        "max_norm": 1.0, "graph": True, "learning_rate": LEARNING_RATE, **changes,
+        "sizes": SIZES, "B": 1, "T": 8, "accumulate": accumulate, "steps": STEPS, "zero_stage": zero_stage, "device": "cpu", "precision":
+        "fp32", "max_norm": 1.0, "graph": True, "learning_rate": LEARNING_RATE, **changes,
     }  # fmt: skip
     result = directory / f"{next(RUN_NUMBER)}.npz"
     run_together(processes, "tests/train_together.py", json.dumps(options), result, timeout=300)
@@ -57,32 +55,32 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize("processes, accumulate", [(2, 2), (4, 1)])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_losses_do_not_depend_on_how_the_batch_is_shared_out(processes, accumulate, zero_stage, directory):
-    """4 rows a step: by one process in 4 micro-steps, by 2 in 2, by 4 in one. Sums are made in other orders, and nothing else differs.
+def test_losses_do_not_depend_on_how_the_batch_is_divided(processes, accumulate, zero_stage, directory):
+    """4 rows per step: by one process in 4 micro-steps, by 2 in 2, by 4 in one. Only the order of the sums differs.
 
-    The bound: a loss is a mean of 32, each with a handful of roundings: 16 units of it. A gradient is a sum with an error of some units of the
-    sum of its terms' sizes, which are larger than the sum by cancellation: say 32 units of |g| in all. AdamW steps by learning
-    rate * g / |g|, about, so an error d of g moves a parameter by learning rate * d / |g|, and the loss by learning rate * d at most:
-    with d = 32 UNIT |g|, over all parameters and steps.
+    The bound: a loss is a mean of 32, each with a handful of roundings: 16 units of it. A gradient is a sum whose error is a few units of
+    the sum of its terms' absolute values, which cancellation makes larger than the sum: say 32 units of |g| in all. AdamW steps by about
+    learning rate * g / |g|, so an error d of g moves a parameter by learning rate * d / |g|, and the loss by at most learning rate * d:
+    with d = 32 UNIT |g|, summed over all parameters and steps.
     """
     alone = train(directory, 1, 0, 4)
-    shared = train(directory, processes, zero_stage, accumulate)
+    together = train(directory, processes, zero_stage, accumulate)
     moved = np.cumsum(np.concatenate([[0.0], alone["gradient_sizes"][:-1]])) * LEARNING_RATE * 32 * UNIT
     bound = 16 * UNIT * alone["losses"] + moved
-    difference = np.abs(shared["losses"] - alone["losses"])
+    difference = np.abs(together["losses"] - alone["losses"])
     assert (difference <= bound).all(), f"{difference} is more than {bound}"
-    assert (np.abs(shared["norms"] - alone["norms"]) <= 1e-4 * alone["norms"]).all()
+    assert (np.abs(together["norms"] - alone["norms"]) <= 1e-4 * alone["norms"]).all()
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_zero_changes_no_bit(processes, directory):
-    """The host's sums are made in rank order, whoever needs them. 3 processes have uneven parts."""
+    """On the host, sums are made in rank order at every stage. 3 processes have uneven parts."""
     assert_same_parameters(*(train(directory, processes, stage, max_norm=1e9) for stage in (0, 1, 2)))
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])
 def test_clipping_needs_the_norm_of_all_parts(zero_stage, directory):
-    """The norm is summed in other parts, so the last bit of the scale may differ, and with it that of everything."""
+    """The norm is summed in other parts, so the last bit of the clipping factor may differ, and with it that of everything."""
     stage0, sharded = (train(directory, 3, stage, 2, max_norm=0.1) for stage in (0, zero_stage))
     assert (stage0["norms"] > 0.1).all()
     np.testing.assert_allclose(sharded["norms"], stage0["norms"], rtol=1e-6)
@@ -95,9 +93,9 @@ def test_the_same_run_gives_the_same_bits(zero_stage, directory):
     assert_same_bits(first, second)
 
 
-@pytest.mark.skipif(not SIMULATING, reason="the kernels run on the GPU: see the tests of two GPUs")
+@pytest.mark.skipif(not SIMULATING, reason="the kernels run on the GPU: see the tests on two GPUs")
 def test_the_kernels_in_bfloat16(directory):
-    """The GPU's code path, in the simulator: master weights, stochastic rounding, ZeRO's ranges. Two terms have one sum, in any order."""
+    """The GPU's code path, in the simulator: master weights, stochastic rounding, ZeRO's ranges. The order of two terms does not matter."""
     tiny = dict(sizes="L=2,NH=1,C=8,T=8,V=9", device="gpu", precision="bf16", max_norm=1e9, steps=2)
     stage0, stage1, stage2 = (train(directory, 2, stage, **tiny) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, stage2)
@@ -113,11 +111,11 @@ ON_GPUS = dict(sizes="L=5,NH=4,C=256,T=256,V=5003", B=4, T=256, device="gpu", pr
 @needs_two_gpus
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_gpus_with_and_without_zero(accumulate, directory):
-    """Two terms have one sum, in any order; so ZeRO changes no bit, unless it adds up micro-steps after the processes instead of before."""
+    """Two terms have the same sum in either order, so ZeRO changes no bit, unless stage 2 sums over processes before micro-steps."""
     stage0, stage1, stage2 = (train(directory, 2, stage, accumulate, max_norm=1e9, **ON_GPUS) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, *([stage2] if accumulate == 1 else []))
     np.testing.assert_allclose(stage2["losses"], stage0["losses"], rtol=2.0**-9)
-    # In bfloat16 a gradient near zero may have another sign when it is summed in another order, and AdamW steps by its sign at first.
+    # In bfloat16 the order of a sum may change the sign of a gradient near zero, and AdamW's first steps go by the sign.
     alone = train(directory, 1, 0, 2 * accumulate, max_norm=1e9, **ON_GPUS)
     np.testing.assert_allclose(stage0["losses"], alone["losses"], rtol=2.0**-8)
 
@@ -133,7 +131,7 @@ def test_gpus_with_and_without_graphs(zero_stage, directory):
 
 @needs_two_gpus
 def test_gpus_with_uneven_parts(directory):
-    """C = 24 is three times 8: one of two ranks gets 16 of a LayerNorm's weights, the other 8."""
+    """C = 24 is three times 8: one of two ranks gets 16 of 24 elements, the other 8."""
     uneven = {**ON_GPUS, "sizes": "L=2,NH=3,C=24,T=64,V=101", "T": 64}
     stage0, stage1, stage2 = (train(directory, 2, stage, max_norm=1e9, **uneven) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, stage2)
@@ -142,7 +140,7 @@ def test_gpus_with_uneven_parts(directory):
 @pytest.mark.skipif(count_gpus() < 4, reason="needs four GPUs")
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_four_gpus(zero_stage, directory):
-    """NCCL may add four terms in another order for another stage; but always in the same for the same."""
+    """NCCL may add four terms in another order at another stage, but always in the same order at the same stage."""
     first, second = (train(directory, 4, zero_stage, 1, run=run, **ON_GPUS) for run in (1, 2))
     assert_same_bits(first, second)
     alone = train(directory, 1, 0, 4, **ON_GPUS)

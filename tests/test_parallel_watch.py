@@ -1,6 +1,6 @@
 """A process that dies, fails, is stopped or hangs is named, and all the others end; an orderly end is none of these.
 
-First single watches, whose peers are played by the tests: what is heard decides what is said. Then real processes, under mpirun.
+First single watches, whose peers the tests play: what they send decides what is printed. Then real processes, under mpirun.
 """
 
 import json
@@ -15,10 +15,10 @@ import pytest
 
 from gpt2_numba.parallel import watch as watching
 from gpt2_numba.parallel.watch import Watch
-from tests.mpi import environment_of_processes, run_together
+from tests.mpi import process_environment, run_together
 
 TIMEOUT = 1.0  # seconds; in the first half of the tests a watch sends 20 reports a second
-LONGEST = 10  # seconds that anything may take here
+MAX_WAIT = 10  # seconds that anything may take here
 
 
 class Played:
@@ -27,26 +27,26 @@ class Played:
     def __init__(self, line):
         self.line = line
 
-    def say(self, **message):
+    def send(self, **message):
         self.line.send_bytes(json.dumps(message).encode())
 
     def report(self, what="step 1", ago=0.0, collectives=0, **more):
-        self.say(doing=what, ago=ago, collectives=collectives, **more)
+        self.send(doing=what, ago=ago, collectives=collectives, **more)
 
-    def is_told(self, word):
-        """Whether a message with this word comes, before the line ends."""
+    def receives(self, key):
+        """Whether a message with this key arrives before the line ends."""
         try:
-            while self.line.poll(LONGEST):
-                if word in json.loads(self.line.recv_bytes()):
+            while self.line.poll(MAX_WAIT):
+                if key in json.loads(self.line.recv_bytes()):
                     return True
         except (EOFError, OSError):
             pass
         return False
 
-    def go_on(self, **report):
-        """Report again and again, until the line ends or the test does."""
+    def keep_reporting(self, **report):
+        """Report at every interval, until the line ends or the test does."""
 
-        def live():
+        def run():
             try:
                 while True:
                     began = time.monotonic()
@@ -56,7 +56,7 @@ class Played:
             except OSError:
                 pass
 
-        threading.Thread(target=live, daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def rank_1(monkeypatch):
 
 
 def _one_watch(monkeypatch, choose):
-    for name, seconds in {"INTERVAL": 0.05, "SETTLE": 0.2, "GRACE": 0.3, "LEAST_TIMEOUT": 0.15}.items():
+    for name, seconds in {"INTERVAL": 0.05, "SETTLE": 0.2, "GRACE": 0.3, "MIN_TIMEOUT": 0.15}.items():
         monkeypatch.setattr(watching, name, seconds)
     made = []
 
@@ -94,15 +94,15 @@ def _one_watch(monkeypatch, choose):
 
 
 def ended(watch):
-    """Wait until the watch has ended its process; not before."""
-    until = time.monotonic() + LONGEST
+    """Wait for the watch to end its process. Returns whether it did, once, with code 1."""
+    until = time.monotonic() + MAX_WAIT
     while not watch.codes and time.monotonic() < until:
         time.sleep(0.01)
     return watch.codes == [1]
 
 
 def messages(capsys):
-    """What is said on stderr, line by line, without the last sentence, which is always the same."""
+    """The lines on stderr, without `error: ` and the last sentence, which are always the same."""
     lines = capsys.readouterr().err.splitlines()
     advice = " The newest checkpoint is untouched: resume with -y 1"
     assert all(line.startswith("error: ") and line.endswith(advice) for line in lines), lines
@@ -114,17 +114,17 @@ def test_a_rank_that_dies(rank_0, capsys):
     played[2].report("step 17: gradients", ago=3.0)
     time.sleep(0.1)
     played[2].line.close()
-    assert played[1].is_told("end") and played[3].is_told("end") and ended(watch)
+    assert played[1].receives("end") and played[3].receives("end") and ended(watch)
     (message,) = messages(capsys)
     assert re.fullmatch(
-        r"rank 2 on host a17, GPU 2 \(NVIDIA H200\) died while doing step 17: gradients \(for 3\.\d s; last heard of 0\.\d s ago\); "
+        r"rank 2 on host a17, GPU 2 \(NVIDIA H200\) died during step 17: gradients \(for 3\.\d s; last heard from 0\.\d s ago\); "
         r"the other processes stop\.", message
     )  # fmt: skip
 
 
-def test_a_host_that_dies_is_not_told_at_length(rank_0, capsys):
+def test_only_some_ranks_of_a_lost_host_are_named(rank_0, capsys):
     watch, played = rank_0(8)
-    played[1].report(failed="RankLost: rank 2 is gone")  # after which a moment is waited: so the deaths come together
+    played[1].report(failed="RankLost: rank 2 is gone")  # makes the watch wait SETTLE: so all deaths are reported together
     for rank in range(2, 8):
         played[rank].line.close()
     assert ended(watch)
@@ -135,13 +135,13 @@ def test_a_host_that_dies_is_not_told_at_length(rank_0, capsys):
 def test_a_rank_that_fails(rank_0, capsys):
     watch, played = rank_0(3)
     played[1].report("the model", failed="MemoryError: 80 GB")
-    assert played[2].is_told("end") and played[1].is_told("end") and ended(watch)
+    assert played[2].receives("end") and played[1].receives("end") and ended(watch)
     (message,) = messages(capsys)
-    assert message.startswith("rank 1 on host a17, GPU 1 (NVIDIA H200) failed while doing the model (for 0.")
+    assert message.startswith("rank 1 on host a17, GPU 1 (NVIDIA H200) failed during the model (for 0.")
     assert message.endswith(" s): MemoryError: 80 GB; the other processes stop.")
 
 
-def test_who_fails_because_another_died_is_not_blamed(rank_0, capsys):
+def test_a_rank_that_fails_because_another_died_is_not_blamed(rank_0, capsys):
     watch, played = rank_0(4)
     played[1].report(failed="RankLost: rank 2 is gone")
     played[3].report(failed="RankLost: rank 2 is gone")
@@ -152,7 +152,7 @@ def test_who_fails_because_another_died_is_not_blamed(rank_0, capsys):
     assert message.startswith("rank 2 on host a17, GPU 2 (NVIDIA H200) died") and "rank 1" not in message and "rank 3" not in message
 
 
-def test_who_fails_first_is_blamed_though_it_is_gone_soon(rank_0, capsys):
+def test_the_first_rank_that_fails_is_blamed_even_if_it_ends_soon_after(rank_0, capsys):
     watch, played = rank_0(3)
     played[2].report(failed="ValueError: x")
     played[2].line.close()
@@ -164,40 +164,40 @@ def test_who_fails_first_is_blamed_though_it_is_gone_soon(rank_0, capsys):
 
 
 def test_rank_0_itself_fails(rank_0, capsys):
-    """It tells it, and its main thread goes on, to end in its own way."""
+    """It reports the failure, and its main thread continues, to end in its own way."""
     watch, played = rank_0(2)
     watch.doing("reading the data")
-    told = threading.Thread(target=lambda: played[1].is_told("end") and played[1].line.close(), daemon=True)
-    told.start()
+    other = threading.Thread(target=lambda: played[1].receives("end") and played[1].line.close(), daemon=True)
+    other.start()
     watch.failed("OSError: no disk")
-    told.join(LONGEST)
-    assert not told.is_alive() and watch.codes == []
+    other.join(MAX_WAIT)
+    assert not other.is_alive() and watch.codes == []
     (message,) = messages(capsys)
-    assert "rank 0 on host a17" in message and "failed while doing reading the data" in message and "OSError: no disk" in message
+    assert "rank 0 on host a17" in message and "failed during reading the data" in message and "OSError: no disk" in message
 
 
 def test_a_silent_rank(rank_0, capsys):
     watch, played = rank_0(3)
-    played[1].go_on()
+    played[1].keep_reporting()
     played[2].report("step 5", ago=2.0)
     began = time.monotonic()
     assert ended(watch) and time.monotonic() - began >= 0.9 * TIMEOUT
     (message,) = messages(capsys)
     assert re.fullmatch(
-        r"rank 2 .* is silent \(stopped\? host gone\?\) while doing step 5 \(for 3\.\d s; last heard of 1\.\d s ago\); "
+        r"rank 2 .* is silent \(stopped\? host gone\?\) during step 5 \(for 3\.\d s; last heard from 1\.\d s ago\); "
         r"the other processes stop \(--hang-timeout 1\)\.", message
     )  # fmt: skip
 
 
 def test_reports_do_not_pile_up_at_rank_0(rank_1):
-    """A line that fills up would stop the one who writes."""
+    """A line that fills up would block the writer."""
     watch, played = rank_1(2, timeout=0)
     for _ in range(2):
-        assert played[0].is_told("doing")
+        assert played[0].receives("doing")
         time.sleep(10 * watching.INTERVAL)
         assert not played[0].line.poll() and watch.codes == []
         played[0].report(last=1)
-    assert played[0].is_told("doing")
+    assert played[0].receives("doing")
 
 
 def test_rank_0_answers_every_report(rank_0):
@@ -205,45 +205,45 @@ def test_rank_0_answers_every_report(rank_0):
     watch.doing("step 2")
     for _ in range(3):
         played[1].report()
-        assert played[1].is_told("doing")
+        assert played[1].receives("doing")
     assert not played[2].line.poll()
 
 
-def test_who_came_to_fewer_collectives_hangs(rank_0, capsys):
-    """The others have waited for it longer than it hangs: time alone would blame them."""
+def test_the_rank_that_entered_fewer_collectives_hangs(rank_0, capsys):
+    """The others have waited longer than it has been hanging: by time alone they would be blamed."""
     watch, played = rank_0(3, timeout=2.0)
     watch.doing("step 9: sum")
     for _ in range(4):
         watch.entering_collective()
-    played[1].go_on(what="step 9: sum", ago=1.5, collectives=4)
-    played[2].go_on(what="step 9: gradients", ago=0.5, collectives=3)
+    played[1].keep_reporting(what="step 9: sum", ago=1.5, collectives=4)
+    played[2].keep_reporting(what="step 9: gradients", ago=0.5, collectives=3)
     assert ended(watch)
     (message,) = messages(capsys)
-    assert re.fullmatch(r"rank 2 [^;]* hangs while doing step 9: gradients \(for 2\.\d s\); the other processes stop \(.*2\)\.", message)
+    assert re.fullmatch(r"rank 2 [^;]* hangs during step 9: gradients \(for 2\.\d s\); the other processes stop \(.*2\)\.", message)
 
 
 def test_of_equal_ranks_the_one_that_stopped_first_hangs(rank_0, capsys):
     watch, played = rank_0(3)
-    played[1].go_on(what="step 9", ago=0.5)
-    played[2].go_on(what="step 8", ago=0.8)
+    played[1].keep_reporting(what="step 9", ago=0.5)
+    played[2].keep_reporting(what="step 8", ago=0.8)
     assert ended(watch)
     (message,) = messages(capsys)
-    assert message.startswith("rank 2 ") and "hangs while doing step 8" in message and "rank 1" not in message
+    assert message.startswith("rank 2 ") and "hangs during step 8" in message and "rank 1" not in message
 
 
 def test_ranks_that_stopped_together_are_all_named(rank_0, capsys):
     watch, played = rank_0(3)
-    played[1].go_on(what="step 9", ago=0.50)
-    played[2].go_on(what="step 9", ago=0.52)
+    played[1].keep_reporting(what="step 9", ago=0.50)
+    played[2].keep_reporting(what="step 9", ago=0.52)
     assert ended(watch)
     (message,) = messages(capsys)
     assert "rank 1 on" in message and "rank 2 on" in message and "rank 0 on" not in message
 
 
-def test_nobody_hangs_while_one_makes_progress(rank_0):
+def test_no_rank_hangs_while_one_makes_progress(rank_0):
     watch, played = rank_0(3)
-    played[1].go_on(ago=5.0, collectives=1)
-    played[2].go_on(ago=5.0)
+    played[1].keep_reporting(ago=5.0, collectives=1)
+    played[2].keep_reporting(ago=5.0)
     until = time.monotonic() + 2.5 * TIMEOUT
     while time.monotonic() < until:
         watch.doing("a long sample")
@@ -254,16 +254,16 @@ def test_nobody_hangs_while_one_makes_progress(rank_0):
 def test_without_a_timeout_only_death_and_failure_end(rank_0, capsys):
     watch, played = rank_0(3, timeout=0)
     played[1].report(ago=1e6)
-    played[2].go_on(ago=1e6)
+    played[2].keep_reporting(ago=1e6)
     time.sleep(0.5)
     assert watch.codes == []
     played[1].line.close()
     assert ended(watch) and "rank 1" in messages(capsys)[0]
 
 
-def test_timeouts_shorter_than_the_reports_are_made_longer(rank_0):
+def test_a_timeout_shorter_than_the_interval_of_reports_is_raised(rank_0):
     watch, played = rank_0(2, timeout=0.01)
-    played[1].go_on()
+    played[1].keep_reporting()
     time.sleep(0.1)
     assert watch.codes == []
 
@@ -275,43 +275,43 @@ def test_rank_0_dies(rank_1, capsys):
     played[0].line.close()
     assert ended(watch)
     (message,) = messages(capsys)
-    assert message.startswith("rank 0 on host a17, GPU 0 (NVIDIA H200) died while doing step 3: update (for 0.")
+    assert message.startswith("rank 0 on host a17, GPU 0 (NVIDIA H200) died during step 3: update (for 0.")
 
 
 def test_rank_0_is_silent(rank_1, capsys):
     watch, played = rank_1(2)
     assert ended(watch) and "rank 0 on host a17, GPU 0 (NVIDIA H200) is silent" in messages(capsys)[0]
-    assert played[0].is_told("end"), "rank 0, should it wake up, must not blame the others"
+    assert played[0].receives("end"), "if rank 0 wakes up, it must not blame the others"
 
 
-@pytest.mark.parametrize("last, tells", [(None, False), (3, False), (1, True)])
-def test_without_rank_0_only_the_last_rank_tells(rank_1, capsys, last, tells):
-    """Rank 1 of 4: the last only if rank 0 said that the others have gone home."""
+@pytest.mark.parametrize("last, speaks", [(None, False), (3, False), (1, True)])
+def test_without_rank_0_only_the_last_rank_prints_the_message(rank_1, capsys, last, speaks):
+    """Rank 1 of 4: the last only if rank 0 has reported that the others have said goodbye."""
     watch, played = rank_1(4)
     if last:
         played[0].report(last=last)
         time.sleep(0.1)
     began = time.monotonic()
     played[0].line.close()
-    assert ended(watch) and len(messages(capsys)) == tells
-    assert tells or time.monotonic() - began >= watching.GRACE, "who ends before the message is out has the launcher kill the one who tells"
+    assert ended(watch) and len(messages(capsys)) == speaks
+    assert speaks or time.monotonic() - began >= watching.GRACE, "if it ends before the message is out, the launcher kills the speaker"
 
 
-def test_who_is_told_to_end_says_nothing(rank_1, capsys):
+def test_a_rank_that_is_ordered_to_end_prints_nothing(rank_1, capsys):
     watch, played = rank_1(2)
-    played[0].say(end=True)
+    played[0].send(end=True)
     assert ended(watch) and messages(capsys) == []
 
 
 def test_another_rank_fails(rank_1, capsys):
-    """It returns when rank 0 knows, so that its own end does not look like a death before."""
+    """`failed` returns when rank 0 knows, so that the end of this process does not look like a death."""
     watch, played = rank_1(2)
     watch.doing("step 4")
     failing = threading.Thread(target=watch.failed, args=["ValueError: x"])
     failing.start()
-    assert played[0].is_told("failed") and failing.is_alive()
-    played[0].say(end=True)
-    failing.join(LONGEST)
+    assert played[0].receives("failed") and failing.is_alive()
+    played[0].send(end=True)
+    failing.join(MAX_WAIT)
     assert not failing.is_alive() and watch.codes == [] and messages(capsys) == []
 
 
@@ -319,38 +319,38 @@ def test_orderly_end_of_another_rank(rank_1, capsys):
     watch, played = rank_1(2)
     closing = threading.Thread(target=watch.close)
     closing.start()
-    assert played[0].is_told("goodbye") and closing.is_alive()
-    played[0].say(goodbye=True)
-    closing.join(LONGEST)
+    assert played[0].receives("goodbye") and closing.is_alive()
+    played[0].send(goodbye=True)
+    closing.join(MAX_WAIT)
     assert not closing.is_alive() and watch.codes == [] and messages(capsys) == []
 
 
 def test_orderly_end_of_rank_0(rank_0, capsys):
-    """It stays until all others have gone, and does not count as one who hangs."""
+    """It stays until all others have gone, and does not count as hanging."""
     watch, played = rank_0(3, timeout=0.3)
     closing = threading.Thread(target=watch.close)
     closing.start()
     for rank in (2, 1):
         assert closing.is_alive()
         played[rank].report()
-        played[rank].say(goodbye=True)
-        assert played[rank].is_told("goodbye")
+        played[rank].send(goodbye=True)
+        assert played[rank].receives("goodbye")
         played[rank].line.close()
-    closing.join(LONGEST)
+    closing.join(MAX_WAIT)
     assert not closing.is_alive() and watch.codes == [] and messages(capsys) == []
 
 
-def test_who_hangs_at_the_end_while_rank_0_waits_for_goodbyes(rank_0, capsys):
+def test_a_rank_that_hangs_at_the_end_while_rank_0_waits_for_goodbyes(rank_0, capsys):
     watch, played = rank_0(2)
     closing = threading.Thread(target=watch.close)
     closing.start()
-    played[1].go_on(what="leaving", collectives=7)
+    played[1].keep_reporting(what="leaving", collectives=7)
     assert ended(watch)
     (message,) = messages(capsys)
-    assert message.startswith("rank 1 ") and "hangs while doing leaving" in message and "rank 0" not in message
+    assert message.startswith("rank 1 ") and "hangs during leaving" in message and "rank 0" not in message
 
 
-BUFFERED = {"PYTHONUNBUFFERED": ""}  # whatever the tests' environment says: what is printed may still be in a process's own memory
+BUFFERED = {"PYTHONUNBUFFERED": ""}  # whatever the environment of the tests: printed text may still be in the process's buffer
 
 STUCK = """
 import sys, threading, time
@@ -362,9 +362,9 @@ while True:
 """
 
 
-def test_a_process_ends_though_nobody_reads_what_it_says():
-    """Its main thread is inside of write, and holds the stream's lock: flushing would wait for ever."""
-    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, env=environment_of_processes(**BUFFERED))
+def test_a_process_ends_even_if_its_output_is_not_read():
+    """Its main thread is inside write, and holds the stream's lock: flushing would block for ever."""
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, env=process_environment(**BUFFERED))
     try:
         assert process.wait(20) == 3
     finally:
@@ -383,9 +383,9 @@ from gpt2_numba.parallel.watch import INTERVAL, end_process
 from gpt2_numba.training.settings import SHARD_DEFAULTS
 from gpt2_numba.training.stop_request import StopRequest
 
-def meet(fate):
-    time.sleep(1.5 * INTERVAL)  # so that the others have heard what it is doing
-    print("said before")  # not flushed, since it goes into a pipe
+def suffer(fate):
+    time.sleep(1.5 * INTERVAL)  # so that the others know what it is doing
+    print("printed before")  # not flushed, since it goes to a pipe
     if fate == "killed":
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -400,11 +400,11 @@ def meet(fate):
 fate, victim, timeout = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 group = join(replace(SHARD_DEFAULTS, hang_timeout=timeout), "cpu")
 try:
-    with StopRequest():  # as in the trainer: SIGTERM, which mpirun sends when one has ended, does not end the others
+    with StopRequest():  # as in the trainer: SIGTERM, which mpirun sends when one process has ended, does not end the others
         for step in range(4):
             group.doing(f"step {step}: gradients")
             if step == 3 and group.rank == victim:
-                meet(fate)
+                suffer(fate)
             group.doing(f"step {step}: sum")
             group.all_reduce([np.ones(1000, np.float32)])
             group.sum([1.0])
@@ -415,11 +415,11 @@ except Exception as error:
 """
 
 
-SAID = {
-    "killed": r"died while doing step 3: gradients \(for \S+ s; last heard of \S+ s ago\); the other processes stop\.",
-    "stopped": r"is silent .* while doing step 3: gradients \(for .*\); the other processes stop \(--hang-timeout 4\)\.",
-    "asleep": r"hangs while doing step 3: gradients \(for \S+ s\); the other processes stop \(--hang-timeout 4\)\.",
-    "raises": r"failed while doing step 3: gradients \(for \S+ s\): RuntimeError: no more memory; the other processes stop\.",
+MESSAGES = {
+    "killed": r"died during step 3: gradients \(for \S+ s; last heard from \S+ s ago\); the other processes stop\.",
+    "stopped": r"is silent .* during step 3: gradients \(for .*\); the other processes stop \(--hang-timeout 4\)\.",
+    "asleep": r"hangs during step 3: gradients \(for \S+ s\); the other processes stop \(--hang-timeout 4\)\.",
+    "raises": r"failed during step 3: gradients \(for \S+ s\): RuntimeError: no more memory; the other processes stop\.",
 }
 
 
@@ -431,14 +431,14 @@ def test_all_processes_end_and_the_right_one_is_named(fate, ranks, victim):
     began = time.monotonic()
     done = run_together(ranks, ["-c", PROGRAM], fate, victim, 4, timeout=60, check=False, **BUFFERED)
     assert done.returncode != 0 and time.monotonic() - began < 30
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     advice = r" The newest checkpoint is untouched: resume with -y 1"
-    assert len(told) == 1 and re.fullmatch(rf"error: rank {victim} on host \S+, CPU {SAID[fate]}{advice}", told[0]), told
-    assert "said before" in done.stdout
+    assert len(errors) == 1 and re.fullmatch(rf"error: rank {victim} on host \S+, CPU {MESSAGES[fate]}{advice}", errors[0]), errors
+    assert "printed before" in done.stdout
 
 
 @pytest.mark.parametrize("ranks, late", [(4, 0), (2, 1)])
 def test_an_orderly_end_is_none_of_these(ranks, late):
-    """One comes later than the others, but within the limit."""
+    """One rank arrives later than the others, but within the limit."""
     done = run_together(ranks, ["-c", PROGRAM], "late", late, 4, timeout=60)
-    assert "error" not in done.stderr and "said before" in done.stdout
+    assert "error" not in done.stderr and "printed before" in done.stdout

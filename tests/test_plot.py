@@ -1,4 +1,4 @@
-"""The picture of a run: it is drawn for every log a run can leave, and mistakes are told in one line."""
+"""The plot of a run: it is drawn for every log that a run can write, and mistakes are reported in one line."""
 
 import math
 import struct
@@ -13,7 +13,7 @@ from gpt2_numba.training.log import MainLog
 
 
 def write_log(directory, steps, losses=None):
-    """A run of so many steps: a validation before and after, training losses in between."""
+    """The log of a run with `steps` steps: a validation before and after, training losses in between."""
     log = MainLog(directory)
     log.write_validation(0, 5.5)
     for step in range(steps):
@@ -24,7 +24,7 @@ def write_log(directory, steps, losses=None):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The lines that are drawn, as (x, y, label), in their order: training loss first."""
+    """The lines drawn, as (x, y, label), in order: training loss first."""
     lines = []
     plot = Axes.plot
 
@@ -53,11 +53,11 @@ def test_a_long_run_also_shows_a_running_mean_that_does_not_lag(tmp_path, drawn)
     (raw_x, raw_y, _), (mean_x, mean_y, label) = drawn[:2]
     assert len(raw_x) == 130 and label == "training (mean of 3 steps)"
     np.testing.assert_array_equal(mean_x, raw_x[1:-1])
-    # The losses lie on a straight line, so a centred mean lies on it too; a few float64 roundings off.
+    # The losses are on a straight line, so a centred mean is too, up to a few float64 roundings.
     np.testing.assert_allclose(mean_y, raw_y[1:-1], rtol=1e-14)
 
 
-def test_the_picture_is_a_png_of_the_size_promised(tmp_path):
+def test_the_plot_is_a_png_of_the_documented_size(tmp_path):
     plot_losses(write_log(tmp_path, steps=2), tmp_path / "loss.png", "two steps")
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG")
@@ -75,7 +75,7 @@ def test_the_picture_is_a_png_of_the_size_promised(tmp_path):
     ],
     ids=["validation only", "one step", "diverged", "infinite norm"],
 )
-def test_logs_with_little_in_them_are_drawn(tmp_path, lines):
+def test_logs_with_little_data_are_drawn(tmp_path, lines):
     (tmp_path / "main.log").write_text(lines)
     plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "little")
     assert (tmp_path / "loss.png").stat().st_size > 0
@@ -88,7 +88,7 @@ def test_a_log_without_losses_is_a_users_mistake(tmp_path, lines):
         plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "nothing")
 
 
-def test_command_line_writes_beside_the_log_or_where_told(tmp_path, capsys):
+def test_command_line_writes_next_to_the_log_or_to_out(tmp_path, capsys):
     write_log(tmp_path, steps=2)
     assert main([str(tmp_path)]) == 0
     assert main([str(tmp_path), "--out", str(tmp_path / "other.png")]) == 0
@@ -105,7 +105,7 @@ def test_command_line_writes_beside_the_log_or_where_told(tmp_path, capsys):
         (["log", "--out", "absent/x.png"], "choose another with --out"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+def test_mistakes_on_the_command_line_give_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_log("log", steps=2)
     assert main(arguments) == 2

@@ -1,13 +1,12 @@
-"""What the compiler makes of every kernel, seen without a GPU: no float64, everything in registers; of the fast ones, memory moved 16 bytes
-at a time.
+"""The compiled code of every kernel, without a GPU: no float64, local arrays in registers; fast kernels move memory 16 bytes at a time.
 
-Numba compiles for a GPU only where its simulator is off, so this file runs itself a second time, as a program in processes of their
-own, one for each core: `python tests/test_ptx.py DIRECTORY 0 1` writes one .ptx file for each kernel and each of its builds: a fast kernel has
-one for each model type, for compute capability 9.0; a plain one, of layers/NAME.py, one for each of the compute capabilities 7.5 and 9.0.
-`0 2` and `1 2` write half of them each.
+Numba compiles for a GPU only if its simulator is off, so this file runs itself again as a program, in one process per core:
+`python tests/test_ptx.py DIRECTORY 0 1` writes one .ptx file per kernel and build. A fast kernel has a build for each model type, for
+compute capability 9.0; a plain one, in layers/NAME.py, a build for each of the compute capabilities 7.5 and 9.0. `0 2` and `1 2` write half
+of the files each.
 
-Every kernel must be named in FAST_KERNELS or PLAIN_KERNELS with the types of its arguments; one that is missing there fails the test. Names
-are those of gpu/kernel_cache.py.
+Every kernel must be listed in FAST_KERNELS or PLAIN_KERNELS with the types of its arguments; the tests fail if one is missing. Names are
+those of gpu/kernel_cache.py.
 """
 
 import importlib
@@ -25,14 +24,14 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPUTE_CAPABILITY = (9, 0, "a")  # a: with the instructions that Hopper alone has
+COMPUTE_CAPABILITY = (9, 0, "a")  # a: with the instructions that only Hopper has
 CORES = os.cpu_count() or 1
 # Name of a build -> the model's type, compute capability. uint16: bfloat16 bits.
 FAST_BUILDS = {"float32": ("float32", COMPUTE_CAPABILITY), "uint16": ("uint16", COMPUTE_CAPABILITY)}
 PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 
-# Arguments: a letter for arrays, with the number of axes: m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32; scalars by name.
-# After the bar: what must be 16 bytes wide. Kernels without that read a few numbers only.
+# Arguments: arrays as a letter and the number of axes (m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32), scalars
+# by type. After the bar: what must be 16 bytes wide. Kernels with nothing after it read only a few elements.
 FAST_KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
     "fast.adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
@@ -95,7 +94,7 @@ PLAIN_KERNELS = {
     "residual.residual_backward_kernel": "f2 f2 f2",
 }
 
-# Kernels that a function of their module makes for some size: its name, and the arguments for which they are looked at here.
+# Kernels that a function of their module makes for a size: the function's name, and the arguments with which they are compiled here.
 MADE = {
     "fast.classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
     "fast.layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
@@ -112,7 +111,7 @@ MADE |= {
     for name in ("forward", "backward_queries", "backward_keys")
 }
 
-# These move single numbers besides, few for each row or token. In all other kernels with something after the bar every access is wide.
+# These also move single elements, a few per row or token. In all other kernels with something after the bar every access is wide.
 ALSO_NARROW = {
     "fast.adamw.adamw_kernel": "what changes from step to step; ranges that decay",
     "fast.classifier.accumulate_mean_kernel": "the mean; the last few losses",
@@ -137,7 +136,7 @@ ALSO_NARROW = {
 }
 
 OPCODES = {"load": "ld", "store": "st"}
-# 16 bytes in one instruction, however the compiler cuts them: ld.global.v4.b32, ld.global.nc.v2.b64, st.global.v4.f32, ...
+# 16 bytes in one instruction, however the compiler divides them: ld.global.v4.b32, ld.global.nc.v2.b64, st.global.v4.f32, ...
 WIDE = re.compile(r"\.(?:v4\.[bfus]32|v2\.[bfus]64|v8\.[bfus]16|b128)$")
 
 
@@ -145,7 +144,7 @@ WIDE = re.compile(r"\.(?:v4\.[bfus]32|v2\.[bfus]64|v8\.[bfus]16|b128)$")
 
 
 def instance_name(kernel, arguments):
-    """The name under which a kernel that was made for some arguments is compiled and tested."""
+    """The name under which a kernel made for these arguments is compiled and tested."""
     return "-".join([kernel, *map(str, arguments)])
 
 
@@ -162,21 +161,21 @@ def builds_of(instance):
 
 
 def all_kernels():
-    """Every kernel of the layers and of gpu/, by its name in INSTANCES: `@cuda.jit` functions that are not for the device only.
+    """Every kernel of the layers and of gpu/, by its name in INSTANCES: all `@cuda.jit` functions except device functions.
 
-    Functions called make_..._kernel or make_..._kernels make kernels. One that MADE does not know is listed under its own name.
+    Functions named make_..._kernel or make_..._kernels make kernels. One that is not in MADE is listed under its own name.
     """
     from numba.cuda.dispatcher import CUDADispatcher
 
     import gpt2_numba.gpu
     import gpt2_numba.layers
-    from gpt2_numba.gpu.kernel_cache import name_of
+    from gpt2_numba.gpu.kernel_cache import kernel_name
 
     kernels = {}
 
     def add(thing, arguments=()):
         if isinstance(thing, CUDADispatcher) and not thing.targetoptions.get("device"):
-            kernels[instance_name(name_of(thing.py_func), arguments)] = thing
+            kernels[instance_name(kernel_name(thing.py_func), arguments)] = thing
 
     for package in (gpt2_numba.gpu, gpt2_numba.layers):
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -184,7 +183,7 @@ def all_kernels():
             for thing in list(vars(module).values()):
                 add(thing)
                 if re.fullmatch(r"make_\w*kernels?", getattr(thing, "__name__", "")) and thing.__module__ == info.name:
-                    maker = name_of(thing)
+                    maker = kernel_name(thing)
                     known = {
                         arguments
                         for kernel, (makers_name, made_for) in MADE.items()
@@ -203,7 +202,7 @@ def all_kernels():
 def argument_types(spec, model_type):
     from numba import types
 
-    scalars = {"int": types.int64, "float": types.float32, "bool": types.boolean, "uint64": types.uint64}
+    scalars = {"int": types.int64, "float": types.float32, "bool": types.boolean}
     elements = {
         "m": getattr(types, model_type),
         "f": types.float32,
@@ -217,7 +216,7 @@ def argument_types(spec, model_type):
 
 
 def compile_all(directory, share, shares):
-    """Write directory/KERNEL-BUILD.ptx for a share of all kernels, the first of which is 0, and directory/kernels.txt with all names."""
+    """Write directory/KERNEL-BUILD.ptx for share 0, 1, ... or shares - 1 of all kernels; share 0 also writes all names to kernels.txt."""
     from numba import cuda
     from numba.cuda import dispatcher
 
@@ -229,7 +228,7 @@ def compile_all(directory, share, shares):
         for build, (model_type, capability) in (builds_of(name) if name in INSTANCES else {}).items():
             types = argument_types(specs[INSTANCES[name]], model_type)
             if (types, capability) not in compiled:
-                # The compiler asks for the GPU in use only to learn its compute capability.
+                # The compiler needs the current GPU only for its compute capability.
                 dispatcher.get_current_device = lambda capability=capability: SimpleNamespace(compute_capability=capability)
                 bounds = kernel.targetoptions.get("launch_bounds")
                 compiled[types, capability], _ = cuda.compile_ptx(kernel.py_func, types, cc=capability, launch_bounds=bounds)
@@ -240,7 +239,7 @@ def compile_all(directory, share, shares):
 
 
 def missing_parts():
-    """What the compiler needs and this machine lacks; an empty string if all is there."""
+    """The error message if something that the compiler needs is missing on this machine, else an empty string."""
     program = "import numba_cuda, cuda.bindings.nvrtc as r, cuda.bindings.nvvm as v; v.version(); assert not r.nvrtcVersion()[0]"
     done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
@@ -254,10 +253,10 @@ def environment():
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory):
-    """The directory that compile_all has filled."""
+    """The directory with the output of compile_all."""
     missing = missing_parts()
     if missing:
-        pytest.skip(f"no CUDA compiler ({missing}): pip install 'numba-cuda[cu13]', which the `test` extra has on Linux")
+        pytest.skip(f"no CUDA compiler ({missing}): pip install 'numba-cuda[cu13]', which the `test` extra includes on Linux")
     directory = tmp_path_factory.mktemp("ptx")
     programs = [[sys.executable, __file__, str(directory), str(share), str(CORES)] for share in range(CORES)]
     running = [subprocess.Popen(program, env=environment(), stderr=subprocess.PIPE, text=True) for program in programs]
@@ -268,7 +267,7 @@ def ptx(tmp_path_factory):
 
 
 def find_ptxas():
-    """Path of the assembler: from the wheel nvidia-cuda-nvcc, or on the PATH; None where there is none."""
+    """Path of the assembler: from the wheel nvidia-cuda-nvcc, or on the PATH; None if there is none."""
     wheels = Path(sysconfig.get_paths()["purelib"], "nvidia").glob("*/bin/ptxas")
     return next((str(path) for path in sorted(wheels, reverse=True)), None) or shutil.which("ptxas")
 
@@ -288,9 +287,9 @@ every_fast_build = pytest.mark.parametrize(
 def test_every_kernel_is_in_the_table(ptx):
     found = set((ptx / "kernels.txt").read_text().split())
     assert found - set(INSTANCES) == set(), (
-        "new kernels: write their argument types into FAST_KERNELS or PLAIN_KERNELS, and those that are made into MADE"
+        "new kernels: add their argument types to FAST_KERNELS or PLAIN_KERNELS, and kernels that a function makes also to MADE"
     )
-    assert set(INSTANCES) - found == set(), "these kernels are gone: take them out of the table"
+    assert set(INSTANCES) - found == set(), "these kernels no longer exist: remove them from the table"
     assert all(name.endswith("_kernel") for name in INSTANCES.values())
 
 
@@ -302,7 +301,7 @@ def test_plain_and_fast_kernels_do_not_mix():
 @every_build
 def test_no_float64(ptx, kernel, build):
     lines = (ptx / f"{kernel}-{build}.ptx").read_text().splitlines()
-    assert [line for line in lines if ".f64" in line] == [], "a bare Python literal or an int division makes float64"
+    assert [line for line in lines if ".f64" in line] == [], "a bare Python literal or a division of integers gives float64"
 
 
 @every_build
@@ -323,7 +322,7 @@ def test_memory_is_moved_16_bytes_at_a_time(ptx, kernel, build):
 
 
 def test_no_kernel_spills(ptx, tmp_path):
-    """The assembler's own report: registers that did not suffice go to memory and back, slowly."""
+    """The assembler's own report: values that do not fit into registers go to memory and back, slowly."""
     ptxas = find_ptxas()
     if ptxas is None:
         pytest.skip("no ptxas: pip install nvidia-cuda-nvcc to see whether kernels spill registers")
@@ -337,7 +336,7 @@ def test_no_kernel_spills(ptx, tmp_path):
     spilling, paths = [], sorted(ptx.glob("*.ptx"))
     for path, done in zip(paths, ThreadPoolExecutor(CORES).map(assembled, paths)):
         assert done.returncode == 0, f"{path.stem}: {done.stderr}"
-        assert "(C75" not in done.stderr, f"{path.stem}: the assembler makes products of tiles wait for each other: {done.stderr}"
+        assert "(C75" not in done.stderr, f"{path.stem}: the assembler serializes the products of tiles: {done.stderr}"
         stack, stores, loads = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr
         ).groups()

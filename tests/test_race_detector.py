@@ -1,7 +1,7 @@
-"""The race detector: what it must find and in which words, what it must let pass, and every barrier of the package, taken away.
+"""The race detector: what it must find, with which message; what it must accept; and every barrier of the package, removed.
 
-Four parts: wrong kernels; right ones; the kernels of every layer, which must be silent; and the same with one barrier missing, which must
-not. The barriers are found in the source, so those of a new kernel are among them, and a barrier that no case reaches is an error.
+Four parts: wrong kernels; correct ones; the kernels of every layer, which must raise no error; and the same with one barrier removed, which
+must raise one. The barriers are found in the source, so a new kernel's are included, and a barrier that no case reaches is an error.
 """
 
 import ast
@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -32,7 +32,7 @@ from gpt2_numba.gpu.shared_memory import (
     launch_with_shared_memory,
     load_matrices,
     shared_bytes,
-    shared_numbers,
+    shared_elements,
     sync_warp,
     wait_for_copies,
 )
@@ -51,7 +51,7 @@ from gpt2_numba.layer_checks.all_layers import STORAGE
 from gpt2_numba.layers.fast import attention
 from gpt2_numba.layers.fast.attention import mma, tf32, wgmma
 
-pytestmark = pytest.mark.skipif(not SIMULATING, reason="about Numba's simulator, which is off: a real GPU runs the kernels, or none")
+pytestmark = pytest.mark.skipif(not SIMULATING, reason="tests Numba's simulator, which is off")
 
 THREADS = 64
 
@@ -61,19 +61,19 @@ def floats(*shape):
 
 
 def at(kernel, text):
-    """As a message names it: the line of the kernel that contains `text`."""
+    """The line of the kernel that contains `text`, as a message names it."""
     lines, first = inspect.getsourcelines(kernel.py_func)
     (line,) = (number for number, line in enumerate(lines, first) if text in line)
     return f"({Path(__file__).name}:{line})"
 
 
-def message_of(error, kernel, *arguments, blocks=1, threads=THREADS, dynamic=0):
-    """What the detector says, without the place that the simulator puts in front."""
+def error_message(error, kernel, *arguments, blocks=1, threads=THREADS, dynamic=0):
+    """The detector's message, without the thread indices that the simulator puts in front."""
     with race_detector(), pytest.raises(error) as raised:
         kernel[blocks, threads, 0, dynamic](*arguments)
     assert raised.type is error
-    place, message = str(raised.value).split("]: ", 1)
-    assert place.startswith("tid=[") and "\n" not in message
+    indices, message = str(raised.value).split("]: ", 1)
+    assert indices.startswith("tid=[") and "\n" not in message
     return message
 
 
@@ -103,33 +103,33 @@ def neighbour_kernel(out, distance, waits):
     (1, NOTHING, "barrier or sync_warp"), (1, SHUFFLE, "barrier or sync_warp"),
     (32, NOTHING, "barrier"), (32, SYNC_WARP, "barrier"), (32, SHUFFLE, "barrier"),
 ])  # fmt: skip
-def test_written_and_read(distance, waits, missing):
+def test_a_read_after_a_write(distance, waits, missing):
     """A shuffle does not order memory, and sync_warp only within the warp."""
-    came = message_of(RaceError, neighbour_kernel, floats(THREADS), distance, waits)
+    got = error_message(RaceError, neighbour_kernel, floats(THREADS), distance, waits)
     wrote, read = at(neighbour_kernel, "values[i] = i"), at(neighbour_kernel, "out[0] =")
-    assert came == f"values[{40 - distance}]: thread {40 - distance} wrote it {wrote}, thread 40 read it {read}, with no {missing} between"
+    assert got == f"values[{40 - distance}]: thread {40 - distance} wrote it {wrote}, thread 40 read it {read}, with no {missing} between"
 
 
 @cuda.jit
-def rounds_kernel(out, waits):
-    """Every round thread 5 reads what thread 40 has written; then thread 40 writes again."""
+def loop_kernel(out, waits):
+    """In every iteration thread 5 reads what thread 40 has written; then thread 40 writes again."""
     shared = cuda.shared.array((2, 3), float32)
     i = cuda.threadIdx.x
-    for turn in range(2):
+    for step in range(2):
         if i == 40:
-            shared[1, 2] = turn
+            shared[1, 2] = step
         cuda.syncthreads()
         if i == 5:
-            out[turn] = shared[1, 2]
+            out[step] = shared[1, 2]
         if waits:
             cuda.syncthreads()
 
 
-def test_read_and_written_again():
-    """In the next round of a loop."""
-    came = message_of(RaceError, rounds_kernel, floats(2), False)
-    read, wrote = at(rounds_kernel, "out[turn] ="), at(rounds_kernel, "shared[1, 2] = turn")
-    assert came == f"shared[1, 2]: thread 5 read it {read}, thread 40 wrote it {wrote}, with no barrier between"
+def test_a_write_after_a_read():
+    """In the next iteration of a loop."""
+    got = error_message(RaceError, loop_kernel, floats(2), False)
+    read, wrote = at(loop_kernel, "out[step] ="), at(loop_kernel, "shared[1, 2] = step")
+    assert got == f"shared[1, 2]: thread 5 read it {read}, thread 40 wrote it {wrote}, with no barrier between"
 
 
 @cuda.jit
@@ -137,29 +137,29 @@ def same_value_kernel(out):
     out[2] = 1
 
 
-def test_two_threads_write_the_same():
-    """A race, even if both write the same number."""
+def test_two_writes():
+    """A race, even if both threads write the same value."""
     line = at(same_value_kernel, "out[2] = 1")
-    came = message_of(RaceError, same_value_kernel, floats(3))
-    assert came == f"out[2]: thread 0 wrote it {line}, thread 1 wrote it {line}, with no barrier or sync_warp between"
+    got = error_message(RaceError, same_value_kernel, floats(3))
+    assert got == f"out[2]: thread 0 wrote it {line}, thread 1 wrote it {line}, with no barrier or sync_warp between"
 
 
 @cuda.jit
 def sum_of_blocks_kernel(dweight, dout):
-    """The mistake of a first sum over rows: every block adds to the same numbers."""
+    """The mistake of a first attempt at a sum over rows: every block adds to the same elements."""
     c = cuda.threadIdx.x
     dweight[c] += dout[cuda.blockIdx.x, c]
 
 
-def test_blocks_that_add_to_the_same_number():
-    came = message_of(RaceError, sum_of_blocks_kernel, floats(THREADS), floats(2, THREADS), blocks=2)
+def test_blocks_that_add_to_the_same_element():
+    got = error_message(RaceError, sum_of_blocks_kernel, floats(THREADS), floats(2, THREADS), blocks=2)
     line = at(sum_of_blocks_kernel, "dweight[c] +=")
-    assert came == f"dweight[0]: thread 0 of block 0 wrote it {line}, thread 0 of block 1 read it {line}, and blocks run in any order"
+    assert got == f"dweight[0]: thread 0 of block 0 wrote it {line}, thread 0 of block 1 read it {line}, and blocks run in any order"
 
 
 @cuda.jit
 def read_then_write_kernel(out, inp):
-    """Block 0 reads what block (1, 1) writes. Arguments may be the same memory, under two names."""
+    """Block 0 reads what block (1, 1) writes. Two arguments may be the same memory."""
     b = cuda.blockIdx
     if b.x == 1 and b.y == 1:
         out[3] = 1
@@ -168,38 +168,38 @@ def read_then_write_kernel(out, inp):
         inp[3]
 
 
-def test_one_block_reads_what_another_one_writes():
+def test_a_block_reads_what_another_block_writes():
     array = cuda.to_device(floats(8))
-    came = message_of(RaceError, read_then_write_kernel, array, array, blocks=(2, 2), threads=1)
+    got = error_message(RaceError, read_then_write_kernel, array, array, blocks=(2, 2), threads=1)
     read, wrote = at(read_then_write_kernel, "inp[3]"), at(read_then_write_kernel, "out[3] = 1")
-    assert came == f"out[3]: thread 0 of block 0 read it {read}, thread 0 of block (1, 1, 0) wrote it {wrote}, and blocks run in any order"
+    assert got == f"out[3]: thread 0 of block 0 read it {read}, thread 0 of block (1, 1, 0) wrote it {wrote}, and blocks run in any order"
 
 
 @cuda.jit(device=True)
-def first_of(numbers):
-    return numbers[0]
+def first_element(values):
+    return values[0]
 
 
 @cuda.jit
 def unwritten_kernel(out, which):
-    """Block 0 writes to shared memory and reads it; block 1 reads only."""
+    """Block 0 writes to shared memory and reads it; block 1 only reads."""
     static = cuda.shared.array(4, float32)
     dynamic = cuda.shared.array(0, float32)
     if cuda.blockIdx.x == 0:
         static[0] = dynamic[1] = 1
     if which == 0:
-        out[cuda.blockIdx.x] = first_of(static)
+        out[cuda.blockIdx.x] = first_element(static)
     else:
         out[cuda.blockIdx.x] = dynamic[1]
 
 
 @pytest.mark.parametrize("which, element, line", [
-    (0, "static[0]", at(first_of, "return")), (1, "dynamic shared memory, byte 4", at(unwritten_kernel, "= dynamic[1]\n")),
+    (0, "static[0]", at(first_element, "return")), (1, "dynamic shared memory, byte 4", at(unwritten_kernel, "= dynamic[1]\n")),
 ], ids=["static", "dynamic"])  # fmt: skip
 def test_shared_memory_that_no_thread_has_written(which, element, line):
-    """What the previous block has left does not count."""
-    came = message_of(RaceError, unwritten_kernel, floats(2), which, blocks=2, threads=1, dynamic=16)
-    assert came == f"{element}: thread 0 read it {line}, but no thread of its block has written it before"
+    """What the previous block has left there does not count."""
+    got = error_message(RaceError, unwritten_kernel, floats(2), which, blocks=2, threads=1, dynamic=16)
+    assert got == f"{element}: thread 0 read it {line}, but no thread of its block has written it before"
 
 
 @cuda.jit
@@ -222,32 +222,35 @@ def out_of_bounds_kernel(out, where, index):
 
 @pytest.mark.parametrize("index", [-1, 6])
 @pytest.mark.parametrize("where, element, text, shape", [
-    (0, "out[{}, 0]: thread 0 wrote it", "out[index, 0] = 1", (3, 2)), (1, "shared[1, {}]: thread 0 wrote it", "shared[1, index] = 1", (2, 5)),
-    (2, "local[{}]: thread 0 wrote it", "local[index] = 1", (4,)), (3, "local[{}]: thread 0 read it", "= local[index]", (4,)),
-    (4, "out[{}]: thread 0 read it", "load1", (6,)), (5, "out[{}]: thread 0 wrote it", "store1", (6,)),
+    (0, "out[{}, 0]: thread 0 wrote it", "out[index, 0] = 1", (3, 2)),
+    (1, "shared[1, {}]: thread 0 wrote it", "shared[1, index] = 1", (2, 5)),
+    (2, "local[{}]: thread 0 wrote it", "local[index] = 1", (4,)),
+    (3, "local[{}]: thread 0 read it", "= local[index]", (4,)),
+    (4, "out[{}]: thread 0 read it", "load1", (6,)),
+    (5, "out[{}]: thread 0 wrote it", "store1", (6,)),
 ], ids=["global", "shared", "local", "local, read", "load1", "store1"])  # fmt: skip
 def test_out_of_bounds(where, element, text, shape, index):
-    came = message_of(IndexError, out_of_bounds_kernel, floats(3, 2), where, index, threads=1)
-    assert came == f"{element.format(index)} {at(out_of_bounds_kernel, text)}, out of bounds for shape {shape}"
+    got = error_message(IndexError, out_of_bounds_kernel, floats(3, 2), where, index, threads=1)
+    assert got == f"{element.format(index)} {at(out_of_bounds_kernel, text)}, out of bounds for shape {shape}"
 
 
 @cuda.jit
-def atomics_kernel(out, looks):
+def atomics_kernel(out, plain_read):
     cuda.atomic.add(out, 1, 1)
-    if looks:
+    if plain_read:
         out[0] = out[1]
 
 
 def test_an_atomic_operation_races_with_a_plain_read():
-    """Of another thread in the same block. In another block, too."""
+    """By another thread of the same block, or of another block."""
     changed, read = at(atomics_kernel, "cuda.atomic"), at(atomics_kernel, "out[0] = out[1]")
-    came = message_of(RaceError, atomics_kernel, floats(2), True)
-    assert came == f"out[1]: thread 0 read it {read}, thread 1 atomically changed it {changed}, with no barrier or sync_warp between"
-    came = message_of(RaceError, atomics_kernel, floats(2), True, threads=1, blocks=2)
+    got = error_message(RaceError, atomics_kernel, floats(2), True)
+    assert got == f"out[1]: thread 0 read it {read}, thread 1 atomically changed it {changed}, with no barrier or sync_warp between"
+    got = error_message(RaceError, atomics_kernel, floats(2), True, threads=1, blocks=2)
     expected = (
         f"out[1]: thread 0 of block 0 read it {read}, thread 0 of block 1 atomically changed it {changed}, and blocks run in any order"
     )
-    assert came == expected
+    assert got == expected
 
 
 # ----------------------------------------------------------------------------- copies, wide loads and stores, tensor cores
@@ -255,11 +258,11 @@ def test_an_atomic_operation_races_with_a_plain_read():
 
 @cuda.jit
 def copies_kernel(out, inp, mistake):
-    """By way of shared memory, eight numbers a thread, and thread i stores what thread i - 1 has copied."""
-    numbers = shared_numbers(inp)
+    """Copies by way of shared memory, eight elements per thread; thread i stores what thread i - 1 has copied."""
+    elements = shared_elements(inp)
     i = cuda.threadIdx.x
     x = cuda.local.array(8, float32)
-    copy8_async(numbers, 8 * i, inp, 8 * i)
+    copy8_async(elements, 8 * i, inp, 8 * i)
     commit_copies()
     if mistake == 1:
         cuda.syncthreads()
@@ -267,7 +270,7 @@ def copies_kernel(out, inp, mistake):
     if mistake == 0:
         cuda.syncthreads()
     other = i - 1 if i else i
-    load8(numbers, 8 * other, x)
+    load8(elements, 8 * other, x)
     store8(out, 8 * other if mistake == 2 else 8 * i, x)
 
 
@@ -275,15 +278,13 @@ def copies_kernel(out, inp, mistake):
 def test_a_barrier_before_the_wait_does_not_help(mistake):
     arguments = floats(8 * THREADS), floats(8 * THREADS), mistake
     wrote, read = at(copies_kernel, "wait_for_copies"), at(copies_kernel, "load8")
-    came = message_of(RaceError, copies_kernel, *arguments, dynamic=32 * THREADS)
-    assert (
-        came == f"dynamic shared memory, byte 0: thread 0 wrote it {wrote}, thread 1 read it {read}, with no barrier or sync_warp between"
-    )
+    got = error_message(RaceError, copies_kernel, *arguments, dynamic=32 * THREADS)
+    assert got == f"dynamic shared memory, byte 0: thread 0 wrote it {wrote}, thread 1 read it {read}, with no barrier or sync_warp between"
 
 
 @cuda.jit
 def wide_kernel(out, first):
-    """Eight numbers at once, in several rows."""
+    """Eight elements at once, in an array of several rows."""
     x = cuda.local.array(8, float32)
     i = cuda.threadIdx.x
     if i == 1:
@@ -294,15 +295,15 @@ def wide_kernel(out, first):
 
 @pytest.mark.parametrize("storage", STORAGE.values(), ids=STORAGE)
 def test_wide_loads_and_stores(storage):
-    """The line is the kernel's, not the twin's; the index that of the first number."""
-    came = message_of(RaceError, wide_kernel, np.zeros((4, 8), storage), 16, threads=2)
+    """The message names the line of the kernel, not of the twin, and the index of the first element."""
+    got = error_message(RaceError, wide_kernel, np.zeros((4, 8), storage), 16, threads=2)
     wrote, read = at(wide_kernel, "store8"), at(wide_kernel, "load8")
-    assert came == f"out[2, 0]: thread 0 wrote it {wrote}, thread 1 read it {read}, with no barrier or sync_warp between"
+    assert got == f"out[2, 0]: thread 0 wrote it {wrote}, thread 1 read it {read}, with no barrier or sync_warp between"
 
 
 @cuda.jit
 def matrices_kernel(out, inp, waits):
-    """Lane i copies row i of 16 bytes; then the warp reads the rows as matrices, lane i names row 31 - i; lane 0 copies its row again."""
+    """Lane i copies row i of 16 bytes; then the warp loads the rows as matrices, row 31 - i by lane i; then lane 0 copies its row again."""
     memory = shared_bytes()
     lane = cuda.threadIdx.x
     copy16_async(memory, uint32(16 * lane), inp, 4 * lane)
@@ -317,10 +318,10 @@ def matrices_kernel(out, inp, waits):
 
 
 def test_load_matrices_does_not_order_memory():
-    came = message_of(RaceError, matrices_kernel, np.zeros(32, np.uint32), floats(128), False, threads=32, dynamic=512)
+    got = error_message(RaceError, matrices_kernel, np.zeros(32, np.uint32), floats(128), False, threads=32, dynamic=512)
     read, wrote = at(matrices_kernel, "load_matrices("), at(matrices_kernel, "uint32(0)")
     expected = f"thread 31 read it {read}, thread 0 wrote it {wrote}, with no barrier or sync_warp between"
-    assert came == f"dynamic shared memory, byte 0: {expected}"
+    assert got == f"dynamic shared memory, byte 0: {expected}"
 
 
 @cuda.jit
@@ -348,26 +349,26 @@ def tiles_kernel(results, a, mistake):
 
 
 @pytest.mark.parametrize("mistake", [1, 2], ids=["fence after the barrier", "no barrier"])
-def test_a_tile_must_be_written_fence_and_barrier_before_its_product(mistake):
+def test_a_written_tile_needs_a_fence_and_a_barrier_before_its_product(mistake):
     arguments = floats(WARPGROUP), np.zeros((64, 64), np.uint16), mistake
-    came = message_of(RaceError, tiles_kernel, *arguments, threads=WARPGROUP, dynamic=TILE_BYTES)
+    got = error_message(RaceError, tiles_kernel, *arguments, threads=WARPGROUP, dynamic=TILE_BYTES)
     wrote, read = at(tiles_kernel, "wait_for_copies"), at(tiles_kernel, "begin_multiply")
     expected = f"thread 0 wrote it {wrote}, tensor cores multiplied it {read}, with no fence_async and barrier between"
-    assert came == f"dynamic shared memory, byte 0: {expected}"
+    assert got == f"dynamic shared memory, byte 0: {expected}"
 
 
-def test_a_tile_must_not_be_written_before_all_know_that_the_product_is_done():
-    came = message_of(RaceError, tiles_kernel, floats(WARPGROUP), np.zeros((64, 64), np.uint16), 3, threads=WARPGROUP, dynamic=TILE_BYTES)
+def test_a_tile_needs_a_barrier_after_its_product_before_it_is_written():
+    got = error_message(RaceError, tiles_kernel, floats(WARPGROUP), np.zeros((64, 64), np.uint16), 3, threads=WARPGROUP, dynamic=TILE_BYTES)
     read, wrote = at(tiles_kernel, "begin_multiply"), at(tiles_kernel, "memory[8] = 0")
-    assert came == f"dynamic shared memory, byte 8: tensor cores multiplied it {read}, thread 5 wrote it {wrote}, with no barrier between"
+    assert got == f"dynamic shared memory, byte 8: tensor cores multiplied it {read}, thread 5 wrote it {wrote}, with no barrier between"
 
 
-# ------------------------------------------------------------------------------------------------- what it must let pass
+# ------------------------------------------------------------------------------------------------- what it must accept
 
 
 @cuda.jit
 def bfloat16_neighbours_kernel(out):
-    """Numbers of two bytes side by side, in global memory and in shared."""
+    """Neighbouring elements of two bytes, in global memory and in shared memory."""
     shared = cuda.shared.array(THREADS, uint16)
     i = cuda.threadIdx.x
     shared[i] = i
@@ -376,7 +377,7 @@ def bfloat16_neighbours_kernel(out):
 
 @cuda.jit
 def twice_kernel(out):
-    """What a block may call as often as it likes, twice in a row."""
+    """The device functions that a block may call repeatedly, each called twice in a row."""
     i = cuda.threadIdx.x
     values = cuda.local.array(8, float32)
     for k in range(8):
@@ -390,7 +391,7 @@ def twice_kernel(out):
 
 @cuda.jit
 def plain_twice_kernel(out):
-    """The same for what the plain kernels share."""
+    """The same for those of the plain kernels."""
     i = cuda.threadIdx.x
     out[0, i] = block_sum_module.block_sum(float32(i)) + block_sum_module.block_sum(float32(i))
     out[1, i] = block_sum_module.block_max(float32(i)) + block_sum_module.block_max(float32(i))
@@ -411,7 +412,7 @@ def copy_out_kernel(out, inp):
     (neighbour_kernel, (floats(THREADS), 1, BARRIER), {}),
     (neighbour_kernel, (floats(THREADS), 32, BARRIER), {}),
     (neighbour_kernel, (floats(THREADS), 1, SYNC_WARP), {}),
-    (rounds_kernel, (floats(2), True), {}),
+    (loop_kernel, (floats(2), True), {}),
     (atomics_kernel, (floats(2), False), {"blocks": 3}),
     (copies_kernel, (floats(8 * THREADS), floats(8 * THREADS), 0), {"dynamic": 32 * THREADS}),
     (copies_kernel, (bfloat16_bits(floats(8 * THREADS)), bfloat16_bits(floats(8 * THREADS)), 0), {"dynamic": 16 * THREADS}),
@@ -423,7 +424,7 @@ def copy_out_kernel(out, inp):
     (twice_kernel, (floats(3, COLUMN_WARPS * WARP_SIZE),), {"threads": COLUMN_WARPS * WARP_SIZE}),
     (plain_twice_kernel, (floats(2, THREADS),), {}),
 ])  # fmt: skip
-def test_right_kernels(kernel, arguments, options):
+def test_correct_kernels(kernel, arguments, options):
     with race_detector():
         kernel[options.get("blocks", 1), options.get("threads", THREADS), 0, options.get("dynamic", 0)](*arguments)
 
@@ -436,10 +437,10 @@ def test_launches_do_not_race_with_each_other():
     assert (dweight == 2).all()
 
 
-def test_after_an_error_and_after_the_end_all_is_as_before():
-    message_of(RaceError, same_value_kernel, floats(3))
+def test_the_detector_works_after_an_error_and_is_off_after_the_context():
+    error_message(RaceError, same_value_kernel, floats(3))
     with race_detector():
-        test_right_kernels(neighbour_kernel, (floats(THREADS), 1, BARRIER), {})
+        test_correct_kernels(neighbour_kernel, (floats(THREADS), 1, BARRIER), {})
     out = floats(3)
     same_value_kernel[1, THREADS](out)
     assert out[2] == 1
@@ -448,16 +449,11 @@ def test_after_an_error_and_after_the_end_all_is_as_before():
 def test_results_have_the_same_bits():
     inp = np.random.default_rng(3).standard_normal(8 * THREADS, np.float32)
     results = []
-    for watch in (race_detector, nothing):
+    for context in (race_detector, nullcontext):
         results.append(out := floats(8 * THREADS))
-        with watch():
+        with context():
             launch_with_shared_memory(copies_kernel, 1, THREADS, 32 * THREADS, out, inp, 0)
     np.testing.assert_array_equal(*results)
-
-
-@contextmanager
-def nothing():
-    yield
 
 
 # ----------------------------------------------------------------------------------------------- the kernels of every layer
@@ -467,7 +463,7 @@ def attention_sizes(T, HS):
     return Sizes(B=1, T=T, C=HS, NH=1, V=37, Vp=64, OC=8)
 
 
-# name -> layer, set of kernels, precision, sizes, attention's engine where the layer would choose another one
+# name -> (layer, kernel set, precision, sizes, attention's engine or None for the layer's own choice)
 CASES = {
     f"{kernels} {layer}, {precision}, {sizes}": (layer, kernels, precision, sizes, None)
     for layer in LAYERS for kernels, precision in (("plain", "fp32"), ("fast", "fp32"), ("fast", "bf16"))
@@ -476,11 +472,11 @@ CASES = {
 CASES |= {f"mma, heads of {HS}": ("attention", "fast", "bf16", attention_sizes(19, HS), mma) for HS in mma.HEAD_SIZES}
 CASES |= {f"tf32, heads of {HS}": ("attention", "fast", "fp32", attention_sizes(19, HS), tf32) for HS in tf32.HEAD_SIZES}
 CASES["wgmma, two tiles"] = "attention", "fast", "bf16", attention_sizes(70, wgmma.HS), wgmma
-# More tiles than a ring has places: they are used again.
+# More tiles than a ring has slots, so slots are reused.
 CASES["mma, three tiles"] = "attention", "fast", "bf16", attention_sizes(37, 64), mma
 CASES["tf32, three tiles"] = "attention", "fast", "fp32", attention_sizes(37, 64), tf32
 CASES["wgmma, four tiles"] = "attention", "fast", "bf16", attention_sizes(199, wgmma.HS), wgmma
-CASES["what a block may call twice"] = CASES["what a block of a plain kernel may call twice"] = None
+CASES["device functions called twice"] = CASES["plain device functions called twice"] = None
 
 
 def launch(case):
@@ -498,7 +494,7 @@ def launch(case):
 
 @contextmanager
 def barriers_replaced(replacement):
-    """Instead of waiting at a barrier call replacement(wait, place), place the file and line of the barrier."""
+    """Call replacement(wait, place) instead of waiting at a barrier, where place is the barrier's (file, line)."""
 
     def replaced(wait):
         def wait_or_not(thread):
@@ -514,7 +510,7 @@ def barriers_replaced(replacement):
 
 @functools.cache
 def run(case):
-    """(places of the barriers that a case reaches, seconds it takes)."""
+    """(set of the barriers that a case reaches, as (file, line); its run time in seconds)."""
     reached, start = set(), time.perf_counter()
 
     def note(wait, place):
@@ -527,15 +523,15 @@ def run(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_layer_is_silent(case):
+def test_no_layer_has_a_race(case):
     run(case)
 
 
-# --------------------------------------------------------------------------------------------- the same, one barrier missing
+# --------------------------------------------------------------------------------------------- the same, with one barrier removed
 
 
-def barriers_of(path):
-    """name -> (file, line) of every barrier in a file. The name: the function it is in, and which of its barriers it is."""
+def barriers_in(path):
+    """name -> (file, line) of every barrier in a file. The name: file, function, and the ordinal of the barrier in the function."""
     barriers, name = {}, path.relative_to(PACKAGE).as_posix()
 
     def visit(node, function):
@@ -552,23 +548,23 @@ def barriers_of(path):
 
 
 PACKAGE = Path(simulator.__file__).parents[1]
-BARRIERS = {name: place for path in sorted(PACKAGE.rglob("*.py")) for name, place in barriers_of(path).items()}
-# Barriers that no case above can miss, name -> why they are there all the same.
-UNNOTICED = {}
+BARRIERS = {name: place for path in sorted(PACKAGE.rglob("*.py")) for name, place in barriers_in(path).items()}
+# Barriers whose removal no case detects: name -> why they are needed all the same.
+UNDETECTED = {}
 
 
 @pytest.mark.parametrize("barrier", BARRIERS)
-def test_a_missing_barrier_is_noticed(barrier):
+def test_a_removed_barrier_is_detected(barrier):
     """By one of the cases that reach it; the fastest are tried first."""
     place = BARRIERS[barrier]
     cases = sorted((case for case in CASES if place in run(case)[0]), key=lambda case: run(case)[1])
     assert cases, "no case reaches this barrier"
-    assert any(has_race_without(place, case) for case in cases) is (barrier not in UNNOTICED)
+    assert any(has_race_without(place, case) for case in cases) is (barrier not in UNDETECTED)
 
 
-def has_race_without(missing, case):
+def has_race_without(removed, case):
     def wait_elsewhere(wait, place):
-        if place != missing:
+        if place != removed:
             wait()
 
     try:
@@ -579,5 +575,5 @@ def has_race_without(missing, case):
     return False
 
 
-def test_what_is_said_to_go_unnoticed_is_there():
-    assert set(UNNOTICED) <= set(BARRIERS)
+def test_barriers_listed_as_undetected_exist():
+    assert set(UNDETECTED) <= set(BARRIERS)

@@ -1,4 +1,4 @@
-"""A resumed run gives the bits of the uninterrupted one, and a damaged, foreign or unwritable checkpoint is told of in one line."""
+"""A resumed run gives the bits of an uninterrupted one; a damaged, foreign or unwritable checkpoint is reported in one line."""
 
 import errno
 import functools
@@ -44,13 +44,13 @@ DEVICE = [
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)  # half a second each
+def no_plots(monkeypatch):
+    monkeypatch.setattr(trainer, "plot_losses", lambda *_: None)  # each takes half a second
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Flags that name three training shards and one for validation, of random tokens: each batch has another loss."""
+    """Flags that name three training shards and one for validation, of random tokens, so that each batch has a different loss."""
     rng = np.random.default_rng(5)
     for number, samples in enumerate(SAMPLES):
         write_shard(tmp_path / f"train_{number}.bin", rng.integers(0, V, samples * B * T + 1 + number))
@@ -60,17 +60,17 @@ def data(tmp_path):
 
 @pytest.fixture
 def run(data, monkeypatch):
-    """Run the trainer in this process; with stop_after, SIGTERM comes in that step (counted from 1).
+    """Run the trainer in this process; with stop_after, SIGTERM arrives in that step (counted from 1).
 
-    Returns numbers: step -> the bits of loss, norm, their z-scores and the learning rate; validations: step -> loss; model (None if
-    it was stopped); stopped: the message.
+    Returns results: step -> the bits of loss, norm, their z-scores and the learning rate; validations: step -> loss; model (None if the run
+    was stopped); stopped: the message.
     """
 
     def run_once(*flags, stop_after=None):
-        numbers, validations = {}, {}
+        results, validations = {}, {}
 
         def note_step(*, step, max_steps, loss, loss_z, norm, norm_z, learning_rate, **_):
-            numbers[step] = struct.pack("<5d", loss, norm, loss_z, norm_z, learning_rate)
+            results[step] = struct.pack("<5d", loss, norm, loss_z, norm_z, learning_rate)
             if step + 1 == stop_after:
                 signal.raise_signal(signal.SIGTERM)
             return f"step {step + 1}/{max_steps}"
@@ -82,7 +82,7 @@ def run(data, monkeypatch):
             model = trainer.train(trainer.choose_machine(parse_settings([*data, *map(str, flags)])))
         except trainer.Stopped as error:
             stopped = str(error)
-        return SimpleNamespace(numbers=numbers, validations=validations, model=model, stopped=stopped)
+        return SimpleNamespace(results=results, validations=validations, model=model, stopped=stopped)
 
     return run_once
 
@@ -98,9 +98,9 @@ def assert_same_files(directory, expected_directory, step, count=4):
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def later(numbers, first):
-    """The part of a dict step -> ... from step `first` on."""
-    return {step: value for step, value in numbers.items() if step >= first}
+def later(results, first):
+    """The entries of a dict step -> ... from step `first` on."""
+    return {step: value for step, value in results.items() if step >= first}
 
 
 def copy_checkpoint(source, target, *steps):
@@ -112,7 +112,7 @@ def copy_checkpoint(source, target, *steps):
 
 @pytest.fixture
 def short_windows(monkeypatch):
-    """Outlier windows of 5 steps rather than 128, so that a few steps fill them."""
+    """Outlier windows of 5 steps rather than 128, which a few steps fill."""
     monkeypatch.setattr(resume, "OutlierDetector", functools.partial(OutlierDetector, window=5))
 
 
@@ -122,67 +122,67 @@ def short_windows(monkeypatch):
 @pytest.mark.parametrize("flags", [
     [],  # 16 steps of one micro-batch: more than an epoch of 10
     ["-d", 3 * B * T],  # accumulation: 48 micro-batches, almost five epochs, which end within steps
-    ["-a", 1],  # one batch again and again, in its own order
+    ["-a", 1],  # one batch over and over, unshuffled
     ["-r", 2, "-k", "linear"],
 ])  # fmt: skip
-def test_resumed_is_as_uninterrupted(run, tmp_path, flags):
-    flags = [*TINY, *flags, "-n", 100]  # a checkpoint at the end, and when stopped
+def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, flags):
+    flags = [*TINY, *flags, "-n", 100]  # a checkpoint when stopped and at the end
     whole = run(*flags, "-o", tmp_path / "whole")
     first = run(*flags, "-o", tmp_path / "parts", stop_after=7)
     assert first.model is None and complete_checkpoints(tmp_path / "parts") == [7]
     second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
-    assert list(second.numbers) == list(range(7, 16)) and second.numbers == later(whole.numbers, 7)
-    assert first.numbers | second.numbers == whole.numbers
+    assert list(second.results) == list(range(7, 16)) and second.results == later(whole.results, 7)
+    assert first.results | second.results == whole.results
     assert second.validations == later(whole.validations, 7) and len(second.validations) == 3  # 10, 15, 16
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
     assert (second.model.raw("params") == whole.model.raw("params")).all()
 
 
-def test_several_resumes_in_a_row_from_every_step(run, tmp_path):
-    """Also at the ends of shards and epochs, where the loader's next batch is in another shard."""
+def test_resuming_after_every_step(run, tmp_path):
+    """This includes the ends of shards and epochs, where the next batch is in another shard."""
     whole = run(*TINY, "-n", 100, "-o", tmp_path / "whole")
-    numbers = {}
+    results = {}
     for step in range(1, 16):
         part = run(*TINY, "-n", 100, "-o", tmp_path / "parts", "-y", 1, stop_after=step)
-        assert list(part.numbers) == [step - 1]
-        numbers |= part.numbers
-    numbers |= run(*TINY, "-n", 100, "-o", tmp_path / "parts", "-y", 1).numbers
-    assert numbers == whole.numbers
+        assert list(part.results) == [step - 1]
+        results |= part.results
+    results |= run(*TINY, "-n", 100, "-o", tmp_path / "parts", "-y", 1).results
+    assert results == whole.results
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
 
 
-def test_checkpoints_on_the_way_change_nothing_and_each_can_be_resumed(run, tmp_path):
+def test_checkpoints_do_not_change_the_run_and_each_can_be_resumed(run, tmp_path):
     whole = run(*TINY, "-n", 100, "-o", tmp_path / "whole")
     often = run(*TINY, "-n", 3, "-o", tmp_path / "often")
-    assert often.numbers == whole.numbers
+    assert often.results == whole.results
     assert complete_checkpoints(tmp_path / "often") == [16, 15, 12, 9, 6, 3]
     for step in (3, 12):
         copy_checkpoint(tmp_path / "often", tmp_path / str(step), step)
-        assert run(*TINY, "-n", 100, "-o", tmp_path / str(step), "-y", 1).numbers == later(whole.numbers, step)
+        assert run(*TINY, "-n", 100, "-o", tmp_path / str(step), "-y", 1).results == later(whole.results, step)
         assert_same_files(tmp_path / str(step), tmp_path / "whole", 16)
 
 
 @pytest.mark.parametrize("flag", ["-sl", "-sg"])
-def test_skipped_updates_are_the_same_after_a_resume(run, tmp_path, capsys, short_windows, flag):
+def test_the_same_updates_are_skipped_after_a_resume(run, tmp_path, capsys, short_windows, flag):
     flags = [*TINY, flag, 0.5, "-n", 100]
     whole = run(*flags, "-o", tmp_path / "whole")
     run(*flags, "-o", tmp_path / "parts", stop_after=9)
     shutil.copytree(tmp_path / "parts", tmp_path / "no_windows")
     capsys.readouterr()
     second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
-    # A fresh window of 5 says nothing before the sixth step: a skip before that comes of the windows that were kept.
+    # A fresh window of 5 gives no score before the sixth step: an earlier skip is due to the saved windows.
     until_full = capsys.readouterr().out.split("step 14/")[0]
     assert "skipping the update" in until_full
-    assert second.numbers == later(whole.numbers, 9)
+    assert second.results == later(whole.results, 9)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
 
-    (tmp_path / "no_windows" / "outliers_00000009.json").unlink()  # as llm.c would have it
+    (tmp_path / "no_windows" / "outliers_00000009.json").unlink()  # as in a checkpoint of llm.c
     other = run(*flags, "-o", tmp_path / "no_windows", "-y", 1)
-    assert other.numbers != second.numbers and list(other.numbers) == list(second.numbers)
+    assert other.results != second.results and list(other.results) == list(second.results)
 
 
-def test_windows_of_their_real_length_are_kept(run, tmp_path, capsys):
-    """128 steps fill the window, the 130th can skip."""
+def test_windows_of_the_real_length_are_saved(run, tmp_path, capsys):
+    """128 steps fill the window, so the 129th is the first that can be skipped."""
     flags = [*TINY, "-e", f"L=1,NH=1,C=8,V={V}", "-x", 150, "-v", 0, "-sg", 0.8, "-n", 1000]
     whole = run(*flags, "-o", tmp_path / "whole")
     assert "skipping" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_windows_of_their_real_length_are_kept(run, tmp_path, capsys):
     assert "skipping" not in capsys.readouterr().out
     second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
     assert "skipping" in capsys.readouterr().out
-    assert second.numbers == later(whole.numbers, 125)
+    assert second.results == later(whole.results, 125)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 150)
 
 
@@ -202,7 +202,7 @@ def test_pruned_checkpoints(run, tmp_path):
     assert complete_checkpoints(tmp_path / "parts") == [9, 8, 6]
     second = run(*flags, "-o", tmp_path / "parts", "-y", 1)
     assert complete_checkpoints(tmp_path / "parts") == [16, 14, 12, 6]
-    assert second.numbers == later(whole.numbers, 9)
+    assert second.results == later(whole.results, 9)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
 
 
@@ -210,7 +210,7 @@ def test_resume_at_the_last_step_validates_and_ends(run, tmp_path):
     whole = run(*TINY, "-n", 100, "-o", tmp_path)
     before = files(tmp_path, 16)
     again = run(*TINY, "-n", 100, "-o", tmp_path, "-y", 1)
-    assert again.numbers == {} and again.validations == {16: whole.validations[16]}
+    assert again.results == {} and again.validations == {16: whole.validations[16]}
     assert files(tmp_path, 16) == before
     assert (again.model.raw("params") == whole.model.raw("params")).all()
 
@@ -219,7 +219,7 @@ def test_resume_beyond_the_last_step_is_refused(run, tmp_path, monkeypatch):
     run(*TINY, "-n", 100, "-o", tmp_path)
 
     def guard(*_):
-        raise AssertionError("it trains on past the last step")
+        raise AssertionError("training continues past the last step")
 
     monkeypatch.setattr(GPT2, "zero_grad", guard)
     with pytest.raises(UserError) as raised:
@@ -227,18 +227,18 @@ def test_resume_beyond_the_last_step_is_refused(run, tmp_path, monkeypatch):
     assert all(word in str(raised.value) for word in ("-x", "16", "10"))
 
 
-def test_a_run_can_be_made_longer(run, tmp_path):
-    """With a constant learning rate 16 steps and 4 more are 20."""
+def test_a_run_can_be_extended(run, tmp_path):
+    """With a constant learning rate, 16 steps and 4 more equal 20."""
     flags = [*TINY, "-k", "constant", "-n", 100]
     whole = run(*flags, "-x", 20, "-o", tmp_path / "whole")
     run(*flags, "-x", 16, "-o", tmp_path / "parts")
-    assert run(*flags, "-x", 20, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 16)
+    assert run(*flags, "-x", 20, "-o", tmp_path / "parts", "-y", 1).results == later(whole.results, 16)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 20)
 
 
 def test_recompute_levels_give_the_same_bits(run):
     runs = [run(*TINY, "-r", level) for level in (0, 1, 2)]
-    assert runs[0].numbers == runs[1].numbers == runs[2].numbers
+    assert runs[0].results == runs[1].results == runs[2].results
     params = [one.model.raw("params").tobytes() for one in runs]
     assert params[0] == params[1] == params[2]
 
@@ -246,7 +246,7 @@ def test_recompute_levels_give_the_same_bits(run):
 def test_resume_at_another_recompute_level_gives_the_same_bits(run, tmp_path):
     whole = run(*TINY, "-r", 0, "-n", 100, "-o", tmp_path / "whole")
     run(*TINY, "-r", 1, "-n", 100, "-o", tmp_path / "parts", stop_after=5)
-    assert run(*TINY, "-r", 2, "-n", 100, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 5)
+    assert run(*TINY, "-r", 2, "-n", 100, "-o", tmp_path / "parts", "-y", 1).results == later(whole.results, 5)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
 
 
@@ -254,11 +254,11 @@ def test_resume_at_another_recompute_level_gives_the_same_bits(run, tmp_path):
 
 
 def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
-    """10 steps, save, 10 steps, reload into another model, the same 10: both sequences of (tokens, loss and norm), and both parameters."""
+    """Do 10 steps, save, do 10 steps; restore into another model, repeat the 10. Returns (tokens, loss and norm) and parameters of both."""
     config = parse_descriptor(sizes)
     tokens = np.random.default_rng(3).integers(0, config.V, 7 * B * T + 1).astype(np.uint16)
 
-    def go_on(model, loader, run_state, first):
+    def ten_steps(model, loader, run_state, first):
         seen = []
         for step in range(first, first + 10):
             inputs, targets = loader.next_batch()
@@ -280,54 +280,54 @@ def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
 
     one = fresh()
     one[0].load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
-    go_on(*one, first=0)
+    ten_steps(*one, first=0)
     resume.save(tmp_path, 10, *one, keep=0, major_every=0, group=Alone())
-    expected = go_on(*one, first=10)
+    expected = ten_steps(*one, first=10)
     other = fresh()
     resume.restore(resume.open_newest(tmp_path), *other)
-    return expected, go_on(*other, first=10)
+    return expected, ten_steps(*other, first=10)
 
 
 @pytest.mark.parametrize("recompute", [0, 1, 2])
-def test_ten_steps_reloaded_are_the_same_ten(tmp_path, recompute):
+def test_ten_steps_are_repeated_after_reloading(tmp_path, recompute):
     expected, found = ten_steps_twice(tmp_path, "L=2,NH=3,C=24,T=9,V=41", "cpu", "fp32", 2, 5, recompute=recompute)
     assert found == expected and len(set(expected[0])) == 10  # ten different steps
 
 
-@pytest.mark.skipif(not real_gpu(), reason="ten steps of this size take too long in the simulator, and there is no GPU")
+@pytest.mark.skipif(not real_gpu(), reason="needs a GPU: ten steps of this size take too long in the simulator")
 @pytest.mark.parametrize(("precision", "options"), [
     ("bf16", {}), ("bf16", {"master_weights": False}), ("bf16", {"recompute": 2}), ("bf16", {"recompute": 0, "gelu_fusion": 2}),
     ("fp32", {}), ("fp32", {"tf32": False, "recompute": 2}),
 ])  # fmt: skip
-def test_ten_steps_reloaded_on_a_gpu(tmp_path, precision, options):
+def test_ten_steps_are_repeated_after_reloading_on_a_gpu(tmp_path, precision, options):
     expected, found = ten_steps_twice(tmp_path, "L=2,NH=4,C=64,T=64,V=257", "gpu", precision, 4, 64, **options)
     assert found == expected and len(set(expected[0])) == 10
 
 
-@pytest.mark.skipif(not real_gpu(), reason="the trainer at this size takes too long in the simulator, and there is no GPU")
+@pytest.mark.skipif(not real_gpu(), reason="needs a GPU: the trainer at this size takes too long in the simulator")
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("master_weights", [0, 1])
-def test_trainer_resumed_on_a_gpu(run, tmp_path, precision, master_weights):
+def test_the_trainer_resumes_on_a_gpu(run, tmp_path, precision, master_weights):
     flags = [
         *TINY, "-e", f"L=2,NH=4,C=64,V={V}", "-x", 20, "-d", 3 * B * T, "-n", 100, "-w", master_weights, "--device", "gpu",
         "--precision", precision,
     ]  # fmt: skip
     whole = run(*flags, "-o", tmp_path / "whole")
     run(*flags, "-o", tmp_path / "parts", stop_after=10)
-    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 10)
+    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).results == later(whole.results, 10)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 20)
-    ours = [*flags, "-ge", 0]  # the GELU that is made again is ours, so the first one must be, too
-    assert run(*ours, "-r", 0).numbers == run(*ours, "-r", 1).numbers == run(*ours, "-r", 2).numbers
+    ours = [*flags, "-ge", 0]  # recomputation uses our GELU, so the first computation must use it too
+    assert run(*ours, "-r", 0).results == run(*ours, "-r", 1).results == run(*ours, "-r", 2).results
 
 
-@pytest.mark.skipif(not gpu_available(), reason="kernels run nowhere here: there is no GPU, and the simulator is off")
+@pytest.mark.skipif(not gpu_available(), reason="there is no GPU, and the simulator is off")
 @pytest.mark.parametrize("master_weights", [0, 1])
-def test_trainer_resumed_on_the_device_in_bf16(run, tmp_path, master_weights):
-    """One step and one more are two. The simulator needs seconds for each."""
+def test_the_trainer_resumes_on_the_device_in_bf16(run, tmp_path, master_weights):
+    """One step and one more equal two. The simulator takes seconds for each."""
     flags = [*DEVICE, "-w", master_weights, "-n", 1]
     whole = run(*flags, "-o", tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "parts", 1)
-    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).numbers == later(whole.numbers, 1)
+    assert run(*flags, "-o", tmp_path / "parts", "-y", 1).results == later(whole.results, 1)
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 2)
 
 
@@ -336,7 +336,7 @@ def test_trainer_resumed_on_the_device_in_bf16(run, tmp_path, master_weights):
 
 def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(run, tmp_path):
     accumulation = 4
-    step_loss = struct.unpack("<5d", run(*TINY, "-x", 1, "-d", accumulation * B * T).numbers[0])[0]
+    step_loss = struct.unpack("<5d", run(*TINY, "-x", 1, "-d", accumulation * B * T).results[0])[0]
     config = parse_descriptor(TINY[1], default_T=T)
     model = GPT2(config, B, T)
     model.load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
@@ -349,7 +349,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(run, tmp_path):
     assert abs(step_loss - losses[-1]) > 1e-4  # and it is not the last one's
 
 
-def test_main_log_is_added_to(data, tmp_path):
+def test_a_resumed_run_appends_to_main_log(data, tmp_path):
     flags = [*data, *TINY, "-o", str(tmp_path / "log")]
     log = tmp_path / "log" / "main.log"
     assert trainer.main([*flags, "-x", "10", "-n", "10", "-k", "constant"]) == 0
@@ -364,7 +364,7 @@ def test_main_log_is_added_to(data, tmp_path):
 
 
 def shuffled(items, words):
-    """llm.c's Fisher-Yates: from the end, one 32-bit word a swap."""
+    """llm.c's Fisher-Yates shuffle: from the end, one 32-bit word per swap."""
     items = list(items)
     for i in range(len(items) - 1, 0, -1):
         j = next(words) % (i + 1)
@@ -373,7 +373,7 @@ def shuffled(items, words):
 
 
 def test_a_checkpoint_of_llmc_is_resumed(run, tmp_path):
-    """Its files are made here from the description of the format; the data's place is worked out after llm.c's order."""
+    """Its files are built here from the description of the format; the position in the data follows llm.c's order."""
     whole = run(*TINY, "-x", 8, "-n", 4, "-o", tmp_path / "whole")
     model = run(*TINY, "-x", 8, "-o", tmp_path / "stopped", stop_after=4) and resume.open_newest(tmp_path / "stopped")
     config, count = model.config, count_parameters(model.config)
@@ -388,13 +388,13 @@ def test_a_checkpoint_of_llmc_is_resumed(run, tmp_path):
             drawn.append(int(generator.randint(0, 2**32, dtype=np.uint32)))
             yield drawn[-1]
 
-    stream, used, place = words(), 0, 0
+    stream, used, shard_index = words(), 0, 0
     shard_order = shuffled(range(len(SAMPLES)), stream)
     sample_order = shuffled(range(SAMPLES[shard_order[0]]), stream)
     while used + len(sample_order) < 4:
         used += len(sample_order)
-        place += 1
-        sample_order = shuffled(range(SAMPLES[shard_order[place]]), stream)
+        shard_index += 1
+        sample_order = shuffled(range(SAMPLES[shard_order[shard_index]]), stream)
     _, state_words, position, *_ = generator.get_state()
     assert position == len(drawn)
 
@@ -407,16 +407,16 @@ def test_a_checkpoint_of_llmc_is_resumed(run, tmp_path):
     loader += struct.pack("<QiI624I2I", 42, 625 - position, position, *map(int, state_words), 0, 0x9908B0DF)
     head = bytearray(struct.pack("<256i", *header))
     struct.pack_into("<2Q", head, 4 * 20, 13371337, 13371337)
-    struct.pack_into("<2Q", head, 4 * 30, place, 4 - used)
+    struct.pack_into("<2Q", head, 4 * 30, shard_index, 4 - used)
     (directory / "state_00000004_00000.bin").write_bytes(bytes(head) + b"".join(a.astype("<f4").tobytes() for a in (m, v, params)) + loader)
     (directory / "DONE_00000004").touch()
 
-    assert run(*TINY, "-x", 8, "-n", 4, "-o", directory, "-y", 1).numbers == later(whole.numbers, 4)
+    assert run(*TINY, "-x", 8, "-n", 4, "-o", directory, "-y", 1).results == later(whole.results, 4)
     assert files(directory, 8)["model_00000008.bin"] == files(tmp_path / "whole", 8)["model_00000008.bin"]
 
 
 def initial_file(path, config, bf16):
-    """A model file of the weights that a fresh run begins with."""
+    """Write a model file with the weights of a fresh run. Returns its path and the weights."""
     model = GPT2(config, B, T)
     model.load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
     values = model.raw("params")
@@ -424,20 +424,20 @@ def initial_file(path, config, bf16):
     return path, values
 
 
-def test_a_model_file_in_fp32_begins_as_a_fresh_model(run, tmp_path):
+def test_starting_from_an_fp32_model_file_equals_a_fresh_start(run, tmp_path):
     config = parse_descriptor(TINY[1], default_T=T)
     path, _ = initial_file(tmp_path / "m.bin", config, bf16=False)
-    assert run(*TINY, "-e", path).numbers == run(*TINY).numbers
+    assert run(*TINY, "-e", path).results == run(*TINY).results
 
 
-def test_a_model_file_in_bf16_begins_with_its_values(run, tmp_path):
+def test_starting_from_a_bf16_model_file_uses_its_values(run, tmp_path):
     config = parse_descriptor(TINY[1], default_T=T)
     path, values = initial_file(tmp_path / "m16.bin", config, bf16=True)
     rounded = bfloat16_values(bfloat16_bits(values))
     write_model_file(tmp_path / "m32.bin", config, rounded)
     from_bf16 = run(*TINY, "-e", path)
-    assert from_bf16.numbers == run(*TINY, "-e", tmp_path / "m32.bin").numbers
-    assert from_bf16.numbers != run(*TINY).numbers
+    assert from_bf16.results == run(*TINY, "-e", tmp_path / "m32.bin").results
+    assert from_bf16.results != run(*TINY).results
     unchanged = run(*TINY, "-e", path, "-x", 1, "-l", 0)
     assert (unchanged.model.raw("params") == rounded).all()
 
@@ -459,14 +459,14 @@ sys.exit(train.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("number", "logged"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
-def test_signals_end_the_run_after_the_step(data, tmp_path, number, logged):
+@pytest.mark.parametrize(("signum", "logged"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
+def test_signals_end_the_run_after_the_step(data, tmp_path, signum, logged):
     flags = [*TINY, *data, *(["-o", str(tmp_path / "log")] if logged else [])]
-    done = subprocess.run([sys.executable, "-c", STOP_IN_STEP_3, str(int(number)), *flags], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", STOP_IN_STEP_3, str(int(signum)), *flags], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130, done.stderr
     assert "step    3/16" in done.stdout and "step    4/16" not in done.stdout
     message = done.stderr
-    assert message.count("\n") == 1 and f"stopped by {number.name} after 3 steps" in message
+    assert message.count("\n") == 1 and f"stopped by {signum.name} after 3 steps" in message
     if logged:
         assert "-y 1" in message and str(tmp_path / "log") in message
         assert complete_checkpoints(tmp_path / "log") == [3]
@@ -475,8 +475,8 @@ def test_signals_end_the_run_after_the_step(data, tmp_path, number, logged):
 
 
 @pytest.mark.parametrize("reads", range(1, 9))
-def test_a_signal_between_any_two_lines_costs_no_step(run, tmp_path, monkeypatch, reads):
-    """The request comes just before the trainer looks for one the reads-th time."""
+def test_a_signal_between_any_two_lines_loses_no_step(run, tmp_path, monkeypatch, reads):
+    """The request arrives just before the trainer checks for one for the reads-th time."""
 
     class LateRequest:
         left = reads
@@ -490,12 +490,12 @@ def test_a_signal_between_any_two_lines_costs_no_step(run, tmp_path, monkeypatch
 
     monkeypatch.setattr(trainer, "StopRequest", LateRequest)
     stopped = run(*TINY, "-o", tmp_path)
-    steps = len(stopped.numbers)
+    steps = len(stopped.results)
     assert f"after {steps} steps" in stopped.stopped and complete_checkpoints(tmp_path) == ([steps] if steps else [])
     assert (f"checkpoint of step {steps}" if steps else "no checkpoint") in stopped.stopped
 
 
-def test_handlers_are_given_back(run):
+def test_signal_handlers_are_restored(run):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert run(*TINY, stop_after=2).stopped and run(*TINY, "-x", 1).model
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
@@ -504,10 +504,10 @@ def test_handlers_are_given_back(run):
 # ------------------------------------------------------------------------------------------------------ bad input
 
 
-def overwrite(path, offset, *numbers):
+def overwrite(path, offset, *integers):
     with open(path, "r+b") as file:
         file.seek(offset)
-        file.write(struct.pack(f"<{len(numbers)}i", *numbers))
+        file.write(struct.pack(f"<{len(integers)}i", *integers))
 
 
 def cut_off(path):
@@ -538,12 +538,12 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def half_run(tmp_path_factory):
-    """A place for the checkpoints 4 and 8 that the tests of damage share, filled by the first of them."""
+    """A directory for the checkpoints 4 and 8, shared by the tests of damage and filled by the first of them."""
     return tmp_path_factory.mktemp("half")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(run, tmp_path, capsys, half_run, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(run, tmp_path, capsys, half_run, damage):
     if not complete_checkpoints(half_run):
         run(*TINY, "-n", 4, "-o", half_run, stop_after=8)
     directory = tmp_path / "run"
@@ -555,11 +555,11 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(run, tmp_pat
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: the checkpoint of step 8 cannot be used: ") and captured.err.count("\n") == 1
     assert name in captured.err
-    assert "resumed after 4 steps" in captured.out and min(resumed.numbers) == 4
+    assert "resumed after 4 steps" in captured.out and min(resumed.results) == 4
     assert complete_checkpoints(directory) == [9]
 
 
-def test_no_sound_checkpoint_is_an_error(run, tmp_path, capsys):
+def test_no_intact_checkpoint_is_an_error(run, tmp_path, capsys):
     run(*TINY, "-n", 4, "-o", tmp_path, stop_after=4)
     log = (tmp_path / "main.log").read_bytes()
     cut_off(tmp_path / "state_00000004_00000.bin")
@@ -576,24 +576,24 @@ def test_the_state_of_another_model(run, tmp_path, capsys):
         run(*TINY, "-o", tmp_path / "a", "-y", 1)
 
 
-def test_a_place_in_other_data(run, tmp_path):
-    """Data in their own order: the place in a shuffled one means nothing."""
+def test_a_position_in_other_data_is_refused(run, tmp_path):
+    """The data are unshuffled: a position in a shuffled order has no meaning there."""
     run(*TINY, "-o", tmp_path, stop_after=2)
-    with pytest.raises(UserError, match=r"saved place in the data must"):
+    with pytest.raises(UserError, match=r"saved position in the data must"):
         run(*TINY, "-a", 1, "-o", tmp_path, "-y", 1)
 
 
 @pytest.mark.parametrize("flags", [["-b", 1], ["-t", 3]])
 def test_another_batch_can_be_chosen_on_resume(run, tmp_path, flags):
-    """The shard in hand has another number of samples then: after the same fraction of it, the run goes on."""
+    """The current shard then has another number of samples: the run resumes after the same fraction of it."""
     stopped = run(*TINY, "-o", tmp_path, stop_after=2)
-    numbers = run(*TINY, *flags, "-o", tmp_path, "-y", 1).numbers
-    assert list(numbers) == list(range(2, 16)) and not set(numbers.values()) & set(stopped.numbers.values())
+    results = run(*TINY, *flags, "-o", tmp_path, "-y", 1).results
+    assert list(results) == list(range(2, 16)) and not set(results.values()) & set(stopped.results.values())
 
 
-def test_more_steps_per_update_can_be_chosen_on_resume(run, tmp_path):
+def test_more_micro_batches_per_update_can_be_chosen_on_resume(run, tmp_path):
     run(*TINY, "-o", tmp_path, stop_after=2)
-    assert len(run(*TINY, "-d", 2 * B * T, "-x", 4, "-o", tmp_path, "-y", 1).numbers) == 2
+    assert len(run(*TINY, "-d", 2 * B * T, "-x", 4, "-o", tmp_path, "-y", 1).results) == 2
 
 
 def test_a_full_disk_costs_no_checkpoint_and_does_not_end_the_run(run, tmp_path, capsys, monkeypatch):
@@ -622,22 +622,22 @@ def test_a_full_disk_costs_no_checkpoint_and_does_not_end_the_run(run, tmp_path,
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2
     assert all(line.startswith("warning: ") and "No space left" in line and str(tmp_path) in line for line in warnings)
-    assert full.numbers == whole.numbers
+    assert full.results == whole.results
     assert not list(tmp_path.glob(".*"))
 
 
-def test_resume_needs_a_directory(run):
+def test_resume_needs_a_log_directory(run):
     with pytest.raises(UserError, match=r"-y 1.*-o DIR"):
         run(*TINY, "-y", 1)
 
 
-def test_resume_without_a_checkpoint_begins_anew_and_says_so(run, tmp_path, capsys):
-    assert run(*TINY, "-o", tmp_path / "none", "-y", 1).numbers == run(*TINY).numbers
-    assert f"no checkpoint in {tmp_path / 'none'}: the run begins anew" in capsys.readouterr().out
+def test_resume_without_a_checkpoint_starts_from_the_beginning_and_says_so(run, tmp_path, capsys):
+    assert run(*TINY, "-o", tmp_path / "none", "-y", 1).results == run(*TINY).results
+    assert f"no checkpoint in {tmp_path / 'none'}: the run starts from the beginning" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("every", [8, 0])  # a run without checkpoints writes one, too, when it is stopped, and main.log
-def test_an_earlier_runs_checkpoints_are_not_mixed_with_anothers(run, tmp_path, every):
+@pytest.mark.parametrize("every", [8, 0])  # with 0, too, a run writes main.log, and a checkpoint if stopped
+def test_checkpoints_of_two_runs_are_not_mixed(run, tmp_path, every):
     run(*TINY, "-n", 8, "-o", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"up to step 16.*-y 1.*-o"):

@@ -1,4 +1,4 @@
-"""The command line of the trainer: what it reads, what it refuses and in which words, and the defaults it promises."""
+"""The trainer's command line: what it accepts, what it refuses and with which message, and the defaults it promises."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from gpt2_numba.training.settings import (
     with_defaults,
 )
 
-# Every flag: short (None where it has none), long, a value as typed, the field and the value as read.
+# Every flag: short form (or None), long form, a value as typed, the field, and the value as parsed.
 FLAGS = [
     ("-i", "--train-data", "a_*.bin", "train_data", "a_*.bin"),
     ("-j", "--val-data", "b_*.bin", "val_data", "b_*.bin"),
@@ -67,7 +67,7 @@ FLAGS = [
 DATA_FLAGS = ["-i", "train.bin", "-j", "val.bin"]
 
 
-def test_nothing_given_is_nothing_set():
+def test_without_flags_nothing_is_set():
     assert all(value is None for value in dataclasses.asdict(parse_settings([])).values())
 
 
@@ -86,11 +86,11 @@ def test_each_flag_sets_its_field_and_no_other(short, long, text, name, value):
             assert type(getattr(settings, name)) is type(value)
 
 
-def test_the_batch_size_may_be_left_to_the_memory():
+def test_the_batch_size_may_be_auto():
     assert parse_settings(["-b", "auto"]).batch_size == "auto"
 
 
-def test_a_flag_given_twice_counts_the_last_time():
+def test_the_last_value_of_a_repeated_flag_counts():
     assert parse_settings(["-b", "3", "--batch-size", "5"]).batch_size == 5
 
 
@@ -107,13 +107,13 @@ def test_a_flag_given_twice_counts_the_last_time():
         ("-slx", "-sl"),
     ],
 )
-def test_an_unknown_flag_is_told_with_the_nearest_known_one(argument, nearest):
-    with pytest.raises(UserError, match=rf"got {argument.split('=')[0]}: did you mean {nearest}\?"):
+def test_the_error_for_an_unknown_flag_names_the_nearest_known_one(argument, nearest):
+    with pytest.raises(UserError, match=rf"unknown flag {argument.split('=')[0]}: did you mean {nearest}\?"):
         parse_settings([argument, "3"])
 
 
 @pytest.mark.parametrize("arguments", [["-b4"], ["-step", "3"], ["--batch", "3"], ["--learning", "3"]])
-def test_a_flag_is_never_guessed(arguments):
+def test_abbreviated_flags_are_refused(arguments):
     with pytest.raises(UserError, match="did you mean"):
         parse_settings(arguments)
 
@@ -121,14 +121,14 @@ def test_a_flag_is_never_guessed(arguments):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["-b", "four"], "-b must be a whole number of at least 1, or auto, got 'four'"),
-        (["-b", "-4"], "-b must be a whole number of at least 1, or auto, got '-4'"),
-        (["--batch-size=0"], "--batch-size must be a whole number of at least 1, or auto, got '0'"),
-        (["-t", "1.5"], "-t must be a whole number"),
-        (["-x", "-2"], "-x must be a whole number of at least 1, or -1, got '-2'"),
+        (["-b", "four"], "-b must be an integer of at least 1, or auto, got 'four'"),
+        (["-b", "-4"], "-b must be an integer of at least 1, or auto, got '-4'"),
+        (["--batch-size=0"], "--batch-size must be an integer of at least 1, or auto, got '0'"),
+        (["-t", "1.5"], "-t must be an integer"),
+        (["-x", "-2"], "-x must be an integer of at least 1, or -1, got '-2'"),
         (["-x", "0"], "got '0'"),
-        (["-r", "3"], "-r must be a whole number of at least 0 and at most 2, got '3'"),
-        (["--seed", "4294967296"], "at most 4294967295"),
+        (["-r", "3"], "-r must be an integer from 0 to 2, got '3'"),
+        (["--seed", "4294967296"], "an integer from 0 to 4294967295"),
         (["-l", "-1e-4"], "-l must be a number of at least 0, got '-1e-4'"),
         (["-l", "nan"], "got 'nan'"),
         (["-l", "inf"], "got 'inf'"),
@@ -137,17 +137,17 @@ def test_a_flag_is_never_guessed(arguments):
         (["--device", "cuda"], "--device must be one of auto, cpu, gpu, got 'cuda'"),
         (["--attention", "flash"], "--attention must be one of auto, numba, cudnn, got 'flash'"),
         (["-a", "true"], r"-a must be 0 \(off\) or 1 \(on\), got 'true'"),
-        (["-e", ""], "-e must be a text that is not empty"),
-        (["-b"], "-b needs a value after it, got nothing"),
-        (["-o", "-b", "4"], "-o needs a value after it, got the flag -b"),
+        (["-e", ""], "-e must be a non-empty string"),
+        (["-b"], "-b needs a value, got nothing"),
+        (["-o", "-b", "4"], "-o needs a value, got the flag -b"),
         (["4"], "got '4' where a flag belongs"),
         (["-b", "4", "5"], "got '5' where a flag belongs"),
         (["-h"], "-h needs a value"),
-        (["-i", "train.bin"], "got -i only: add -j"),
-        (["-j", "val.bin"], "got -j only: add -i"),
+        (["-i", "train.bin"], "got only -i: add -j"),
+        (["-j", "val.bin"], "got only -j: add -i"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, message):
+def test_a_mistake_is_reported_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_settings(arguments)
     assert "\n" not in str(caught.value)
@@ -161,7 +161,7 @@ def test_defaults_depend_on_the_data_and_the_device():
     assert with_defaults(parse_settings(DATA_FLAGS), "gpu") == on_shards
 
 
-def test_what_is_given_stands_over_the_defaults_even_where_it_is_zero():
+def test_given_values_override_the_defaults_even_if_they_are_zero():
     filled = with_defaults(parse_settings(["-b", "3", "-f", "0", "-c", "0"]), "cpu")
     assert filled == dataclasses.replace(BUILT_IN_CPU_DEFAULTS, batch_size=3, tf32=False, weight_decay=0.0)
 
@@ -183,7 +183,7 @@ def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
     }
 
 
-def test_llmc_defaults_are_kept_for_shards():
+def test_shard_runs_keep_llmc_defaults():
     s = SHARD_DEFAULTS
     assert (s.batch_size, s.sequence_length, s.max_steps, s.schedule, s.learning_rate) == (4, 1024, -1, "cosine", 3e-4)
     assert (s.warmup_steps, s.final_lr_fraction, s.weight_decay, s.skip_loss_z, s.skip_norm_z) == (0, 1.0, 0, 0, 0)
@@ -191,8 +191,8 @@ def test_llmc_defaults_are_kept_for_shards():
     assert (s.overfit_one_batch, s.tf32, s.master_weights, s.recompute, s.seed) == (False, True, True, 1, 42)
 
 
-def test_help_names_every_flag_its_defaults_and_the_descriptors(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")  # so that no line is broken inside what is looked for
+def test_help_lists_every_flag_its_defaults_and_the_descriptors(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # wide enough that no searched text is broken across lines
     with pytest.raises(SystemExit) as caught:
         parse_settings(["-b", "3", "--help"])
     assert caught.value.code == 0
@@ -202,6 +202,6 @@ def test_help_names_every_flag_its_defaults_and_the_descriptors(capsys, monkeypa
         assert short is None or f"{short}" in text.split(long)[0]
     cpu, gpu = BUILT_IN_CPU_DEFAULTS.batch_size, BUILT_IN_GPU_DEFAULTS.batch_size
     assert f"[default 4; built-in corpus: {cpu} on a CPU, {gpu} on a GPU]" in text
-    assert "[default 1024;" in text and "[default B * T]" in text and "None" not in text
+    assert "[default 1024;" in text and "[default B * T * processes]" in text and "None" not in text
     for descriptor in ("d6 d12 d24 d36 d48 d60 d72 d84", "gpt2:dX", "gpt3:cX", "12288", "L=4,NH=4,C=128,T=128,V=257"):
         assert descriptor in text

@@ -1,4 +1,4 @@
-"""How the parameters are shared out: every one belongs to exactly one rank, in the places that llm.c's files have."""
+"""How the parameters are partitioned: each belongs to exactly one rank, at the position that it has in llm.c's files."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import pytest
 from gpt2_numba.config import MATRICES, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.parallel.shards import WIDTH, Shards, Sharing, ranges_of, segments_of
 
-TINY = parse_descriptor("L=2,NH=3,C=24,T=5,V=37")  # no power of two divides it for long
+TINY = parse_descriptor("L=2,NH=3,C=24,T=5,V=37")  # sizes that most numbers of ranks do not divide
 RANKS = [1, 2, 3, 4, 5, 8]
 
 
-def numbered(config):
-    """All parameters, each with its own position as its value: name -> array of the table's shape."""
+def position_tensors(config):
+    """All parameters, with their own positions as values: name -> array with the shape of parameter_shapes."""
     flat = np.arange(count_parameters(config))
     ends = np.cumsum([np.prod(shape) for shape in parameter_shapes(config).values()])
     pieces = np.split(flat, ends[:-1])
@@ -19,7 +19,7 @@ def numbered(config):
 
 
 def local_positions(shards, rank):
-    """The global position of each number of a rank's local arrays."""
+    """The global position of each element of a rank's local arrays."""
     found = np.full(shards.local_count(rank), -1)
     for local, start, length, _ in shards.parts(rank):
         assert (found[local : local + length] == -1).all()
@@ -28,7 +28,7 @@ def local_positions(shards, rank):
 
 
 def test_segments_are_the_tensors_of_each_layer():
-    tensors = numbered(TINY)
+    tensors = position_tensors(TINY)
     segments = segments_of(TINY)
     assert len(segments) == 4 + 12 * TINY.L
     for name, layer, start, stop in segments:
@@ -50,7 +50,7 @@ def test_each_parameter_belongs_to_one_rank(ranks):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_parts_are_multiples_of_what_a_thread_loads(ranks):
+def test_parts_are_multiples_of_the_width_of_a_load(ranks):
     shards = Shards(TINY, 0, ranks)
     for segment in shards.segments:
         bounds = np.array(shards.bounds(segment))
@@ -59,28 +59,28 @@ def test_parts_are_multiples_of_what_a_thread_loads(ranks):
         assert not (lengths % WIDTH).any() and lengths.max() - lengths.min() in (0, WIDTH)
 
 
-def test_a_rank_sees_its_own_parts_unless_asked_for_others():
+def test_parts_are_by_default_those_of_the_own_rank():
     shards = Shards(TINY, 2, 3)
     assert shards.parts() == shards.parts(2) != shards.parts(1)
     assert shards.local_count() == shards.local_count(2)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_whole(ranks):
+def test_without_cuts_every_rank_has_everything(ranks):
     shards = Shards(TINY, 0, ranks, cut=())
     for rank in range(ranks):
         np.testing.assert_array_equal(local_positions(shards, rank), np.arange(shards.global_count))
     assert shards.whole and shards.even and shards.ranks == ranks
 
 
-def test_one_rank_has_everything():
+def test_a_single_rank_has_everything():
     assert Shards(TINY).whole and not Shards(TINY, 0, 2).whole
 
 
 def llmc_positions(config, ranks, rank):
-    """The same after llm.c: tensor by tensor, of each layer the rank's share of equal shares."""
+    """The global positions of a rank's elements in llm.c: tensor by tensor, from each layer the rank's part of equal parts."""
     parts = []
-    for name, tensor in numbered(config).items():
+    for name, tensor in position_tensors(config).items():
         layers = tensor.reshape(1 if name in ("wte", "wpe", "lnfw", "lnfb") else config.L, ranks, -1)
         parts.append(layers[:, rank].ravel())
     return np.concatenate(parts)
@@ -88,7 +88,7 @@ def llmc_positions(config, ranks, rank):
 
 @pytest.mark.parametrize(("ranks", "even"), [(1, True), (3, True), (2, False), (4, False), (6, False), (8, False)])
 def test_exact_parts_are_llmcs(ranks, even):
-    """24 numbers are three times 8: two ranks divide them, but into parts that are no multiples of 8."""
+    """24 elements are three times 8: two ranks divide them, but into parts that are not multiples of 8."""
     exact, ours = Shards(TINY, 0, ranks, exact=True), Shards(TINY, 0, ranks)
     assert exact.even and ours.even == even
     for rank in range(ranks):
@@ -97,24 +97,24 @@ def test_exact_parts_are_llmcs(ranks, even):
         assert np.array_equal(local_positions(ours, rank), expected) == even
 
 
-def test_gpt2_is_shared_out_as_llmc_does():
+def test_gpt2_is_partitioned_as_by_llmc():
     config = parse_descriptor("d12")
     for ranks in (2, 4, 8, 16, 32):
         assert Shards(config, 0, ranks).even
     assert not Shards(config, 0, 7).even
 
 
-def test_no_exact_parts():
+def test_exact_parts_need_ranks_that_divide_every_tensor():
     with pytest.raises(ValueError, match="5 does not divide every tensor"):
         Shards(TINY, 0, 5, exact=True)
 
 
-# --------------------------------------------------------------------------------------------------- by stages of ZeRO
+# --------------------------------------------------------------------------------------------------- by stage of ZeRO
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_what_is_not_cut_is_everybodys(ranks):
-    """A rank's local arrays: of each matrix its part, of each vector everything, in the order of the parameters."""
+def test_what_is_not_cut_is_at_every_rank(ranks):
+    """A rank's local arrays hold its part of each matrix and all of each vector, in the order of the parameters."""
     files, rank = Shards(TINY, 0, ranks), ranks - 1
     shards = Shards(TINY, rank, ranks, cut=MATRICES)
     expected = []
@@ -125,7 +125,7 @@ def test_what_is_not_cut_is_everybodys(ranks):
     np.testing.assert_array_equal(positions, expected)
     for _, start, length, segment in shards.parts():
         for position in range(start, start + length):
-            assert positions[shards.place(segment, position)] == position
+            assert positions[shards.local_position(segment, position)] == position
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -145,7 +145,7 @@ def test_what_a_rank_keeps(stage, ranks):
 
 
 def covered(table):
-    """What ranges tell: local, among all parameters, among the gradients, decays; a row for each number."""
+    """A row of (local position, position in parameters, position in gradients, decays) for each element that the ranges cover."""
     rows = []
     for (start, in_params, in_grads, decay), (stop, *_) in zip(table, table[1:]):
         rows += [(start + k, in_params + k, in_grads + k, decay) for k in range(stop - start)]
@@ -154,7 +154,7 @@ def covered(table):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_ranges_tell_where_each_local_number_is(stage, ranks):
+def test_ranges_map_each_local_position(stage, ranks):
     decayed = np.concatenate([np.full(s.stop - s.start, s.name in MATRICES) for s in segments_of(TINY)])
     for rank in range(ranks):
         sharing = Sharing(TINY, rank, ranks, stage)
@@ -169,7 +169,7 @@ def test_ranges_tell_where_each_local_number_is(stage, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_norm_counts_each_number_once(stage, ranks):
+def test_the_norm_counts_each_element_once(stage, ranks):
     counted = []
     for rank in range(ranks):
         sharing = Sharing(TINY, rank, ranks, stage)
@@ -178,7 +178,7 @@ def test_the_norm_counts_each_number_once(stage, ranks):
     np.testing.assert_array_equal(np.sort(np.concatenate(counted)), np.arange(count_parameters(TINY)))
 
 
-def test_ranges_that_go_on_are_one():
+def test_contiguous_ranges_are_merged():
     count = count_parameters(TINY)
     for ranks in (1, 3):
         assert Sharing(TINY, 0, ranks, 0).norm_ranges().tolist() == [[0, 0, 0, 0], [count, count, count, 0]]
@@ -188,6 +188,6 @@ def test_ranges_that_go_on_are_one():
 
 
 def test_empty_parts_have_no_range():
-    shards = Shards(TINY, 0, 8)  # of 24 numbers rank 0 of 8 gets none
+    shards = Shards(TINY, 0, 8)  # of 24 elements rank 0 of 8 gets none
     assert {segment.name for _, _, length, segment in shards.parts() if not length} >= {"ln1w", "lnfb"}
     assert (np.diff(ranges_of(shards.parts(), Shards(TINY), lambda segment: False)[:, 0]) > 0).all()

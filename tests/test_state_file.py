@@ -1,4 +1,4 @@
-"""State files: the bytes are llm.c's, the generator goes on with the same numbers, damaged files are refused."""
+"""State files: the bytes are llm.c's, the generator continues with the same numbers, damaged files are refused."""
 
 import ctypes
 import dataclasses
@@ -18,7 +18,7 @@ from gpt2_numba.training.state_file import GENERATOR, TrainingState, read_state_
 
 CONFIG = parse_descriptor("L=1,NH=1,C=8,T=1,V=5")
 ALL = count_parameters(CONFIG)
-COUNT = ALL // 4  # four ranks divide every tensor; three do not, and into multiples of 8 no more than one
+COUNT = ALL // 4  # four ranks divide every tensor, three do not; into multiples of 8 only one rank does
 SHARDS, SAMPLES = [2, 0, 1], [3, 1, 4, 0, 2]
 WORDS = list(range(1000, 1624))
 
@@ -35,11 +35,12 @@ class Mt19937State(ctypes.Structure):
     ]
 
 
-def numbers(index, count=COUNT):
-    """What the array number `index` of a state holds here, float32 (count,)."""
+def array_values(index, count=COUNT):
+    """The values of array number `index` of the test states, float32 (count,)."""
     return np.arange(count, dtype=np.float32) + np.float32(0.5 + 100 * index)
 
 
+# Ten parameters: each one is a way to damage the file.
 def llmc_bytes(
     fields=types.MappingProxyType({}),
     master=True,
@@ -52,15 +53,15 @@ def llmc_bytes(
     count=COUNT,
     shards_said=None,
 ):
-    """A state file written out a second time, with `struct`. fields: header numbers that differ from the usual ones."""
+    """A state file written independently, with `struct`. fields: header values that differ from the usual ones, by index."""
     header = bytearray(1024)
     struct.pack_into("<6i", header, 0, 20240527, 1, 4, 2, master, shuffle)
     struct.pack_into("<i", header, 40, 1234)
     struct.pack_into("<QQ", header, 80, 2**64 - 3, 2**33 + 5)
     struct.pack_into("<QQ", header, 120, 1, 2)
-    for index, number in fields.items():
-        struct.pack_into("<i", header, 4 * index, number)
-    arrays = [numbers(index, count) for index in range(3 if master else 2)]
+    for index, value in fields.items():
+        struct.pack_into("<i", header, 4 * index, value)
+    arrays = [array_values(index, count) for index in range(3 if master else 2)]
     parts = [bytes(header), *(struct.pack(f"<{count}f", *array) for array in arrays)]
     if shuffle:
         parts += [
@@ -73,15 +74,21 @@ def llmc_bytes(
 
 def state(master=True, shuffle=True):
     """The TrainingState that llmc_bytes holds."""
-    m, v, w = map(numbers, range(3))
+    m, v, w = map(array_values, range(3))
     loader = LoaderState(False, 1, 2)
     if shuffle:
-        loader = LoaderState(True, 1, 2, np.array(SHARDS, np.int32), np.array(SAMPLES, np.int32), 44, np.array(WORDS, np.uint32), 101)
-    return TrainingState(Shards(CONFIG, 2, 4, exact=True), 1234, 2**64 - 3, 2**33 + 5, loader, m, v, w if master else None)
+        loader = LoaderState(
+            True, current_shard=1, current_sample=2, shard_order=np.array(SHARDS, np.int32), sample_order=np.array(SAMPLES, np.int32),
+            seed=44, generator_words=np.array(WORDS, np.uint32), generator_position=101,
+        )  # fmt: skip
+    return TrainingState(
+        Shards(CONFIG, 2, 4, exact=True), step=1234, rounding_rng=2**64 - 3, rounding_rng_before_update=2**33 + 5,
+        loader=loader, m=m, v=v, master=w if master else None,
+    )  # fmt: skip
 
 
 def assert_same(found, expected):
-    """All fields of two dataclasses, arrays by dtype and value, Shards by their parts."""
+    """Compare all fields of two dataclasses: arrays by dtype and value, Shards by their parts."""
     for field in dataclasses.fields(expected):
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if isinstance(b, np.ndarray):
@@ -102,7 +109,7 @@ def test_the_generator_is_laid_out_as_in_c():
 
 @pytest.mark.parametrize("master", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_written_bytes_are_llmcs(tmp_path, monkeypatch, master, shuffle):
+def test_written_bytes_are_those_of_llmc(tmp_path, monkeypatch, master, shuffle):
     monkeypatch.setattr(model_file, "PIECE", 100)  # several pieces, the last one smaller
     write_state_file(tmp_path / "s.bin", state(master, shuffle))
     assert (tmp_path / "s.bin").read_bytes() == llmc_bytes(master=master, shuffle=shuffle)
@@ -110,7 +117,7 @@ def test_written_bytes_are_llmcs(tmp_path, monkeypatch, master, shuffle):
 
 @pytest.mark.parametrize("master", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_the_state_comes_back(tmp_path, master, shuffle):
+def test_reading_returns_the_state(tmp_path, master, shuffle):
     (tmp_path / "s.bin").write_bytes(llmc_bytes(master=master, shuffle=shuffle))
     found = read_state_file(tmp_path / "s.bin", CONFIG)
     assert_same(found, state(master, shuffle))
@@ -118,7 +125,7 @@ def test_the_state_comes_back(tmp_path, master, shuffle):
 
 
 def llmc_draws(words, left, next, count):
-    """`count` draws as llm.c makes them, from its own three variables."""
+    """`count` draws computed as in llm.c, from its three variables."""
     words, draws = list(words), []
     for _ in range(count):
         left -= 1
@@ -141,7 +148,7 @@ def raw_draws(generator, count):
 
 
 def restored(path):
-    """NumPy's generator from the state file."""
+    """NumPy's generator, restored from the state file."""
     loader = read_state_file(path, CONFIG).loader
     generator = np.random.RandomState(0)
     generator.set_state(("MT19937", loader.generator_words, loader.generator_position))
@@ -149,7 +156,7 @@ def restored(path):
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 2, 623, 624, 625, 1248])
-def test_llmc_goes_on_with_our_numbers(tmp_path, drawn):
+def test_llmc_continues_with_our_numbers(tmp_path, drawn):
     generator = np.random.RandomState(43)
     raw_draws(generator, drawn)
     _, words, position, *_ = generator.get_state()
@@ -163,15 +170,15 @@ def test_llmc_goes_on_with_our_numbers(tmp_path, drawn):
     assert raw_draws(restored(tmp_path / "s.bin"), 700) == expected
 
 
-@pytest.mark.parametrize("left, next", [(1, 0), (624, 1), (524, 101), (2, 623), (1, 624)])  # all that llm.c can be in
-def test_we_go_on_with_llmcs_numbers(tmp_path, left, next):
+@pytest.mark.parametrize("left, next", [(1, 0), (624, 1), (524, 101), (2, 623), (1, 624)])  # all kinds of states of llm.c
+def test_we_continue_with_llmcs_numbers(tmp_path, left, next):
     (tmp_path / "s.bin").write_bytes(llmc_bytes(left=left, next=next))
     assert raw_draws(restored(tmp_path / "s.bin"), 700) == llmc_draws(WORDS, left, next, 700)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batches", [0, 1, 3, 4, 7])  # 3 + 4 + 3 samples: also at the end of a shard
-def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
+def test_the_loader_continues_with_its_batches(tmp_path, shuffle, batches):
     shards = [np.arange(length, dtype=np.uint16) for length in (20, 27, 19)]
     loader = DataLoader(shards, B=2, T=3, shuffle=shuffle)
     for _ in range(batches):
@@ -187,8 +194,8 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "this file has 0 in all"),
-        (llmc_bytes()[:1000], "this file has 1000 in all"),
+        (b"", "this file has 0 in total"),
+        (llmc_bytes()[:1000], "this file has 1000 in total"),
         (llmc_bytes({0: 20240326}), "a model checkpoint"),
         (llmc_bytes({1: 2}), "version 1, this one has 2"),
         (llmc_bytes({3: 4}), "rank 4 of 4"),
@@ -197,7 +204,7 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
         (llmc_bytes({5: 2}), "rank 2 of 4, 1, 2"),
         (llmc_bytes({10: -1}), "1, 1 and -1"),
         (llmc_bytes({6: 4}), "0 or 8, this one has 4"),
-        (llmc_bytes({6: 8}), "belongs to another model"),  # unequal parts would be of another size
+        (llmc_bytes({6: 8}), "belongs to another model"),  # unequal parts would have another size
         (llmc_bytes(shuffle=False)[:-1], "belongs to another model"),
         (llmc_bytes(shuffle=False) + b"\0", "belongs to another model"),
         (llmc_bytes(shuffle=False, count=COUNT - 1), "belongs to another model"),
@@ -207,15 +214,15 @@ def test_the_loader_goes_on_with_its_batches(tmp_path, shuffle, batches):
         (llmc_bytes(count=10 * COUNT), "belongs to another model"),
         (llmc_bytes(count=ALL - 1), "belongs to another model"),
         (llmc_bytes(count=ALL + 1), "belongs to another model"),
-        (llmc_bytes({2: 5}), "belongs to another model"),  # five processes do not divide the tensors: only whole copies can be meant
+        (llmc_bytes({2: 5}), "belongs to another model"),  # five processes do not divide the tensors, so only whole copies are possible
         (llmc_bytes()[:1100], "and those of the loader, this file has 1100"),
-        (llmc_bytes()[: 1024 + 12 * COUNT + 5], "cannot lie in its last 0 bytes"),
+        (llmc_bytes()[: 1024 + 12 * COUNT + 5], "does not fit into its last 0 bytes"),
         (llmc_bytes(shards_said=2**60), "an order of 1152921504606846976 numbers"),
         (llmc_bytes(shards=[2, 0, 2]), "each of 0 to 2 once"),
         (llmc_bytes(samples=[3, 1, 4, 0, 5]), "each of 0 to 4 once"),
-        (llmc_bytes({30: 3}), "in shard 3 of 3"),
-        (llmc_bytes({32: 6}), "at sample 6 of 5"),
-        (llmc_bytes({32: -1, 33: -1}), "at sample 18446744073709551615"),  # llm.c before June 2024, before the first batch
+        (llmc_bytes({30: 3}), "shard 3 of 3"),
+        (llmc_bytes({32: 6}), "sample 6 of 5"),
+        (llmc_bytes({32: -1, 33: -1}), "sample 18446744073709551615"),  # written by llm.c before June 2024, before the first batch
         (llmc_bytes()[:-1], "2520 bytes of generator"),
         (llmc_bytes() + b"\0", "2520 bytes of generator"),
         (llmc_bytes(left=524, next=100), "524 left, 100 next"),
@@ -232,7 +239,7 @@ def test_foreign_files_are_refused(tmp_path, content, reason):
     assert reason in message and str(path) in message and "\n" not in message
 
 
-def test_a_shard_that_is_used_up_is_no_damage(tmp_path):
+def test_a_used_up_shard_is_valid(tmp_path):
     (tmp_path / "s.bin").write_bytes(llmc_bytes({32: 5}))
     assert read_state_file(tmp_path / "s.bin", CONFIG).loader.current_sample == 5
 
@@ -242,15 +249,15 @@ def test_missing_file(tmp_path):
         read_state_file(tmp_path / "none.bin", CONFIG)
 
 
-# --- What of all parameters is in a file ---
+# --- The parts of all parameters in a file ---
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_a_files_parts_come_back(tmp_path, ranks):
-    """From arrays that hold the parts, and cut out of those that hold more: the same file. `exact` parts are llm.c's."""
+def test_reading_returns_the_parts(tmp_path, ranks):
+    """Arrays that hold only the parts and arrays that hold more give the same file."""
     for rank in range(ranks):
         shards = Shards(CONFIG, rank, ranks)
-        everything = [numbers(index, ALL) for index in range(3)]
+        everything = [array_values(index, ALL) for index in range(3)]
         own = [np.concatenate([a[start : start + length] for _, start, length, _ in shards.parts()]) for a in everything]
         assert len(own[0]) == shards.local_count()
         loader = state().loader
@@ -266,11 +273,11 @@ def test_a_files_parts_come_back(tmp_path, ranks):
         assert struct.unpack_from("<i", (tmp_path / "own.bin").read_bytes(), 24) == (0 if ranks == 1 else 8,)
 
 
-def test_equal_parts_are_llmcs(tmp_path):
-    """Where our parts are equal, they are llm.c's, and so is the file's header."""
+def test_equal_parts_are_those_of_llmc(tmp_path):
+    """If our parts are equal, they are llm.c's, and so is the file's header."""
     config = parse_descriptor("L=1,NH=1,C=16,T=2,V=5")
     shards = Shards(config, 1, 2)
-    everything = [numbers(index, shards.global_count) for index in range(3)]
+    everything = [array_values(index, shards.global_count) for index in range(3)]
     write_state_file(tmp_path / "s.bin", TrainingState(shards, 9, 1, 2, LoaderState(False, 0, 0), *everything), Shards(config))
     content = (tmp_path / "s.bin").read_bytes()
     assert struct.unpack_from("<7i", content) == (20240527, 1, 2, 1, 1, 0, 0)
@@ -284,20 +291,20 @@ def test_equal_parts_are_llmcs(tmp_path):
 @pytest.mark.parametrize("master", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_all_parameters_in_each_file(tmp_path, zeros, processes, master, shuffle):
-    """As llm.c writes with -z 0: only the file's size tells."""
+    """As written by llm.c with -z 0: recognised only by the file's size."""
     content = bytearray(llmc_bytes({2: processes}, master, shuffle, count=ALL))
-    if zeros:  # which could be taken for an order of no shards
+    if zeros:  # zeros could be mistaken for an order of no shards
         content[1024 : 1024 + 4 * ALL * (2 + master)] = bytes(4 * ALL * (2 + master))
     (tmp_path / "s.bin").write_bytes(content)
     found = read_state_file(tmp_path / "s.bin", CONFIG)
     expected = dataclasses.replace(state(master, shuffle), shards=Shards(CONFIG, 2, processes, cut=()))
     for index, name in enumerate(["m", "v", "master"][: 2 + master]):
-        setattr(expected, name, numbers(index, ALL) * np.float32(not zeros))
+        setattr(expected, name, array_values(index, ALL) * np.float32(not zeros))
     assert_same(found, expected)
 
 
-def test_a_long_order_of_samples_is_no_array(tmp_path):
-    """A file with a quarter of the parameters, and larger than one with all would be."""
+def test_a_long_order_of_samples_is_not_mistaken_for_arrays(tmp_path):
+    """The file has a quarter of the parameters, and is larger than one with all of them."""
     samples = list(range(3 * ALL))
     (tmp_path / "s.bin").write_bytes(llmc_bytes(samples=samples))
     found = read_state_file(tmp_path / "s.bin", CONFIG)

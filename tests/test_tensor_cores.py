@@ -1,6 +1,6 @@
-"""Shared memory as bytes, asynchronous copies, fragments, and the product of small matrices: on a GPU and in the simulator, against NumPy.
+"""Shared memory as bytes, asynchronous copies, fragments and small matrix products, checked against NumPy on a GPU or in the simulator.
 
-Where each number of a fragment stands is written out here once more, from the PTX ISA's tables, lane by lane.
+The layout of the fragments is written out again, lane by lane, from the tables of the PTX ISA.
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ from numba import cuda, float32, int64, uint32
 
 from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits, bfloat16_supported, bfloat16_values, compute_stream, to_device
 from gpt2_numba.gpu.backend import synchronize as wait_for_gpu
+from gpt2_numba.gpu.float32_math import exp2, maximum
 from gpt2_numba.gpu.shared_memory import (
     commit_copies,
     copy4_async,
@@ -26,10 +27,8 @@ from gpt2_numba.gpu.shared_memory import (
     wait_for_copies,
 )
 from gpt2_numba.gpu.tensor_cores import (
-    exp2,
     fma,
     log2,
-    maximum,
     mma_m16n8k8_tf32,
     mma_m16n8k16,
     pack_bfloat16,
@@ -38,8 +37,8 @@ from gpt2_numba.gpu.tensor_cores import (
     to_tf32,
 )
 
-pytestmark = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with bfloat16, and the simulator is turned off")
-in_the_simulator = pytest.mark.skipif(not SIMULATING, reason="a real GPU gives whatever happens to be there")
+pytestmark = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with bfloat16, and the simulator is off")
+in_the_simulator = pytest.mark.skipif(not SIMULATING, reason="a real GPU returns whatever happens to be in memory")
 
 WARP = 32
 
@@ -59,7 +58,7 @@ def random_bfloat16(*shape, seed=1):
 
 @cuda.jit
 def through_shared_memory_kernel(out, inp, first):
-    """out = inp[first:], eight numbers a thread, by way of shared memory: thread i passes on what its neighbour fetched."""
+    """out = inp[first:], by way of shared memory: each thread copies in eight elements, then stores the eight of its neighbour, i ^ 1."""
     memory = shared_bytes()
     i = cuda.threadIdx.x
     copy16_async(memory, uint32(16 * i), inp, int64(first + 8 * i))
@@ -70,7 +69,7 @@ def through_shared_memory_kernel(out, inp, first):
 
 
 @pytest.mark.parametrize("threads", [32, 64])
-def test_sixteen_bytes_there_and_back(threads):
+def test_16_byte_copies_in_and_out(threads):
     inp = random_bfloat16(threads * 8 + 24)
     out = to_device(np.zeros(threads * 8, np.uint16))
     launch_with_shared_memory(through_shared_memory_kernel, 2, threads, threads * 16, out, to_device(inp), 24)
@@ -78,8 +77,7 @@ def test_sixteen_bytes_there_and_back(threads):
     np.testing.assert_array_equal(raw(out).reshape(pieces.shape), pieces[:, ::-1])
 
 
-def test_more_than_any_kernel_may_use():
-    """The kernel's own limit is raised."""
+def test_more_shared_memory_than_the_default_limit():
     inp = random_bfloat16(32 * 8)
     out = to_device(np.zeros_like(inp))
     launch_with_shared_memory(through_shared_memory_kernel, 1, 32, 96 << 10, out, to_device(inp), 0)
@@ -88,7 +86,7 @@ def test_more_than_any_kernel_may_use():
 
 @cuda.jit
 def words_kernel(out, inp):
-    """Four-byte copies, loads and stores."""
+    """Copies, loads and stores of four bytes."""
     memory = shared_bytes()
     i = cuda.threadIdx.x
     copy4_async(memory, uint32(4 * i), inp, int64(i))
@@ -100,7 +98,7 @@ def words_kernel(out, inp):
     out[32 + i] = load32_float(memory, uint32(128 + 4 * (31 - i)))
 
 
-def test_words():
+def test_4_byte_words():
     inp = np.random.default_rng(2).standard_normal(32).astype(np.float32)
     out = to_device(np.zeros(64, np.float32))
     launch_with_shared_memory(words_kernel, 1, 32, 256, out, to_device(inp))
@@ -109,7 +107,7 @@ def test_words():
 
 @cuda.jit
 def four_words_kernel(out, inp):
-    """Four numbers a thread, through shared memory: thread i passes on its neighbour's, in the opposite order."""
+    """Four words per thread, through shared memory: thread i stores its neighbour's, in reverse order."""
     memory = shared_bytes()
     i = cuda.threadIdx.x
     store128(memory, uint32(16 * i), inp[4 * i], inp[4 * i + 1], inp[4 * i + 2], inp[4 * i + 3])
@@ -119,7 +117,7 @@ def four_words_kernel(out, inp):
         out[4 * i + k] = words[3 - k]
 
 
-def test_four_words():
+def test_16_byte_loads_and_stores():
     inp = np.arange(128, dtype=np.uint32)
     out = to_device(np.zeros_like(inp))
     launch_with_shared_memory(four_words_kernel, 1, 32, 512, out, to_device(inp))
@@ -128,7 +126,7 @@ def test_four_words():
 
 @cuda.jit
 def two_groups_kernel(out, inp):
-    """Two groups of copies; the second is still on its way when the first is read."""
+    """Two groups of copies; the second is still in flight when the first is read."""
     memory = shared_bytes()
     i = cuda.threadIdx.x
     for group in range(2):
@@ -142,7 +140,7 @@ def two_groups_kernel(out, inp):
 
 
 @in_the_simulator
-def test_what_has_not_been_waited_for_is_not_there():
+def test_a_copy_is_nan_until_the_wait():
     inp = np.arange(64, dtype=np.float32)
     out = to_device(np.zeros((3, 32), np.float32))
     launch_with_shared_memory(two_groups_kernel, 1, 32, 256, out, to_device(inp))
@@ -154,7 +152,7 @@ def test_what_has_not_been_waited_for_is_not_there():
 
 @cuda.jit
 def copy_over_kernel(out, inp):
-    """A copy to where something stands already, which is read while the copy is on its way."""
+    """A copy over existing values, which are read while the copy is in flight."""
     memory = shared_bytes()
     i = cuda.threadIdx.x
     store32(memory, uint32(4 * i), uint32(0))
@@ -165,7 +163,7 @@ def copy_over_kernel(out, inp):
 
 
 @in_the_simulator
-def test_what_a_copy_will_overwrite_is_gone_from_the_moment_of_asking():
+def test_a_copy_overwrites_its_target_with_nan_when_it_starts():
     out = to_device(np.zeros(32, np.float32))
     launch_with_shared_memory(copy_over_kernel, 1, 32, 128, out, to_device(np.ones(32, np.float32)))
     assert np.isnan(raw(out)).all()
@@ -180,7 +178,7 @@ def read_and_write_kernel(out):
 
 
 @in_the_simulator
-def test_every_block_finds_its_shared_memory_unset():
+def test_shared_memory_is_nan_when_a_block_starts():
     out = to_device(np.zeros((2, 32), np.float32))
     launch_with_shared_memory(read_and_write_kernel, 2, 32, 128, out)
     assert np.isnan(raw(out)).all()
@@ -191,7 +189,7 @@ def test_every_block_finds_its_shared_memory_unset():
     (4, 512, "8 elements at index 4 of 280: misaligned"), (272, 512, "8 elements at index 280 of 280"),
     (0, 496, "16 bytes at byte 496 of 496 of shared memory"),
 ])  # fmt: skip
-def test_misaligned_and_foreign_memory_is_refused(first, nbytes, message):
+def test_misaligned_and_out_of_bounds_accesses_are_refused(first, nbytes, message):
     out, inp = to_device(np.zeros(256, np.uint16)), to_device(np.zeros(280, np.uint16))
     with pytest.raises(IndexError, match=message):
         launch_with_shared_memory(through_shared_memory_kernel, 1, 32, nbytes, out, inp, first)
@@ -199,12 +197,12 @@ def test_misaligned_and_foreign_memory_is_refused(first, nbytes, message):
 
 # ----------------------------------------------------------------------------------------------------------- fragments
 
-ROW_BYTES = 48  # rows of 16 numbers with 16 bytes between them: ldmatrix takes rows anywhere
+ROW_BYTES = 48  # rows of 16 elements, 16 bytes apart: ldmatrix takes rows at any address
 
 
 @cuda.jit
 def fragments_kernel(plain, transposed, inp):
-    """plain, transposed (32 lanes, 4 words): a (16, 16) tile's four matrices, in the order top left, bottom left, top right, bottom right."""
+    """plain, transposed (32 lanes, 4 words): the four matrices of a (16, 16) tile: top left, bottom left, top right, bottom right."""
     memory = shared_bytes()
     lane = cuda.threadIdx.x
     copy16_async(memory, uint32(lane // 2 * ROW_BYTES + lane % 2 * 16), inp, int64(8 * lane))
@@ -224,9 +222,9 @@ def test_fragments_of_a_tile():
     tile = np.arange(256, dtype=np.uint16).reshape(16, 16)
     plain, transposed = (to_device(np.zeros((32, 4), np.uint32)) for _ in range(2))
     launch_with_shared_memory(fragments_kernel, 1, WARP, 16 * ROW_BYTES, plain, transposed, to_device(tile))
-    for got, of_matrix in ((raw(plain), lambda matrix: matrix), (raw(transposed), lambda matrix: matrix.T)):
+    for got, transform in ((raw(plain), lambda matrix: matrix), (raw(transposed), lambda matrix: matrix.T)):
         for k, (top, left) in enumerate([(0, 0), (8, 0), (0, 8), (8, 8)]):
-            matrix = of_matrix(tile[top : top + 8, left : left + 8])
+            matrix = transform(tile[top : top + 8, left : left + 8])
             for lane in range(32):
                 low, high = matrix[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2].tolist()
                 assert got[lane, k] == low + (high << 16), f"matrix {k}, lane {lane}"
@@ -234,7 +232,7 @@ def test_fragments_of_a_tile():
 
 @cuda.jit
 def product_kernel(out, a_words, b_words, c):
-    """out = c + a b, once and once more: fragments come from memory as the lanes hold them."""
+    """out = c + a b + a b. The inputs are already distributed over the lanes."""
     lane = cuda.threadIdx.x
     a = cuda.local.array(8, uint32)
     sums = cuda.local.array(12, float32)
@@ -247,9 +245,9 @@ def product_kernel(out, a_words, b_words, c):
         out[lane, k] = sums[8 + k]
 
 
-def lanes_of(matrix, places):
-    """(32, words) uint32: for every lane the pairs ((row, column), (row, column)) that `places` lists for its g and c."""
-    words = [[[matrix[place] for place in pair] for pair in places(lane // 4, lane % 4)] for lane in range(32)]
+def distribute_pairs(matrix, lane_elements):
+    """(32, words) uint32: each lane's pairs of elements ((row, column), (row, column)), listed by lane_elements(g, c)."""
+    words = [[[matrix[element] for element in pair] for pair in lane_elements(lane // 4, lane % 4)] for lane in range(32)]
     return np.array(words, np.uint16).view("<u4")[..., 0]
 
 
@@ -258,30 +256,30 @@ def test_product_of_fragments():
     a, b = random_bfloat16(16, 16, seed=4), random_bfloat16(16, 8, seed=5)
     c = rng.standard_normal((16, 8)).astype(np.float32)
     # PTX ISA 9.7.14: a0 a1 | a2 a3 | a4 a5 | a6 a7, and so on
-    a_words = lanes_of(a, lambda g, p: [[(r, k), (r, k + 1)] for k in (2 * p, 2 * p + 8) for r in (g, g + 8)])
-    b_words = lanes_of(b, lambda g, p: [[(k, g), (k + 1, g)] for k in (2 * p, 2 * p + 8)])
-    places = [[(r, 2 * (lane % 4) + e) for r in (lane // 4, lane // 4 + 8) for e in (0, 1)] for lane in range(32)]
-    c_lanes = np.array([[c[place] for place in of_lane] for of_lane in places])
+    a_words = distribute_pairs(a, lambda g, p: [[(r, k), (r, k + 1)] for k in (2 * p, 2 * p + 8) for r in (g, g + 8)])
+    b_words = distribute_pairs(b, lambda g, p: [[(k, g), (k + 1, g)] for k in (2 * p, 2 * p + 8)])
+    lane_elements = [[(r, 2 * (lane % 4) + e) for r in (lane // 4, lane // 4 + 8) for e in (0, 1)] for lane in range(32)]
+    c_lanes = np.array([[c[element] for element in elements] for elements in lane_elements])
     out = to_device(np.zeros((32, 4), np.float32))
     product_kernel[1, WARP, compute_stream()](out, to_device(a_words), to_device(b_words), to_device(c_lanes))
     expected = c + 2 * (bfloat16_values(a).astype(np.float64) @ bfloat16_values(b))
     got = np.zeros((16, 8))
-    for of_lane, values in zip(places, raw(out)):
-        for place, value in zip(of_lane, values):
-            got[place] = value
-    np.testing.assert_allclose(got, expected, atol=40 * 2.0**-23 * 16)  # two times 16 products and a sum, of size 4 at most
+    for elements, values in zip(lane_elements, raw(out)):
+        for element, value in zip(elements, values):
+            got[element] = value
+    np.testing.assert_allclose(got, expected, atol=40 * 2.0**-23 * 16)  # twice 16 products and a sum, of magnitude 4 at most
 
 
 @cuda.jit
-def tf32_product_kernel(out, a_numbers, b_numbers, c):
-    """out = c + a b, once and once more, of factors rounded to TF32."""
+def tf32_product_kernel(out, a_values, b_values, c):
+    """out = c + a b + a b, with factors rounded to TF32."""
     lane = cuda.threadIdx.x
     a = cuda.local.array(8, uint32)
     sums = cuda.local.array(12, float32)
     for k in range(4):
-        a[4 + k] = to_tf32(a_numbers[lane, k])
+        a[4 + k] = to_tf32(a_values[lane, k])
         sums[8 + k] = c[lane, k]
-    b_low, b_high = to_tf32(b_numbers[lane, 0]), to_tf32(b_numbers[lane, 1])
+    b_low, b_high = to_tf32(b_values[lane, 0]), to_tf32(b_values[lane, 1])
     mma_m16n8k8_tf32(sums, 8, a, 4, b_low, b_high)
     mma_m16n8k8_tf32(sums, 8, a, 4, b_low, b_high)
     for k in range(4):
@@ -289,19 +287,19 @@ def tf32_product_kernel(out, a_numbers, b_numbers, c):
 
 
 def test_product_of_fragments_in_tf32():
-    """Whole numbers up to 1,024 are TF32: the product is exact."""
+    """Integers up to 1,024 are exact in TF32, and so is the product."""
     a, b, c = (np.random.default_rng(7).integers(-1024, 1025, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
     # PTX ISA 9.7.14: a0 | a1 | a2 | a3, and so on
-    places_a = [[(r, k) for k in (lane % 4, lane % 4 + 4) for r in (lane // 4, lane // 4 + 8)] for lane in range(32)]
-    places_b = [[(k, lane // 4) for k in (lane % 4, lane % 4 + 4)] for lane in range(32)]
-    places_c = [[(r, 2 * (lane % 4) + e) for r in (lane // 4, lane // 4 + 8) for e in (0, 1)] for lane in range(32)]
-    lanes = [to_device(np.array([[x[place] for place in of_lane] for of_lane in places])) for x, places in
-             ((a, places_a), (b, places_b), (c, places_c))]  # fmt: skip
+    a_elements = [[(r, k) for k in (lane % 4, lane % 4 + 4) for r in (lane // 4, lane // 4 + 8)] for lane in range(32)]
+    b_elements = [[(k, lane // 4) for k in (lane % 4, lane % 4 + 4)] for lane in range(32)]
+    c_elements = [[(r, 2 * (lane % 4) + e) for r in (lane // 4, lane // 4 + 8) for e in (0, 1)] for lane in range(32)]
+    lanes = [to_device(np.array([[matrix[element] for element in elements] for elements in lane_elements]))
+             for matrix, lane_elements in ((a, a_elements), (b, b_elements), (c, c_elements))]  # fmt: skip
     out = to_device(np.zeros((32, 4), np.float32))
     tf32_product_kernel[1, WARP, compute_stream()](out, *lanes)
     expected = c + 2 * (a.astype(np.float64) @ b)
-    for of_lane, values in zip(places_c, raw(out)):
-        assert [expected[place] for place in of_lane] == values.tolist()
+    for elements, values in zip(c_elements, raw(out)):
+        assert [expected[element] for element in elements] == values.tolist()
 
 
 @cuda.jit
@@ -317,29 +315,29 @@ def unrounded_product_kernel(out, inp):
 
 
 @in_the_simulator
-def test_a_factor_that_has_not_been_rounded_is_refused():
+def test_an_unrounded_factor_is_refused():
     with pytest.raises(ValueError, match="a factor has not been rounded to TF32"):
         unrounded_product_kernel[1, WARP, compute_stream()](to_device(np.zeros(32, np.float32)), to_device(np.ones(32, np.float32)))
 
 
 @cuda.jit
-def rounding_kernel(of_numbers, of_bits, numbers, bits):
+def rounding_kernel(from_values, from_bits, values, bits):
     i = cuda.threadIdx.x
-    of_numbers[i] = to_tf32(numbers[i])
-    of_bits[i] = to_tf32(bits[i])
+    from_values[i] = to_tf32(values[i])
+    from_bits[i] = to_tf32(bits[i])
 
 
 def test_rounding_to_tf32():
-    """To the nearest, halves away from zero; what has no nearest stays."""
-    unit = 2.0**-10  # of numbers between 1 and 2
+    """To nearest, ties away from zero; infinity and NaN stay as they are."""
+    unit = 2.0**-10  # spacing of TF32 between 1 and 2
     cases = {1: 1, 1 + 0.49 * unit: 1, 1 + 0.5 * unit: 1 + unit, 1 + 0.51 * unit: 1 + unit, 1 + 1.5 * unit: 1 + 2 * unit,
              2 - 0.5 * unit: 2, 0: 0, 2.0**-126: 2.0**-126, np.inf: np.inf}  # fmt: skip
     inp = np.array([sign * x for x in cases for sign in (1, -1)] + [np.nan], np.float32)
     expected = np.array([sign * x for x in cases.values() for sign in (1, -1)] + [np.nan], np.float32)
-    of_numbers, of_bits = (to_device(np.zeros(inp.size, np.uint32)) for _ in range(2))
-    rounding_kernel[1, inp.size, compute_stream()](of_numbers, of_bits, to_device(inp), to_device(inp.view(np.uint32)))
-    for got in (raw(of_numbers), raw(of_bits)):
-        kept = (got & np.uint32(0xFFFFE000)).view(np.float32)  # of the other bits PTX promises nothing
+    from_values, from_bits = (to_device(np.zeros(inp.size, np.uint32)) for _ in range(2))
+    rounding_kernel[1, inp.size, compute_stream()](from_values, from_bits, to_device(inp), to_device(inp.view(np.uint32)))
+    for got in (raw(from_values), raw(from_bits)):
+        kept = (got & np.uint32(0xFFFFE000)).view(np.float32)  # PTX leaves the other bits undefined
         np.testing.assert_array_equal(kept, expected)
         np.testing.assert_array_equal(np.signbit(kept[:-1]), np.signbit(expected[:-1]))
 
@@ -377,7 +375,7 @@ def test_arithmetic():
 
 
 @cuda.jit
-def limits_kernel(out, inp):
+def exp2_kernel(out, inp):
     i = cuda.threadIdx.x
     out[i] = exp2(inp[i])
 
@@ -386,5 +384,5 @@ def test_two_to_the_power_of_minus_infinity_is_zero():
     inp = np.full(32, -np.inf, np.float32)
     inp[16:] = 0
     out = to_device(np.full(32, np.nan, np.float32))
-    limits_kernel[1, 32, compute_stream()](out, to_device(inp))
+    exp2_kernel[1, 32, compute_stream()](out, to_device(inp))
     np.testing.assert_array_equal(raw(out), np.repeat(np.float32([0, 1]), 16))

@@ -1,7 +1,4 @@
-"""Attention in TF32 against the reference, at lengths where tiles begin and end, and when it serves."""
-
-import random
-from collections import deque
+"""Attention in TF32 against the reference, at lengths around tile boundaries, and when it is chosen."""
 
 import numpy as np
 import pytest
@@ -12,14 +9,15 @@ from gpt2_numba.layer_checks import Sizes, check_kernel, format_table, productio
 from gpt2_numba.layers import attention as textbook
 from gpt2_numba.layers.fast import attention
 from gpt2_numba.layers.fast.attention import attention_scratch_size, engine, matmuls, tf32
+from tests.test_layer_kernels import Shuffled
 
 pytestmark = pytest.mark.skipif(not bfloat16_supported(), reason="no GPU with TF32, and the simulator is turned off")
-only_simulated = pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads, or an engine that is not there")
+only_simulated = pytest.mark.skipif(not SIMULATING, reason="only the simulator can choose the order of threads, and lacks this engine")
 on_a_gpu = pytest.mark.skipif(not real_gpu(), reason="production sizes need a GPU; the simulator would take days")
 
 
 @pytest.fixture
-def by_tf32(monkeypatch):
+def on_tf32(monkeypatch):
     monkeypatch.setattr(attention, "engine", lambda dtype, HS: tf32)
 
 
@@ -30,13 +28,13 @@ def check(B, T, NH, HS):
 
 
 @pytest.mark.parametrize("shape", [(1, 19, 2, 64), (2, 17, 1, 80), (1, 17, 1, 96), (1, 19, 1, 128), (2, 1, 1, 64)], ids=str)
-def test_tiles_on_tensor_cores(shape, by_tf32):
-    """T of one, one more than a tile, several tiles and a rest; guard cells, NaN, twice, and bounds of errors: as in layer_checks."""
+def test_tensor_core_kernels(shape, on_tf32):
+    """T of 1, one more than a tile, several tiles and a rest. Guard cells, NaN, repeatability and error bounds as in layer_checks."""
     check(*shape)
 
 
-def test_a_gpus_tile_sizes(by_tf32, monkeypatch):
-    """In the simulator tiles are small. Here those that a GPU gets, where a warp has two tiles of rows, and more keys come at a time."""
+def test_tile_sizes_of_a_gpu(on_tf32, monkeypatch):
+    """The simulator uses small tiles. Here larger ones, as on a GPU: two row tiles per warp, up to 64 keys at a time."""
     monkeypatch.setattr(tf32, "make_forward_kernel", lambda HS, made=tf32.make_forward_kernel: made(HS, (4, 2, 64, 2)))
     monkeypatch.setattr(tf32, "make_backward_queries_kernel", lambda HS, made=tf32.make_backward_queries_kernel: made(HS, (2, 2, 32, 2)))
     monkeypatch.setattr(tf32, "make_backward_keys_kernel", lambda HS, made=tf32.make_backward_keys_kernel: made(HS, (2, 2, 32, 2)))
@@ -51,25 +49,15 @@ def test_production_sizes(sizes):
     assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
 
-class Shuffled(deque):
-    """Hands out its elements in a random order, the same every time."""
-
-    random = random.Random(5)
-
-    def popleft(self):
-        self.rotate(self.random.randrange(len(self)))
-        return super().popleft()
-
-
 @only_simulated
-def test_threads_may_run_in_any_order(by_tf32, monkeypatch):
-    """Between two barriers: a row that another thread has copied may not have been rounded yet."""
+def test_the_result_does_not_depend_on_the_order_of_threads(on_tf32, monkeypatch):
+    """Threads run in random order between barriers: without one, a row that another thread has copied may not be rounded yet."""
     monkeypatch.setattr(simulator, "deque", Shuffled)
     check(1, 37, 1, 64)
 
 
 def run(qkv, dout, B, T, NH, scratch_size):
-    """out, lse and dqkv by the kernels, as NumPy."""
+    """out, lse and dqkv from the kernels, as NumPy arrays."""
     out, lse, dqkv = (to_device(np.full(shape, np.nan, np.float32)) for shape in (dout.shape, (B, NH, T), qkv.shape))
     scratch = to_device(np.full(scratch_size, np.nan, np.float32))
     packed = to_device(qkv)
@@ -84,9 +72,9 @@ def inputs(B, T, NH, HS):
 
 
 def test_errors_are_those_of_rounding_to_the_nearest():
-    """Bounds allow for the worst; typical errors are several times smaller, and twice as large where factors are cut off instead.
+    """layer_checks' bounds allow for the worst case. Typical errors are several times smaller, and twice as large if factors are truncated.
 
-    A factor is off by up to 2^-11 of the power of two below it, evenly spread: 2^-11 / sqrt(3) * 0.72 = 2.0e-4 as a root of mean squares.
+    A factor's error is uniform, up to 2^-11 of the power of two below it: a root mean square of 2^-11 / sqrt(3) * 0.72 = 2.0e-4.
     """
     B, T, NH, _ = shape = 1, 19, 2, 64
     qkv, dout = inputs(*shape)
@@ -100,22 +88,22 @@ def test_errors_are_those_of_rounding_to_the_nearest():
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_rows_after_the_last_are_not_read():
-    """Two sequences side by side in memory; the second is NaN, and the first is what it is alone."""
+    """Two consecutive sequences in memory, the second all NaN: the first gives the same result as when it is alone."""
     B, T, NH, _ = shape = 2, 19, 1, 64
     qkv, dout = inputs(*shape)
     qkv[T:], dout[T:] = np.nan, np.nan
     alone = run(qkv[:T], dout[:T], 1, T, NH, T)
     with_neighbour = run(qkv, dout, B, T, NH, 2 * T)
-    for one, other, kept in zip(alone, with_neighbour, (T, 1, T)):
-        assert np.isfinite(one).all()
-        np.testing.assert_array_equal(one, other[:kept])
+    for expected, actual, kept in zip(alone, with_neighbour, (T, 1, T)):
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(actual[:kept], expected)
 
 
-def test_scores_of_any_size():
-    """Scores of some hundreds: exp overflows unless the largest is taken off; and a larger one comes with every tile."""
+def test_large_scores_do_not_overflow():
+    """Scores of several hundred: exp overflows unless the largest is subtracted. Every tile brings a larger one."""
     B, T, NH, HS = shape = 1, 40, 1, 64
     qkv, dout = inputs(*shape)
-    # Numbers that are TF32 as they are, so that scores are exact but for their sums.
+    # Exact TF32 values, so that only the summation of scores is inexact.
     qkv[:, : 2 * HS] = (qkv[:, : 2 * HS] * np.linspace(1, 12, T, dtype=np.float32)[:, None]).round(1) // 0.125 * 0.125
     out, lse, _ = run(qkv, dout, B, T, NH, T)
     expected_out, expected_lse = np.empty((T, HS)), np.empty((B, NH, T))
@@ -125,7 +113,7 @@ def test_scores_of_any_size():
     np.testing.assert_allclose(out, expected_out, atol=4e-3)
 
 
-# --------------------------------------------------------------------------------------------------------- when it serves
+# -------------------------------------------------------------------------------------------------------- choice of engine
 
 
 @pytest.mark.parametrize("dtype, HS, allowed, expected", [
@@ -140,7 +128,7 @@ def test_engine_by_type_head_size_and_flag(monkeypatch, dtype, HS, allowed, expe
 
 
 class Gpu:
-    """An RTX 4090 has 99 KB for a block."""
+    """An RTX 4090: 99 KB of shared memory per block."""
 
     MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 99 << 10
 
@@ -157,6 +145,6 @@ def test_can_serve(monkeypatch, capability, needed, expected):
 
 
 @only_simulated
-def test_not_in_the_simulator():
+def test_not_chosen_in_the_simulator():
     assert not tf32.can_serve(64)
     assert engine(FLOAT32, 64) is matmuls

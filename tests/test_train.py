@@ -1,4 +1,4 @@
-"""The trainer from its command line: it learns, it repeats to the bit, and it turns down what it cannot do in one line."""
+"""The trainer from its command line: it learns, it is reproducible to the bit, and it reports a mistake in one line."""
 
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
 from gpt2_numba.kernel_sets import KernelSet
-from gpt2_numba.memory_plan import check_memory, memory_needed, plan_memory
+from gpt2_numba.memory_fit import check_memory, memory_needed
+from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.training import preparation
 from gpt2_numba.training.log import read_main_log
@@ -25,7 +26,7 @@ TINY = ["-e", f"L=1,NH=2,C=16,V={V}", "-b", "2", "-t", "8", "-x", "4", "-m", "2"
 
 @pytest.fixture
 def shards(tmp_path):
-    """Flags that name a training and a validation shard: a text that repeats itself, so that it can be learnt."""
+    """Flags that name a training and a validation shard: a repeating text, which can be learnt."""
     rng = np.random.default_rng(5)
     phrase = rng.integers(0, V, 11)
     for name, repeats in (("train", 60), ("val", 20)):
@@ -37,13 +38,13 @@ def run(argv):
     return trainer.train(trainer.choose_machine(parse_settings(argv)))
 
 
-def test_run_learns_and_leaves_log_and_picture(shards, tmp_path, capsys):
+def test_a_run_learns_and_writes_a_log_and_a_plot(shards, tmp_path, capsys):
     directory = tmp_path / "log"
     assert trainer.main([*TINY, *shards, "-x", "60", "-v", "20", "-l", "0.01", "-o", str(directory)]) == 0
     series = read_main_log(directory / "main.log")
     steps, losses = series["val_loss"]
     assert list(steps) == [0, 20, 40, 60]
-    assert abs(losses[0] - np.log(V)) < 0.15  # fresh weights know nothing: the loss of a uniform guess
+    assert abs(losses[0] - np.log(V)) < 0.15  # fresh weights know nothing: the loss is that of a uniform guess
     assert losses[-1] < 0.5 * losses[0]
     assert len(series["train_loss"][0]) == 60
     assert (directory / "loss.png").read_bytes()[:4] == b"\x89PNG"
@@ -51,18 +52,18 @@ def test_run_learns_and_leaves_log_and_picture(shards, tmp_path, capsys):
     assert "step   60/60 | loss" in printed and "left" in printed and str(directory) in printed
 
 
-def test_same_command_gives_same_bits(shards):
+def test_the_same_command_gives_the_same_bits(shards):
     first, second = (run([*TINY, *shards, "-d", "32"]).params_to_host() for _ in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_other_seed_gives_other_weights(shards):
+def test_another_seed_gives_other_weights(shards):
     first, second = (run([*TINY, *shards, "--seed", seed]).params_to_host() for seed in ("1", "2"))
     assert not np.array_equal(first["wte"], second["wte"])
 
 
 def test_gradient_accumulation_sees_the_same_data(shards):
-    """Two micro-batches of 2 rows are, unshuffled, one batch of 4: -a 1 takes the same first tokens each step."""
+    """Two micro-batches of 2 rows equal one batch of 4: -a 1 trains on the same first tokens, unshuffled, in each step."""
     whole = run([*TINY, *shards, "-a", "1", "-b", "4", "-d", "32"]).params_to_host()
     parts = run([*TINY, *shards, "-a", "1", "-b", "2", "-d", "32"]).params_to_host()
     # float32 sums in another order, through 4 steps of AdamW, whose steps of 3e-4 magnify where gradients nearly vanish
@@ -74,8 +75,8 @@ def test_overfit_one_batch_reaches_nearly_zero(shards, tmp_path):
     assert read_main_log(tmp_path / "main.log")["train_loss"][1][-1] < 0.05
 
 
-def test_multiple_choice_questions_are_answered_and_logged(shards, tmp_path, capsys):
-    """A model that has learnt the text knows how it goes on; the questions ask for that."""
+def test_multiple_choice_accuracy_is_logged(shards, tmp_path, capsys):
+    """The questions ask for the continuation of the training text, which the model learns."""
     phrase = np.random.default_rng(5).integers(0, V, 11)  # the shards' phrase
     rng = np.random.default_rng(6)
     questions = []
@@ -91,8 +92,8 @@ def test_multiple_choice_questions_are_answered_and_logged(shards, tmp_path, cap
     assert "HellaSwag: " in capsys.readouterr().out
 
 
-def test_sample_continues_a_learnt_text(tmp_path):
-    """Overfit on a text that repeats, the model writes it."""
+def test_a_sample_continues_a_learnt_text(tmp_path):
+    """A model overfitted to a repeating text generates that text."""
     write_shard(tmp_path / "abc.bin", np.tile([256, *b"abcdefg"], 40))
     flags = ["-i", str(tmp_path / "abc.bin"), "-j", str(tmp_path / "abc.bin")]
     model = run([*TINY, *flags, "-e", "L=1,NH=2,C=16,V=257,T=16", "-t", "16", "-x", "120", "-l", "0.02"])
@@ -125,7 +126,7 @@ def test_built_in_corpus_needs_nothing_but_python(tmp_path):
         (["--precision", "bf16"], ["bf16", "GPU"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(shards, capsys, flags, words):
+def test_mistakes_are_reported_in_one_line(shards, capsys, flags, words):
     assert trainer.main([*TINY, *shards, *flags]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
@@ -133,7 +134,7 @@ def test_mistakes_are_told_in_one_line(shards, capsys, flags, words):
         assert word in message, message
 
 
-def test_foreign_file_is_named(tmp_path, shards, capsys):
+def test_the_error_names_a_foreign_file(tmp_path, shards, capsys):
     foreign = tmp_path / "picture.bin"
     foreign.write_bytes(b"\x89PNG" + bytes(2000))
     assert trainer.main([*TINY, *shards, "-i", str(foreign)]) == 2
@@ -142,20 +143,20 @@ def test_foreign_file_is_named(tmp_path, shards, capsys):
 
 
 @pytest.mark.skipif(real_gpu(), reason="there is a GPU on this machine")
-def test_gpu_is_refused_where_there_is_none(shards):
+def test_device_gpu_is_refused_without_a_gpu(shards):
     code = "import sys; from gpt2_numba.train import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *TINY, *shards, "--device", "gpu"],
         capture_output=True, text=True, timeout=300, env={"PATH": "", "PYTHONPATH": ":".join(sys.path), "NUMBA_ENABLE_CUDASIM": "0"},
     )  # fmt: skip
     assert done.returncode == 2
-    assert "none that works" in done.stderr and "--device cpu" in done.stderr and done.stderr.count("\n") == 1
+    assert "no working one" in done.stderr and "--device cpu" in done.stderr and done.stderr.count("\n") == 1
 
 
 FAST = Options("gpu", "bf16", recompute=0, kernels=KernelSet("fast", fused=True))
 
 
-def test_too_little_memory_names_what_would_fit():
+def test_too_little_memory_names_the_batch_that_would_fit():
     config = parse_descriptor("d12")
     needs = {batch: plan_memory(config, batch, 1024, FAST).nbytes for batch in (16, 17)}
     free = (needs[16] + needs[17]) // 2 + (32 << 20)
@@ -165,7 +166,7 @@ def test_too_little_memory_names_what_would_fit():
 
 
 @pytest.mark.parametrize("total, expected", [(None, 17), (1024 * 32, 16), (1024 * 34, 17), (1024 * 23, 1)])
-def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
+def test_batch_auto_is_the_largest_that_fits_and_divides_the_step(monkeypatch, total, expected):
     config, flags = parse_descriptor("d12"), ["-b", "auto", "-t", "1024", "-r", "0", "--precision", "bf16", "--device", "gpu"]
     settings = with_defaults(parse_settings([*flags, *(["-d", str(total)] if total else [])]), "gpu")
     monkeypatch.setattr(preparation, "real_gpu", lambda: True)
@@ -173,13 +174,13 @@ def test_the_batch_that_fits_and_divides_the_step(monkeypatch, total, expected):
     assert preparation.largest_batch_size(settings, config, 1, FAST.kernels) == expected
 
 
-def test_a_batch_that_fits_is_for_gpus_only(shards):
+def test_batch_auto_needs_a_gpu(shards):
     with pytest.raises(UserError, match="-b auto fills a GPU's memory"):
         run([*TINY, *shards, "-b", "auto", "--device", "cpu"])
 
 
-def test_training_on_the_device_repeats_to_the_bit(shards):
-    """Two steps of the whole trainer with the kernels, on the GPU or in the simulator."""
+def test_training_on_the_device_is_reproducible_to_the_bit(shards):
+    """Two steps of the whole trainer with the kernels, on a GPU or in the simulator."""
     flags = [*TINY, *shards, "-t", "4", "-b", "1", "-x", "2", "-v", "0", "--device", "gpu", "--precision", "bf16"]
     first, second = (run(flags).params_to_host() for _ in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)

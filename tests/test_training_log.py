@@ -1,4 +1,4 @@
-"""main.log, the step line and the speed in it, against llm.c's formats and worked-out values."""
+"""main.log, the step line and its throughput, against llm.c's formats and values worked out by hand."""
 
 import math
 
@@ -9,7 +9,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import MainLog, Throughput, read_main_log, step_line
 
 
-def test_lines_are_llmc_s(tmp_path):
+def test_lines_are_those_of_llmc(tmp_path):
     log = MainLog(tmp_path / "new" / "directory")
     log.write_validation(0, 10.98765)
     log.write_train_step(0, 11.133732, 8.57e-07, 52.9732)
@@ -19,13 +19,13 @@ def test_lines_are_llmc_s(tmp_path):
     )
 
 
-def test_lines_are_on_disk_while_the_run_goes_on(tmp_path):
+def test_each_line_is_on_disk_at_once(tmp_path):
     log = MainLog(tmp_path)
     log.write_validation(3, 1.5)
     assert log.path.read_text() == "s:3 tel:1.5000\n"
 
 
-def test_a_new_run_begins_its_log_anew(tmp_path):
+def test_a_new_run_overwrites_the_log(tmp_path):
     (tmp_path / "main.log").write_text("s:9 tel:9.0000\n")
     assert MainLog(tmp_path).path.read_text() == ""
 
@@ -44,7 +44,7 @@ def test_a_directory_that_cannot_be_made_is_a_users_mistake(tmp_path):
         MainLog(tmp_path / "file" / "log")
 
 
-def test_reading_gives_every_series_by_rising_step_and_the_later_of_two_values(tmp_path):
+def test_series_are_sorted_by_step_and_the_later_of_two_lines_counts(tmp_path):
     path = tmp_path / "main.log"
     path.write_text(
         "s:0 tel:5.5000\n"
@@ -98,7 +98,7 @@ def line_with(**changes):
     return step_line(**{**values, **changes})
 
 
-def test_step_line_is_llmc_s_and_the_time_left():
+def test_step_line_is_that_of_llmc_plus_the_time_left():
     assert line_with() == (
         "step    1/32000 | loss 11.133732 (+nanz)| norm 52.9732 (+nanz)| lr 8.57e-07 | 3056.36 ms | "
         "42.6% bf16 MFU | 343080 tok/s | 12:34 left"
@@ -121,15 +121,15 @@ def test_parts_of_the_step_line(changes, part):
     assert part in line_with(**changes)
 
 
-def test_throughput_leaves_the_first_step_out_and_corrects_the_bias():
+def test_throughput_ignores_the_first_step_and_corrects_the_bias():
     throughput = Throughput(tokens_per_step=100)
-    assert throughput.update(50.0) == 2.0  # compiling: shown, not averaged
+    assert throughput.update(50.0) == 2.0  # compilation: shown, not averaged
     assert throughput.update(1.0) == pytest.approx(100.0)  # the average of one step is that step
-    # Of the steps at 100 and 200 tok/s the later one weighs 1, the earlier 0.95.
+    # Of the two steps, at 100 and 200 tok/s, the later one weighs 1, the earlier 0.95.
     assert throughput.update(0.5) == pytest.approx((0.95 * 100 + 200) / 1.95)
 
 
-def test_time_left_is_at_the_speed_shown():
+def test_time_left_assumes_the_throughput_shown():
     throughput = Throughput(tokens_per_step=100)
     throughput.update(4.0)
     assert throughput.seconds_left(3) == pytest.approx(12.0)

@@ -1,4 +1,4 @@
-"""The outlier detector against the definition of the z-score, and the cases that break a naive one."""
+"""The outlier detector against the definition of the z-score, and on inputs that break a naive one."""
 
 import math
 
@@ -15,7 +15,7 @@ def test_no_score_until_the_window_is_full():
     assert math.isfinite(scores[128])
 
 
-def test_score_is_taken_against_the_window_that_holds_the_new_value():
+def test_the_window_includes_the_value_that_is_scored():
     detector = OutlierDetector(window=5)
     values = np.random.RandomState(7).normal(3.0, 0.5, size=17)
     scores = [detector.update(value) for value in values]
@@ -25,7 +25,7 @@ def test_score_is_taken_against_the_window_that_holds_the_new_value():
         assert scores[end - 1] == pytest.approx((window[-1] - window.mean()) / window.std(), abs=1e-12)
 
 
-def test_one_outlier_among_w_equal_values_scores_the_root_of_w_minus_1():
+def test_a_single_outlier_in_a_window_of_w_scores_sqrt_w_minus_1():
     detector = OutlierDetector(window=10)
     for _ in range(10):
         detector.update(2.0)
@@ -34,13 +34,13 @@ def test_one_outlier_among_w_equal_values_scores_the_root_of_w_minus_1():
 
 def test_equal_values_score_zero():
     detector = OutlierDetector()
-    scores = [detector.update(0.1) for _ in range(130)]  # 0.1 is no binary fraction: a sum rounded often would miss it
+    scores = [detector.update(0.1) for _ in range(130)]  # 0.1 is no binary fraction: a sum with many roundings would be off
     assert scores[128:] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
-def test_a_broken_value_is_forgotten_when_it_leaves_the_window(broken):
+def test_a_non_finite_value_is_forgotten_when_it_leaves_the_window(broken):
     detector = OutlierDetector(window=3)
     scores = [detector.update(value) for value in (1.0, 2.0, 3.0, broken, 1.0, 2.0, 3.0)]
     assert all(math.isnan(score) for score in scores[3:6])
-    assert scores[6] == pytest.approx(math.sqrt(1.5), rel=1e-14)  # of 1, 2, 3: (3 - 2) / sqrt(2 / 3)
+    assert scores[6] == pytest.approx(math.sqrt(1.5), rel=1e-14)  # the window is 1, 2, 3: (3 - 2) / sqrt(2 / 3)

@@ -16,7 +16,7 @@ from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
         (2**64 - 1, [4180462053, 2415166680, 879531507]),
     ],
 )
-def test_bits_are_those_of_the_c_generator(seed, expected):
+def test_bits_match_the_c_generator(seed, expected):
     generator = Xorshift64Star(seed)
     assert [generator.next_u32() for _ in expected] == expected
 
@@ -27,7 +27,7 @@ def test_coins_are_the_upper_24_bits():
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**64])
-def test_a_seed_that_is_no_state_is_refused(seed):
+def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(ValueError, match="seed"):
         Xorshift64Star(seed)
 
@@ -37,32 +37,32 @@ LOGITS = np.array([math.log(1), math.log(4), -200.0, math.log(2), math.log(1)], 
 
 
 @pytest.mark.parametrize("coin, token", [(0.0, 0), (0.124, 0), (0.126, 1), (0.624, 1), (0.626, 3), (0.874, 3), (0.876, 4), (1 - 2**-24, 4)])
-def test_coin_falls_on_the_piece_of_its_token(coin, token):
+def test_the_coin_selects_the_token_whose_piece_it_falls_on(coin, token):
     assert sample_from_logits(LOGITS, coin) == token
 
 
-def test_only_differences_of_logits_count():
-    far_up = LOGITS + np.float32(1000)  # exp(1000) is inf, in float64 as well
+def test_only_differences_of_logits_matter():
+    shifted = LOGITS + np.float32(1000)  # exp(1000) is inf, in float64 as well
     for coin in (0.1, 0.5, 0.7, 0.9):
-        assert sample_from_logits(far_up, coin) == sample_from_logits(LOGITS, coin)
+        assert sample_from_logits(shifted, coin) == sample_from_logits(LOGITS, coin)
 
 
-def test_a_token_of_probability_zero_is_never_taken():
+def test_a_token_of_probability_zero_is_never_drawn():
     logits = np.array([-1e4, 0.0, -1e4], dtype=np.float32)  # exp(-1e4) is 0 in float64 as well
     assert sample_from_logits(logits, 0.0) == 1
     assert sample_from_logits(logits, 1 - 2**-24) == 1
 
 
-def test_tokens_come_as_often_as_the_softmax_says():
+def test_token_frequencies_match_the_softmax():
     generator = Xorshift64Star(1337)
     draws = 4000
     counts = np.bincount([sample_from_logits(LOGITS, generator.next_coin()) for _ in range(draws)], minlength=5)
-    # Five standard deviations of a binomial share at p = 1/2, the widest: 5 * sqrt(p * (1 - p) / draws).
+    # Five standard deviations of a binomial proportion, at p = 1/2, where it is widest: 5 * sqrt(p * (1 - p) / draws).
     np.testing.assert_allclose(counts / draws, [0.125, 0.5, 0, 0.25, 0.125], atol=5 * 0.5 / math.sqrt(draws))
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_diverged_model_is_told_in_one_line(broken):
+def test_non_finite_logits_are_reported_in_one_line(broken):
     logits = LOGITS.copy()
     logits[3] = broken
     with pytest.raises(UserError, match="got 1 of 5 that are not"):

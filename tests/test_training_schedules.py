@@ -1,4 +1,4 @@
-"""Learning-rate schedules against values worked out by hand, and against the shape that each promises."""
+"""Learning-rate schedules against values worked out by hand and the shape that each one promises."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_warmup_rises_in_equal_steps_to_the_peak(schedule):
 @pytest.mark.parametrize(
     "schedule, step, expected",
     [
-        ("cosine", 30, 0.0055),  # half of the decay: half-way between 0.01 and 0.001
+        ("cosine", 30, 0.0055),  # half the decay: half-way between 0.01 and 0.001
         ("cosine", 15, 0.001 + 0.009 * (5 + math.sqrt(5)) / 8),  # a fifth of it: (1 + cos 36 deg) / 2
         ("linear", 30, 0.0055),
         ("linear", 15, 0.0082),
@@ -46,7 +46,7 @@ def test_decay_never_rises_and_ends_at_the_floor(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_runs_without_warmup_begin_at_the_peak(schedule):
+def test_runs_without_warmup_start_at_the_peak(schedule):
     assert learning_rate(schedule, 0, max_steps=7, peak=0.3, warmup_steps=0, final_fraction=0.0) == 0.3
 
 
@@ -54,6 +54,6 @@ def test_a_run_can_be_all_warmup():
     assert learning_rate("cosine", 2, max_steps=3, peak=0.3, warmup_steps=3, final_fraction=0.0) == 0.3
 
 
-def test_unknown_schedule_is_named():
+def test_the_error_names_an_unknown_schedule():
     with pytest.raises(UserError, match="cosine, linear, constant, wsd, got 'triangle'"):
         learning_rate("triangle", 0, **RUN)

@@ -1,4 +1,4 @@
-"""Hopper's products of tiles, and attention made of them: the very kernels, in the simulator at small sizes, on a Hopper GPU for real."""
+"""Hopper's products of tiles, and attention built on them: the same kernels, in the simulator at small sizes or on a Hopper GPU."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def hopper():
     return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) == (9, 0))
 
 
-pytestmark = pytest.mark.skipif(not hopper(), reason="wgmma is of compute capability 9.0 alone, and the simulator is off")
+pytestmark = pytest.mark.skipif(not hopper(), reason="wgmma needs compute capability 9.0, and the simulator is off")
 
 # ---------------------------------------------------------------------------------------------------------- products of tiles
 
@@ -40,15 +40,15 @@ LEAVE_OUT_THE_WAIT, CHANGE_A_FACTOR, NAME_DIFFERENT_TILES = 1, 2, 3
 
 @cuda.jit
 def products_kernel(results, factors, a, b, mistake):
-    """results[thread]: a bᵀ; w bᵀ; w bᵀ + w b, with w (64, 64) in registers, factors[thread]. a, b (64, 64) go to tiles 0 and 1."""
+    """results[thread]: a bᵀ; w bᵀ; w bᵀ + w b, with w (64, 64) in registers, from factors[thread]. a, b (64, 64): tiles 0 and 1."""
     memory = shared_bytes()
     thread = cuda.threadIdx.x
     row, piece = thread // 8, thread % 8
     for step in range(4):
         t = row + 16 * step
-        place = t * ROW_BYTES + (piece ^ t % 8) * 16
-        copy16_async(memory, uint32(place), a, t * TILE + piece * 8)
-        copy_row16_async(memory, uint32(TILE_BYTES + place), b, int64(piece * 8), int32(t), int32(TILE))
+        offset = t * ROW_BYTES + (piece ^ t % 8) * 16
+        copy16_async(memory, uint32(offset), a, t * TILE + piece * 8)
+        copy_row16_async(memory, uint32(TILE_BYTES + offset), b, int64(piece * 8), int32(t), int32(TILE))
     commit_copies()
     wait_for_copies(0)
     fence_async()
@@ -78,7 +78,7 @@ def products_kernel(results, factors, a, b, mistake):
 
 
 def fragments(matrix):
-    """(64, 64) -> (128, 32): what each thread holds, straight from the table in the ISA (figure "wgmma .m64nNk16 fragment layout")."""
+    """(64, 64) -> (128, 32): what each thread holds, after the figure "wgmma .m64nNk16 fragment layout" of the ISA."""
     held = np.empty((WARPGROUP, RESULT_SIZE), matrix.dtype)
     for thread in range(WARPGROUP):
         warp, lane = divmod(thread, 32)
@@ -102,15 +102,15 @@ def products(mistake=0):
 
 
 def test_products_and_fragments():
-    """Sums of 64 and 128 products of about 1 in float32: off by far less than 1e-4. A number in a wrong place is off by 8."""
-    came, expected = products()
-    assert np.abs(came - expected).max() < 1e-4
+    """Sums of 64 and 128 products of about 1: float32 errors are far below 1e-4; an element in a wrong position is off by 8."""
+    got, expected = products()
+    assert np.abs(got - expected).max() < 1e-4
 
 
-@pytest.mark.skipif(not SIMULATING, reason="a real GPU gives wrong numbers, or the right ones by luck")
-def test_the_twins_notice_mistakes():
-    came, _ = products(LEAVE_OUT_THE_WAIT)
-    assert np.isnan(came[2]).all() and not np.isnan(came[:2]).any()
+@pytest.mark.skipif(not SIMULATING, reason="a real GPU returns wrong values, or the right ones by luck")
+def test_the_twins_detect_mistakes():
+    got, _ = products(LEAVE_OUT_THE_WAIT)
+    assert np.isnan(got[2]).all() and not np.isnan(got[:2]).any()
     with pytest.raises(RuntimeError, match="a factor has changed while its product was running"):
         products(CHANGE_A_FACTOR)
     with pytest.raises(ValueError, match="the threads of a warpgroup must name the same tile"):
@@ -120,7 +120,7 @@ def test_the_twins_notice_mistakes():
 
 
 @pytest.mark.skipif(not SIMULATING, reason="about Numba's simulator")
-def test_a_block_of_whole_warpgroups_is_needed():
+def test_a_block_must_consist_of_whole_warpgroups():
     arrays = [
         to_device(np.zeros(shape, dtype)) for shape, dtype in (((3, 96, 32), "f4"), ((96, 16), "u4"), ((64, 64), "u2"), ((64, 64), "u2"))
     ]
@@ -130,29 +130,29 @@ def test_a_block_of_whole_warpgroups_is_needed():
 
 # ------------------------------------------------------------------------------------------------------------------ attention
 
-# One tile that is not full; two, the second with a few rows; four, so that all places of the rings are used again.
+# One tile, not full; two, the second with a few rows; four, so that every slot of the rings is reused.
 SMALL = [(2, 5, 2), (1, 70, 1), (1, 199, 1)]
 LARGE = [(2, 333, 3), (1, 1024, 2), (3, 77, 2)]
 
 
 @pytest.fixture
 def on_wgmma(monkeypatch):
-    """Whatever engine the layer would choose."""
+    """Use this engine, whichever the layer would choose."""
     monkeypatch.setattr(attention, "engine", lambda dtype, HS: wgmma_engine)
 
 
 @pytest.mark.parametrize("B, T, NH", SMALL if SIMULATING else SMALL + LARGE)
 def test_attention(on_wgmma, B, T, NH):
-    """Within the bounds that the layer's own check derives, guard cells untouched, the same bits twice."""
+    """Within the bounds that the layer's check derives, with guard cells untouched and the same bits twice."""
     rows = check_kernel("attention", "bf16", Sizes(B=B, T=T, C=64 * NH, NH=NH, V=37, Vp=64, OC=8))
     print("\n" + format_table(rows))
     assert all(row.ok for row in rows), "\n".join(str(row) for row in rows if not row.ok)
 
 
 @cuda.jit
-def tile_and_head_kernel(taken, tiles, heads, heads_together):
+def tile_and_head_kernel(assigned, tiles, heads, heads_together):
     tile, head = wgmma_engine.tile_and_head(tiles, heads, heads_together)
-    taken[cuda.blockIdx.x, 0], taken[cuda.blockIdx.x, 1] = tile, head
+    assigned[cuda.blockIdx.x, 0], assigned[cuda.blockIdx.x, 1] = tile, head
 
 
 def attend(qkv, dout, lse_shape):
@@ -166,9 +166,9 @@ def attend(qkv, dout, lse_shape):
     return [copy_to_host(array) for array in (out, lse, dqkv)]
 
 
-@pytest.mark.parametrize("growth", [0.5, 3.0], ids=["a little", "much"])
+@pytest.mark.parametrize("growth", [0.5, 3.0], ids=["little", "much"])
 def test_scores_that_grow_from_tile_to_tile(growth):
-    """The tiles are taken from the last to the first. Here each one's scores are higher than all before."""
+    """The tiles are processed from last to first. Here each tile's scores are higher than all before, so the running maximum grows."""
     B, T, NH = 1, 135, 1
     random = np.random.default_rng(5)
     qkv, dout = random.normal(size=(T, 192)), random.normal(size=(T, 64))
@@ -181,37 +181,37 @@ def test_scores_that_grow_from_tile_to_tile(growth):
     out, lse, dqkv = attend(qkv, dout, (B, NH, T))
     assert np.linalg.norm(out - expected_out) < 4e-3 * np.linalg.norm(expected_out)
     assert np.abs(lse - expected_lse).max() < 1e-4
-    # Where one weight is nearly 1, datt - delta nearly cancels, and delta has the rounding of `out`.
-    for came, expected in zip(np.split(dqkv, 3, axis=1), np.split(expected_dqkv, 3, axis=1)):
-        assert np.linalg.norm(came - expected) < 4e-2 * np.linalg.norm(expected)
+    # If one weight is nearly 1, datt - delta nearly cancels, and delta contains the rounding of `out`.
+    for got, expected in zip(np.split(dqkv, 3, axis=1), np.split(expected_dqkv, 3, axis=1)):
+        assert np.linalg.norm(got - expected) < 4e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("heads_together", [1, 2, 3, 32])
-def test_every_block_has_its_work(heads_together):
-    """Each tile of each head once; of heads that take turns, first their first tiles; the last group may be smaller."""
+def test_blocks_cover_all_tiles_and_heads_in_order(heads_together):
+    """Every tile of every head once: for a group of heads first all first tiles, then all second ones; the last group may be smaller."""
     tiles, heads = 3, 5
-    taken = to_device(np.zeros((tiles * heads, 2), np.int32))
-    tile_and_head_kernel[tiles * heads, 1](taken, tiles, heads, heads_together)
+    assigned = to_device(np.zeros((tiles * heads, 2), np.int32))
+    tile_and_head_kernel[tiles * heads, 1](assigned, tiles, heads, heads_together)
     expected = []
     for first in range(0, heads, heads_together):
         expected += [(tile, head) for tile in range(tiles) for head in range(first, min(first + heads_together, heads))]
-    np.testing.assert_array_equal(copy_to_host(taken), expected)
+    np.testing.assert_array_equal(copy_to_host(assigned), expected)
 
 
-def test_heads_that_take_turns_give_the_same_bits(monkeypatch):
+def test_interleaved_heads_give_the_same_bits(monkeypatch):
     B, T, NH = 1, 70, 2
     random = np.random.default_rng(6)
     inputs = random.normal(size=(T, 192 * NH)), random.normal(size=(T, 64 * NH))
-    one_by_one = attend(*inputs, (B, NH, T))
+    separately = attend(*inputs, (B, NH, T))
     monkeypatch.setattr(wgmma_engine, "LONG_T", T)
     monkeypatch.setattr(wgmma_engine, "HEADS_TOGETHER", (1, 2))
-    for expected, came in zip(one_by_one, attend(*inputs, (B, NH, T))):
-        np.testing.assert_array_equal(came, expected)
+    for expected, got in zip(separately, attend(*inputs, (B, NH, T))):
+        np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.skipif(not SIMULATING, reason="on a GPU nobody chooses the order of threads")
+@pytest.mark.skipif(not SIMULATING, reason="only the simulator lets a test choose the order of threads")
 def test_threads_may_run_in_any_order(on_wgmma, monkeypatch):
-    """Between two barriers. A barrier that is missing goes unnoticed as long as thread 0 is always the first."""
+    """Between two barriers. As long as thread 0 always runs first, a missing barrier may go unnoticed."""
     from tests.test_layer_kernels import Shuffled
 
     monkeypatch.setattr(simulator, "deque", Shuffled)

@@ -1,4 +1,4 @@
-"""Processes played by threads: groups for quick tests of what processes tell each other. Only the way that it goes is another."""
+"""Groups whose processes are threads, for quick tests of what processes exchange: only the transport differs."""
 
 import json
 import threading
@@ -7,37 +7,37 @@ from concurrent.futures import ThreadPoolExecutor
 from gpt2_numba.parallel.group import Group
 
 
-class Table(threading.Barrier):
-    """Where the threads lay down what they have for the others. Who waits there longer than a test may take gets BrokenBarrierError."""
+class Exchange(threading.Barrier):
+    """Where the threads leave their values for the others. Waiting longer than a test may take raises BrokenBarrierError."""
 
     def __init__(self, ranks):
         super().__init__(ranks, timeout=20)
-        self.things = [None] * ranks
+        self.values = [None] * ranks
 
 
 class ThreadMeeting:
-    """In the place of parallel/meeting.py's Meeting."""
+    """Replaces parallel/meeting.py's Meeting."""
 
-    def __init__(self, rank, table):
-        self.rank, self.ranks, self._table = rank, table.parties, table
+    def __init__(self, rank, exchange):
+        self.rank, self.ranks, self._exchange = rank, exchange.parties, exchange
 
-    def gather(self, thing):
-        self._table.things[self.rank] = json.loads(json.dumps(thing))
-        self._table.wait()
-        things = list(self._table.things)
-        self._table.wait()  # nobody lays down the next thing before all have seen these
-        return things
+    def gather(self, value):
+        self._exchange.values[self.rank] = json.loads(json.dumps(value))
+        self._exchange.wait()
+        values = list(self._exchange.values)
+        self._exchange.wait()  # no rank leaves its next value before all have read these
+        return values
 
 
 def in_threads(ranks, work):
-    """Call work(group) for each rank, all at once. Returns what they return, by rank; where one raised an exception, that."""
-    table = Table(ranks)
+    """Call work(group) for each rank, all at the same time. Returns a list by rank: what the call returned, or the exception it raised."""
+    exchange = Exchange(ranks)
 
-    def at(rank):
+    def run(rank):
         try:
-            return work(Group(ThreadMeeting(rank, table), "CPU"))
+            return work(Group(ThreadMeeting(rank, exchange), "CPU"))
         except Exception as error:
             return error
 
     with ThreadPoolExecutor(ranks) as pool:
-        return list(pool.map(at, range(ranks)))
+        return list(pool.map(run, range(ranks)))

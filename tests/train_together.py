@@ -1,7 +1,8 @@
-"""A short training by several processes, for tests: mpirun -np 4 python tests/train_together.py OPTIONS.json RESULT.npz
+"""A short training run by several processes, for tests: mpirun -np 4 python tests/train_together.py OPTIONS RESULT.npz
 
-Options (JSON): sizes, B, T, accumulate, steps, zero_stage, device, precision, max_norm, graph, learning_rate. Every process has its part of the same batches. After each
-step the parameters of all processes must have the same bits. Rank 0 writes losses, norms, the sum of the gradients' sizes and the parameters at the end.
+OPTIONS is JSON: sizes, B, T, accumulate, steps, zero_stage, device, precision, max_norm, graph, learning_rate. Each process takes its part
+of the same batches. After each step the parameters of all processes must have the same bits. Rank 0 writes the losses, the norms, the sums
+of the gradients' absolute values, and the final parameters.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ def main(options, result):
     model.load_params(initial_weights(config, parameter_shapes(config)))
     tokens = np.random.default_rng(5).integers(0, config.V, 2**16).astype(np.uint16)
     loader = DataLoader([tokens], B, T, group.rank, group.ranks)
-    seen = {"losses": [], "norms": [], "gradient_sizes": []}
+    measured = {"losses": [], "norms": [], "gradient_sizes": []}
     for step in range(options["steps"]):
         model.zero_grad()
         for micro_step in range(accumulate):
@@ -41,17 +42,17 @@ def main(options, result):
             model.forward(inputs)
             model.backward(targets, accumulate, last=micro_step + 1 == accumulate)
         loss, norm, _ = model.measure(options["max_norm"]).wait()
-        seen["losses"].append(loss)
-        seen["norms"].append(norm)
+        measured["losses"].append(loss)
+        measured["norms"].append(norm)
         if options["zero_stage"] == 0:
-            seen["gradient_sizes"].append(sum(np.abs(gradient).sum() for gradient in model.grads_to_host().values()))
+            measured["gradient_sizes"].append(sum(np.abs(gradient).sum() for gradient in model.grads_to_host().values()))
         model.update(step, options["learning_rate"], WEIGHT_DECAY, rounding_seed=1000 + step)
         params = model.params_to_host()
         digests = group.gather(hashlib.sha256(b"".join(values.tobytes() for values in params.values())).hexdigest())
         if len(set(digests)) != 1:
             raise SystemExit(f"after step {step} the processes have different parameters: {digests}")
     if group.rank == 0:
-        np.savez(result, **seen, **{f"param_{name}": values for name, values in params.items()})
+        np.savez(result, **measured, **{f"param_{name}": values for name, values in params.items()})
     group.close()
 
 

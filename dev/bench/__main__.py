@@ -1,9 +1,9 @@
-"""The ruler: what the GPU at hand can do, what every kernel of the trainer reaches of it, and where a training step's time goes.
+"""The ruler: what this GPU can do, how close every kernel of the trainer comes, and where the time of a training step goes.
 
     python -m dev.bench [--model d12] [--precision bf16] [-b B] [-t T] [--part kernels,step] [--out DIR]
 
-Prints tables and writes DIR/result.json, roofline.png and step.png. README.md beside this tells how to read them. Exit code 1 if a kernel's
-answer is wrong.
+Prints tables and writes DIR/result.json, roofline.png and step.png. README.md in this folder says how to read them. Exit code 1 if a
+kernel's result is wrong.
 """
 
 import datetime
@@ -29,13 +29,13 @@ from gpt2_numba.layer_checks.all_layers import STORAGE
 from gpt2_numba.training.settings import default_gelu_fusion
 
 PARTS = ("ceilings", "kernels", "step")
-# Micro-batches and micro-steps at which the trainer's speed is quoted; for other models a micro-batch that surely fits.
+# Micro-batches and micro-steps for which the trainer's speed is quoted; for other models a micro-batch that certainly fits.
 USUAL_BATCH = {("d12", "bf16"): (64, 8), ("d12", "fp32"): (16, 8), ("d48", "bf16"): (16, 4), ("d48", "fp32"): (4, 4)}
 SMALL_BATCH = (4, 4)
 
 
 def parse(argv):
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(prog="python -m dev.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="d12", help="d6 ... d84, gpt3:c384 ..., or sizes such as L=4,NH=4,C=128 (default d12)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -48,8 +48,8 @@ def parse(argv):
     parser.add_argument("-ge", "--gelu-fusion", type=int, choices=(0, 1, 2), help="as in the trainer (default 2 in bf16, 0 in fp32)")
     parser.add_argument("--tf32", type=int, choices=(0, 1), default=1, help="as in the trainer (default 1)")
     parser.add_argument("--matmul-search", choices=("on", "off"), default="on", help="as in the trainer (default on)")
-    parser.add_argument("--part", default=",".join(PARTS), help="which of ceilings,kernels,step; the ceilings always (default: all)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: by date, GPU and model, here)")
+    parser.add_argument("--part", default=",".join(PARTS), help="some of ceilings,kernels,step; always the ceilings (default: all)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: named by date, GPU and model, in dev/bench)")
     settings = parser.parse_args(argv)
     settings.part = settings.part.split(",")
     if not set(settings.part) <= set(PARTS):
@@ -58,11 +58,11 @@ def parse(argv):
 
 
 def run(argv):
-    """Measure what the command line asks for. Returns the exit code."""
+    """Measure as the command line says. Returns the exit code."""
     settings = parse(argv)
     if not real_gpu():
         which = "Numba's simulator was chosen (NUMBA_ENABLE_CUDASIM=1)" if SIMULATING else "none was found"
-        raise UserError(f"python -m dev.bench measures a GPU, and there is no GPU here: {which}. python -m gpt2_numba.doctor tells more")
+        raise UserError(f"python -m dev.bench measures a GPU, and there is no GPU here: {which}. python -m gpt2_numba.doctor says more")
     from numba import cuda
 
     config = parse_descriptor(settings.model)
@@ -72,8 +72,8 @@ def run(argv):
     tokens = B * T
     started = time.perf_counter()
 
-    def say(what):
-        print(f"[{time.perf_counter() - started:5.1f} s] {what}", flush=True)
+    def announce(activity):
+        print(f"[{time.perf_counter() - started:5.1f} s] {activity}", flush=True)
 
     name = f"{settings.model} {settings.precision}, B={B}, T={T}, {micro_steps} micro-steps"
     result = {
@@ -101,32 +101,32 @@ def run(argv):
             gelu_fusion=default_gelu_fusion(settings.precision) if settings.gelu_fusion is None else settings.gelu_fusion,
         )  # fmt: skip
         result["model"]["bytes"] = trainer.model.arena.nbytes
-        say(f"{name}: {trainer.model.arena.nbytes / 2**30:.1f} GiB on {device_name()}; compiling")
+        announce(f"{name}: {trainer.model.arena.nbytes / 2**30:.1f} GiB on {device_name()}; compiling")
         for _ in range(3):  # launch by launch, recorded, replayed
             trainer.step(2)
         synchronize()
 
         if "step" in settings.part:
-            say("the step")
+            announce("the step")
             result["step"] = {"as trained": measure_step(trainer, watch)}
-            with trainer.launch_by_launch() as is_different:
-                if is_different:
+            with trainer.launch_by_launch() as differs:
+                if differs:
                     result["step"]["launch by launch"] = measure_step(trainer, watch)
-        say("one micro-step with marks around every kernel")
+        announce("one micro-step with an event before and after every kernel")
         with trainer.launch_by_launch():
             log = record_timeline(trainer)
 
-        say("the ceilings")
+        announce("the ceilings")
         products = [part for launch in log.launches if launch.name.startswith("matmul") for part in launch.parts if part.name == "gemm"]
         result["ceilings"] = measure_ceilings(products, STORAGE[settings.precision], tokens, watch)
         print(ceilings_table(result["ceilings"]))
         if "step" in settings.part:
             result["timeline"] = summarise(log, trainer, result["step"]["as trained"]["ms"], result["ceilings"]["sustained"])
         if "kernels" in settings.part:
-            say("every kernel against its reference, which runs on the host")
+            announce("every kernel against its reference on the host")
             verdicts, wrong = check_layers(config, settings.precision)
             result["wrong"] = [str(row) for row in wrong]
-            say("every launch by itself")
+            announce("every launch on its own")
             result["kernels"] = measure_kernels(log, config, result["ceilings"]["burst"], verdicts)
     result["seconds"] = round(time.perf_counter() - started, 1)
 
@@ -141,14 +141,14 @@ def run(argv):
 
 
 def default_folder(settings):
-    """A folder of its own for each day, GPU, model and precision."""
+    """A separate folder for each day, GPU, model and precision."""
     model = "".join(c if c.isalnum() else "-" for c in settings.model)
     words = [datetime.date.today().isoformat(), *device_name().replace("NVIDIA", "").lower().split(), model, settings.precision]
     return Path(__file__).parent / "-".join(words)
 
 
 def write(result, out, title):
-    """result.json and the pictures."""
+    """Write result.json and the pictures."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     day = result["date"].partition("T")[0]
@@ -159,7 +159,7 @@ def write(result, out, title):
 
 
 def main(argv):
-    """The command line. Returns the exit code: 2 for a mistake of the user's, or no GPU, told in one line."""
+    """The command line. Returns the exit code: 2 for a user error or a missing GPU, reported in one line."""
     return exit_code(run, argv)
 
 

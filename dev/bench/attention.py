@@ -1,11 +1,11 @@
-"""Attention alone: every engine against the reference, then its time at full sizes, beside PyTorch's where PyTorch is installed.
+"""Attention alone: every engine against the reference, then its time at full sizes, compared with PyTorch's if PyTorch is installed.
 
     python -m dev.bench.attention [--json FILE] [--sweep]
 
-Checked first, on the very numbers that are timed (standard normal): the largest error of a query's or key's row, relative to the row, in the
-first and the last sequence, and that a second run gives the same bits in all. Then times: `burst` is the median of 30 calls with a cold cache,
-`sustained` the mean of 100 calls one after the other, recorded as one CUDA graph, so that the host is not in the way. cuDNN is measured where it
-is installed. --sweep times other tile sizes of mma.py instead.
+First the check, on the inputs that are timed (standard normal): the largest error of a query's or key's row, relative to the row, in the
+first and the last sequence, and that a second run gives the same bits everywhere. Then the times: `burst` is the median of 30 calls with
+a cold cache, `sustained` the mean of 100 consecutive calls, each replayed as a CUDA graph, so that the host is not the bottleneck. cuDNN
+is measured if it is installed. --sweep times other tile sizes of mma.py instead.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from gpt2_numba.gpu.backend import (
 )
 from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.gpu.shared_memory import launch_with_shared_memory
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import attention
 from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma
 
@@ -43,7 +44,7 @@ ENGINES = {  # name -> module, storage type
     "tf32": (tf32, FLOAT32),
     "matmuls": (matmuls, FLOAT32),
 }
-# (B, T, NH, HS) -> engines. Awkward sizes, checked only; cuDNN is not asked for a single token.
+# (B, T, NH, HS) -> engines. Awkward sizes, only checked; cuDNN is not tried with a single token.
 CHECKED = {
     (2, 333, 3, 64): ("wgmma", "mma", "cudnn", "tf32", "matmuls"),
     (1, 1, 1, 64): ("wgmma", "mma", "tf32", "matmuls"),
@@ -58,12 +59,12 @@ TIMED = {
     (8, 1024, 32, 80): ("mma", "cudnn", "torch"),
     (16, 1024, 12, 64): ("tf32", "matmuls"),
 }
-LONGEST_SHAPE = 20  # seconds, the compilation of its kernels included: no shape is begun with less left
+LONGEST_SHAPE = 20  # seconds, including the compilation of its kernels: no shape is started with less time left
 SUSTAINED_CALLS, WARM_UP_CALLS = 100, 20
 NAN = {FLOAT32: np.nan, BFLOAT16_BITS: 0x7FC0}
-# Largest error of a row relative to it. bfloat16: half a unit of its last place is 2^-9 on average, for the weights and once more for
-# what is stored; a gradient is a difference, so that its row may be several times smaller than its parts. Rows smaller than a
-# twentieth of the usual count as such. TF32 has 2^-11.
+# Largest error of a row relative to the row. bfloat16: half a unit in the last place is 2^-9 on average, for the weights and again for the
+# stored result; a gradient is a difference, so its row may be several times smaller than its terms. Rows smaller than a twentieth of the
+# usual length count as that long. For TF32 it is 2^-11.
 ALLOWED = {"out": 2.0**-6, "dqkv": 2.0**-5, "lse": 2e-5}
 ALLOWED_TF32_LSE = 1e-2
 
@@ -73,8 +74,8 @@ def usable(name):
     return {"wgmma": device_properties()[0] == (9, 0), "cudnn": cudnn.cudnn_available(), "torch": False}.get(name, True)
 
 
-def inputs_of(shape, seed=1):
-    """Storage type -> (qkv, dout), standard normal, in bfloat16 and the same numbers as float32."""
+def make_inputs(shape, seed=1):
+    """Storage type -> (qkv, dout): standard normal, in bfloat16 and the same values in float32."""
     B, T, NH, HS = shape
     normal = np.random.default_rng(seed).standard_normal
     bits = [bfloat16_bits(normal((B * T, columns * NH * HS), np.float32)) for columns in (3, 1)]
@@ -82,7 +83,7 @@ def inputs_of(shape, seed=1):
 
 
 def device_arrays(shape, storage, qkv, dout, scratch_size):
-    """out, lse, dqkv full of NaN, and qkv, dout, scratch, on the device."""
+    """Device arrays by name: out, lse and dqkv full of NaN, and qkv, dout and scratch."""
     B, T, NH, HS = shape
     N, C = B * T, NH * HS
     written = {"out": ((N, C), storage), "lse": ((B, NH, T), FLOAT32), "dqkv": ((N, 3 * C), storage)}
@@ -90,7 +91,7 @@ def device_arrays(shape, storage, qkv, dout, scratch_size):
     return arrays | {"qkv": to_device(qkv), "dout": to_device(dout), "scratch": cuda.device_array(int(scratch_size), FLOAT32)}
 
 
-def calls_of(module, a):
+def make_calls(module, a):
     """Forward and backward as functions without arguments."""
     return (
         partial(module.attention_forward, a["out"], a["lse"], a["qkv"], a["scratch"]),
@@ -98,7 +99,7 @@ def calls_of(module, a):
     )
 
 
-def ends_of(array, B):
+def end_sequences(array, B):
     """The first and the last of B sequences as float32: (2 T, columns) of rows, (2, NH, T) of lse."""
     sequences = array.reshape(B, -1, *array.shape[1:])
     ends = np.concatenate([sequences[0], sequences[-1]])
@@ -106,7 +107,7 @@ def ends_of(array, B):
 
 
 def row_error(got, expected, width):
-    """The largest error of a row of `width` numbers (one head of one token), relative to the row's length."""
+    """The largest error of a row of `width` values (one head of one token), relative to the length of the row."""
     got, expected = got.reshape(-1, width), expected.reshape(-1, width)
     lengths = np.sqrt(np.square(expected).sum(axis=1))
     usual = np.sqrt(np.square(lengths).mean())
@@ -115,23 +116,23 @@ def row_error(got, expected, width):
 
 
 def check(shape, name, inputs):
-    """Print a line with the errors; returns the device arrays, and whether all is right."""
+    """Check an engine and print a line with the errors. Returns the device arrays, and whether all is correct."""
     B, T, NH, HS = shape
     module, storage = ENGINES[name]
     a = device_arrays(shape, storage, *inputs[storage], module.scratch_size(B, T, NH, HS))
     results = []
     for _ in range(2):
-        for call in calls_of(module, a):
+        for call in make_calls(module, a):
             call()
         synchronize()
         results.append({key: a[key].copy_to_host() for key in ("out", "lse", "dqkv")})
     same = all(np.array_equal(results[0][key].view(np.uint8), results[1][key].view(np.uint8)) for key in results[0])
 
-    got = {key: ends_of(array, B) for key, array in results[0].items()}
-    qkv, dout = (ends_of(array, B) for array in inputs[FLOAT32])
+    got = {key: end_sequences(array, B) for key, array in results[0].items()}
+    qkv, dout = (end_sequences(array, B) for array in inputs[FLOAT32])
     expected = {key: np.empty_like(array) for key, array in got.items()}
     attention.attention_forward(expected["out"], expected["lse"], qkv)
-    attention.attention_backward(expected["dqkv"], dout, got["out"], got["lse"], qkv)  # of the very out and lse that the kernels were given
+    attention.attention_backward(expected["dqkv"], dout, got["out"], got["lse"], qkv)  # given the kernels' own out and lse
     errors = {key: row_error(got[key], expected[key], HS) for key in ("out", "dqkv")}
     errors["lse"] = float(np.abs(got["lse"] - expected["lse"]).max())
     allowed = ALLOWED | ({"lse": ALLOWED_TF32_LSE} if storage == FLOAT32 else {})
@@ -142,7 +143,7 @@ def check(shape, name, inputs):
 
 
 def sustained(call, key):
-    """Milliseconds of one of many calls back to back."""
+    """Milliseconds per call of many calls back to back."""
     graphs = Graphs(enabled=True)
     for calls in (WARM_UP_CALLS, SUSTAINED_CALLS):
         for _ in range(3 if calls == WARM_UP_CALLS else 0):  # launch by launch, recorded, replayed
@@ -157,14 +158,14 @@ def sustained(call, key):
 
 def time_engine(shape, name, arrays):
     row = {"shape": shape, "engine": name}
-    for direction, call in zip(("forward", "backward"), calls_of(ENGINES[name][0], arrays)):
+    for direction, call in zip(("forward", "backward"), make_calls(ENGINES[name][0], arrays)):
         row[direction] = statistics.median(time_call(call))
         row[f"{direction}_sustained"] = sustained(call, (shape, name, direction))
     return row
 
 
 def time_torch(shape, qkv, dout):
-    """Rows for PyTorch's fused engines; none where it is not installed."""
+    """Rows for PyTorch's fused engines; none if it is not installed."""
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -219,7 +220,7 @@ def print_table(rows):
     print(f"\n{'B, T, NH, HS':<22}{'engine':<14}{'forward ms':>12}{'sustained':>11}{'backward ms':>13}{'sustained':>11}{'TFLOP/s':>9}")
     for row in rows:
         B, T, NH, HS = row["shape"]
-        flop = 7 * 2 * B * NH * T * T * HS / 2  # two products forward, five backward, of the triangle
+        flop = 7 * 2 * B * NH * T * T * HS / 2  # two products forward, five backward, over the causal triangle
         rate = flop / (row["forward_sustained"] + row["backward_sustained"]) / 1e9
         print(
             f"{row['shape']!s:<22}{row['engine']:<14}{row['forward']:>12.3f}{row['forward_sustained']:>11.3f}"
@@ -229,7 +230,7 @@ def print_table(rows):
 
 # ----------------------------------------------------------------------------------------------------------- tile sizes
 
-CANDIDATES = {  # warps, 16-row tiles of a warp, rows of a tile in the ring, blocks at a time on a multiprocessor
+CANDIDATES = {  # warps, 16-row tiles per warp, rows of a tile in the ring, resident blocks per multiprocessor
     "forward": [
         (4, 2, 64, 2),
         (4, 2, 32, 2),
@@ -247,12 +248,12 @@ CANDIDATES = {  # warps, 16-row tiles of a warp, rows of a tile in the ring, blo
 
 
 def sweep():
-    """Rows: kernel, head size, tile sizes, milliseconds in a burst, registers, local memory (0 unless registers spill)."""
+    """Time the CANDIDATES. Returns rows: kernel, head size, tile sizes, burst ms, registers, local memory (0 unless registers spill)."""
     rows = []
     for shape in ((16, 1024, 25, 64), (8, 1024, 16, 128), (8, 1024, 32, 80), (8, 1024, 16, 96)):
         B, T, NH, HS = shape
-        a = device_arrays(shape, BFLOAT16_BITS, *inputs_of(shape)[BFLOAT16_BITS], mma.scratch_size(B, T, NH, HS))
-        forward, backward = calls_of(mma, a)
+        a = device_arrays(shape, BFLOAT16_BITS, *make_inputs(shape)[BFLOAT16_BITS], mma.scratch_size(B, T, NH, HS))
+        forward, backward = make_calls(mma, a)
         forward()
         backward()
         delta = a["scratch"][: B * NH * T].reshape(B, NH, T)
@@ -260,13 +261,13 @@ def sweep():
             make = getattr(mma, f"make_{kernel_name}_kernel")
             arguments = [a["out"], a["lse"], a["qkv"]] if kernel_name == "forward" else [a["dqkv"], a["dout"], a["lse"], delta, a["qkv"]]
             for sizes in candidates:
-                kernel, threads, rows_of_block, nbytes = make(HS, sizes)
+                kernel, threads, block_rows, nbytes = make(HS, sizes)
                 if nbytes > 227 << 10:
                     continue
-                grid = (-(-T // rows_of_block), B * NH)
+                grid = (ceil_div(T, block_rows), B * NH)
                 try:
                     times = time_call(partial(launch_with_shared_memory, kernel, grid, threads, nbytes, *arguments))
-                except Exception as error:  # noqa: BLE001  too many resources asked for, by one of several libraries
+                except Exception as error:  # noqa: BLE001  too many resources requested; several libraries may raise
                     print(kernel_name, shape, sizes, str(error).splitlines()[0], file=sys.stderr)
                     continue
                 (overload,) = kernel.overloads.values()
@@ -281,18 +282,18 @@ def sweep():
 
 
 def measure(seconds):
-    """Check all engines and time them. Returns the rows of the table, and whether all is right."""
+    """Check and time all engines. Returns the rows of the table, and whether all is correct."""
     began, rows, all_right = time.perf_counter(), [], True
     for shape, names in [*CHECKED.items(), *TIMED.items()]:
         if time.perf_counter() - began > seconds - LONGEST_SHAPE:
-            print(f"{shape}: left out, no time is left")
+            print(f"{shape}: skipped, no time left")
             continue
-        inputs = inputs_of(shape)
+        inputs = make_inputs(shape)
         for name in filter(usable, names):
             try:
                 arrays, right = check(shape, name, inputs)
-            except UserError as error:  # cuDNN has none for such sizes
-                print(f"{shape!s:<22}{name:<14}left out: {error}")
+            except UserError as error:  # cuDNN does not support these sizes
+                print(f"{shape!s:<22}{name:<14}skipped: {error}")
                 continue
             all_right &= right
             if shape in TIMED:
@@ -306,10 +307,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes of mma.py instead")
-    parser.add_argument("--seconds", type=float, default=115, help="be done after so many seconds, with fewer shapes if need be (115)")
+    parser.add_argument("--seconds", type=float, default=115, help="time limit in seconds; shapes that do not fit are skipped (115)")
     arguments = parser.parse_args()
     if not real_gpu():
-        sys.exit("attention is timed on a GPU, and there is none here")
+        sys.exit("dev.bench.attention times attention on a GPU, and there is none here")
     print(device_name())
     began, all_right = time.perf_counter(), True
     if arguments.sweep:

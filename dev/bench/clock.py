@@ -1,6 +1,6 @@
-"""Time on the GPU: events between launches, none of which the host has to keep up with.
+"""Time on the GPU, measured by events between launches, so that the host need not keep pace.
 
-Where there is no GPU (the tests) a mark is the host's clock.
+Without a GPU (in the tests) a mark is a reading of the host's clock.
 """
 
 import functools
@@ -14,15 +14,15 @@ from numba import cuda
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_supported, compute_stream, real_gpu, synchronize, to_device
 from gpt2_numba.gpu.gemm import gemm
 
-FLUSH_BYTES = 128 << 20  # twice the largest L2 cache of today
+FLUSH_BYTES = 128 << 20  # twice the largest L2 cache of current GPUs
 BURNER_SIZE = 4096  # a matrix product of this size takes some 0.2 ms
 MOST_REPEATS, FEWEST_REPEATS = 30, 5
-SECONDS_A_CALL = 0.2  # how long a call is repeated for
-QUEUE_MILLISECONDS = 25  # of the host's time: as many launches as the GPU's queue holds with certainty
+SECONDS_PER_CALL = 0.2  # how long a call is repeated
+QUEUE_MILLISECONDS = 25  # of launching by the host: the GPU's queue certainly holds that many launches
 
 
 def mark():
-    """This moment, in the order of the compute stream."""
+    """Mark the current position in the compute stream."""
     if not real_gpu():
         return time.perf_counter()
     event = cuda.event()
@@ -31,25 +31,25 @@ def mark():
 
 
 def milliseconds(start, stop):
-    """From one mark to a later one. Both must have been reached: synchronize first."""
+    """Milliseconds from one mark to a later one. Both must have been reached: synchronize first."""
     return start.elapsed_time(stop) if real_gpu() else (stop - start) * 1000
 
 
 def wait_for(moment):
-    """Wait until the GPU has come to a mark."""
+    """Wait until the GPU has reached a mark."""
     if real_gpu():
         moment.synchronize()
 
 
 @functools.cache
 def _burner():
-    """One matrix product, and how many milliseconds it takes."""
+    """A matrix product, as a function, and the milliseconds it takes."""
     rows = np.random.default_rng(1).standard_normal((BURNER_SIZE, BURNER_SIZE), np.float32)
     storage = BFLOAT16_BITS if bfloat16_supported() else FLOAT32
     a, b, out = to_device(rows, storage), to_device(rows[::-1], storage), cuda.device_array(rows.shape, storage)
 
     def product():
-        gemm(out, a, b, BURNER_SIZE, BURNER_SIZE, BURNER_SIZE)
+        gemm(out, a, b, rows=BURNER_SIZE, columns=BURNER_SIZE, inner=BURNER_SIZE)
 
     for _ in range(3):
         product()
@@ -62,10 +62,10 @@ def _burner():
 
 
 def hold(duration):
-    """Keep the GPU busy with matrix products for so many milliseconds, so that what the host queues meanwhile runs without gaps."""
+    """Keep the GPU busy with matrix products for `duration` milliseconds, so that work queued meanwhile runs without gaps."""
     if real_gpu() and duration > 0:
-        product, of_one = _burner()
-        for _ in range(int(duration / of_one) + 1):
+        product, product_ms = _burner()
+        for _ in range(int(duration / product_ms) + 1):
             product()
 
 
@@ -75,15 +75,15 @@ def _flush_buffers():
 
 
 def flush_cache():
-    """Fill the L2 cache with a copy of other data: half of it clean, half of it still to be written, as a memory-bound kernel leaves it."""
+    """Fill the L2 cache with a copy of other data, half of it clean and half dirty, as a memory-bound kernel leaves it."""
     if real_gpu():
-        there, here = _flush_buffers()
-        there.copy_to_device(here, stream=compute_stream())
+        destination, source = _flush_buffers()
+        destination.copy_to_device(source, stream=compute_stream())
 
 
 @functools.cache
 def empty_mark():
-    """Milliseconds between two marks with nothing in between: subtracted from what is measured."""
+    """Milliseconds between two marks with nothing in between, to subtract from measurements."""
     hold(5)
     marks = [mark() for _ in range(101)]
     synchronize()
@@ -91,12 +91,12 @@ def empty_mark():
 
 
 def time_call(call):
-    """Milliseconds that `call` takes on the GPU, with a cold cache: a list, one number a repetition."""
+    """Milliseconds that `call` takes on the GPU with a cold cache: a list, one per repetition."""
     if not real_gpu():
         start = mark()
         call()
         return [milliseconds(start, mark())]
-    of_nothing = empty_mark()
+    empty_ms = empty_mark()
 
     def repeat(count):
         pairs = []
@@ -111,19 +111,19 @@ def time_call(call):
     synchronize()
     before = time.perf_counter()
     trial = repeat(3)
-    of_host = (time.perf_counter() - before) * 1000 / 3
+    host_ms = (time.perf_counter() - before) * 1000 / 3
     synchronize()
-    of_gpu = min(milliseconds(*pair) for pair in trial)
-    fitting = min(SECONDS_A_CALL * 1000 / max(of_gpu, 1e-3), QUEUE_MILLISECONDS / of_host)
+    gpu_ms = min(milliseconds(*pair) for pair in trial)
+    fitting = min(SECONDS_PER_CALL * 1000 / max(gpu_ms, 1e-3), QUEUE_MILLISECONDS / host_ms)
     count = max(FEWEST_REPEATS, min(MOST_REPEATS, int(fitting)))
-    hold(1.3 * of_host * count)
+    hold(1.3 * host_ms * count)
     pairs = repeat(count)
     synchronize()
-    return [max(milliseconds(*pair) - of_nothing, 1e-6) for pair in pairs]
+    return [max(milliseconds(*pair) - empty_ms, 1e-6) for pair in pairs]
 
 
 def time_for(seconds, call):
-    """Call again and again for so many seconds. Returns a list of (second of its end, milliseconds): what is sustained comes last.
+    """Repeat a call for `seconds`. Returns a list of (second at which the call ended, milliseconds): sustained times come last.
 
     The host is never more than two calls ahead.
     """

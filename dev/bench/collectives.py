@@ -1,13 +1,13 @@
-"""Is what GPUs tell each other right, and how fast is it?
+"""Are the messages between GPUs correct, and how fast are they?
 
     mpirun -np 2 python -m dev.bench.collectives [--out DIR]
 
-First every function of the group (gpt2_numba/parallel/nccl_group.py) against NumPy, in float32 and bfloat16, equal and unequal parts, one
-array and several, launched directly, recorded in a CUDA graph and replayed. Exit code 1 if an answer is wrong; all of them are tried. Then
-times by the size of the message, as the trainer sends them: from a graph.
+First it checks every function of the group (gpt2_numba/parallel/nccl_group.py) against NumPy: in float32 and bfloat16, with equal and unequal
+parts, one array and several, launched directly, recorded in a CUDA graph and replayed. All cases run; exit code 1 if any is wrong. Then it
+measures the time by size of message, sent as the trainer sends them: from a graph.
 
-"Bus" is the rate at which each wire has to carry, so that it can be compared with the hardware's whatever the number of ranks n: bytes of
-the array / time * (n - 1) / n, and twice that for all_reduce, which is a reduce_scatter and an all_gather (nccl-tests, "PERFORMANCE.md").
+"Bus" is the rate that each link must carry, comparable with the hardware's rate for any number of ranks n: bytes of the array / time *
+(n - 1) / n, and twice that for all_reduce, which is a reduce_scatter and an all_gather (nccl-tests, "PERFORMANCE.md").
 """
 
 import datetime
@@ -42,35 +42,35 @@ OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather")
 UNIT = {FLOAT32: 2.0**-24, BFLOAT16_BITS: 2.0**-8}  # largest relative error of one rounding
 NAMES = {FLOAT32: "fp32", BFLOAT16_BITS: "bf16"}
 
-LARGE = 1 << 21  # numbers: long enough under way that whoever does not wait for them is caught
+LARGE = 1 << 21  # elements: in flight long enough to catch code that does not wait for them
 
-GUARD = 8  # numbers behind the last piece that nobody may write
+GUARD = 8  # elements after the last piece that must not be written
 
-# The rounds of a check: how the launches get to the GPU (Graphs.run does so by itself), and which numbers they work on.
-ROUNDS = (("launched directly", 0), ("recorded", 1), ("replayed", 2), ("replayed on the first numbers again", 0))
+# The rounds of a check: how the work gets to the GPU (Graphs.run does this in turn), and the seed of its inputs.
+ROUNDS = (("launched directly", 0), ("recorded", 1), ("replayed", 2), ("replayed on the first inputs again", 0))
 
 SIZES = tuple(4**k << 10 for k in range(1, 11)) + (3 << 30,)  # bytes: 4 KiB, 16 KiB ... 1 GiB, and the gradients of d48
-MOST_CALLS, BYTES_A_GRAPH = 20, 8 << 30  # calls in one graph: as many as make this many bytes
+MOST_CALLS, GRAPH_BYTES = 20, 8 << 30  # calls in one graph: up to this many bytes in total
 REPLAYS = 5
 
 
 def run_operation(group, name, pieces):
-    """One function of the group on a list of (array, bounds)."""
+    """Call a function of the group on a list of (array, bounds)."""
     function = getattr(group, name)
     function([array for array, _ in pieces] if name == "all_reduce" else pieces)
 
 
-# -------------------------------------------------------------------------------------------------------- is it right?
+# -------------------------------------------------------------------------------------------------------- correctness
 
 
 def layouts(ranks, large=LARGE):
-    """Name -> a list of pieces, as lists of ranks + 1 bounds: where the parts lie in one piece of memory, with guard cells between them."""
+    """Name -> a list of pieces, each a list of ranks + 1 bounds: where its parts lie in memory, with guard cells between the pieces."""
 
     def equal(start, length):
         return [start + length * rank for rank in range(ranks + 1)]
 
     def unequal(start, length):
-        return [start + length * rank * (rank + 1) // 2 for rank in range(ranks + 1)]  # part r has r + 1 times the length
+        return [start + length * rank * (rank + 1) // 2 for rank in range(ranks + 1)]  # part r is r + 1 times as long
 
     return {
         "equal parts": [equal(8, 1024)],
@@ -81,7 +81,7 @@ def layouts(ranks, large=LARGE):
 
 
 def check(group, large=LARGE):
-    """All operations on all layouts. Returns faults, the same list at every rank; rank 0 prints a line for each case."""
+    """Check all operations on all layouts. Returns faults, the same list at every rank; rank 0 prints a line per case."""
     faults, graphs = [], Graphs(True)
     for dtype in (FLOAT32, BFLOAT16_BITS):
         cases = layouts(group.ranks, large)
@@ -97,13 +97,14 @@ def check(group, large=LARGE):
 
 
 def check_case(group, graphs, case, operation, bounds, given, memory):
-    """One operation on one layout, in all rounds. Returns its faults at all ranks.
+    """Check one operation on one layout, in all rounds. Returns the faults of all ranks.
 
-    bounds  as layouts gives them       given, memory  device arrays: the numbers before and after; a copy, in which the group works
+    bounds         from layouts
+    given, memory  device arrays: the values before and afterwards the results; a copy in which the group works
     """
     size, dtype = given.size, given.dtype
-    # Each piece is an array of its own, with bounds of its own. They begin after 2 cells, which are to be left alone.
-    pieces = [(memory[of_piece[0] - 2 : of_piece[-1]], [bound - of_piece[0] + 2 for bound in of_piece]) for of_piece in bounds]
+    # Each piece is a separate array with its own bounds. They begin after 2 cells, which must not change.
+    pieces = [(memory[piece[0] - 2 : piece[-1]], [bound - piece[0] + 2 for bound in piece]) for piece in bounds]
     if operation == "all_reduce":
         pieces = [(array[2:], None) for array, _ in pieces]
 
@@ -112,12 +113,12 @@ def check_case(group, graphs, case, operation, bounds, given, memory):
         group.begin()
         run_operation(group, operation, pieces)
         group.end()
-        given.copy_to_device(memory, stream=compute_stream())  # waits for the group, as what follows in a trainer does
+        given.copy_to_device(memory, stream=compute_stream())  # waits for the group, like the work that follows in training
 
     faults, first_bits = [], None
     for how, seed in ROUNDS:
         group.doing(f"{case}, {how}")
-        everyone = [numbers_of(rank, seed, size, dtype) for rank in range(group.ranks)]
+        everyone = [initial_values(rank, seed, size, dtype) for rank in range(group.ranks)]
         copy_to_device(given, everyone[group.rank])
         graphs.run(case, work)
         got = copy_to_host(given)
@@ -127,59 +128,59 @@ def check_case(group, graphs, case, operation, bounds, given, memory):
         if seed == 0:
             first_bits = defined if first_bits is None else first_bits
             if not fault and not np.array_equal(first_bits, defined):
-                fault = f"{np.sum(first_bits != defined)} numbers have other bits than the first time"
-        summed = np.concatenate([got[of_piece[0] : of_piece[-1]] for of_piece in bounds])
-        said = group.gather([fault, hashlib.sha256(summed.tobytes()).hexdigest()])
-        faults += [f"{how}: {group.names[rank]}: {text}" for rank, (text, _) in enumerate(said) if text]
-        if operation != "reduce_scatter" and not any(text for text, _ in said) and len({digest for _, digest in said}) > 1:
+                fault = f"{np.sum(first_bits != defined)} elements differ in their bits from the first time"
+        summed = np.concatenate([got[piece[0] : piece[-1]] for piece in bounds])
+        verdicts = group.gather([fault, hashlib.sha256(summed.tobytes()).hexdigest()])
+        faults += [f"{how}: {group.names[rank]}: {text}" for rank, (text, _) in enumerate(verdicts) if text]
+        if operation != "reduce_scatter" and not any(text for text, _ in verdicts) and len({digest for _, digest in verdicts}) > 1:
             faults.append(f"{how}: the ranks have different bits")
     return faults
 
 
-def numbers_of(rank, seed, size, dtype):
-    """What a rank begins with, as float32 that the type can hold."""
+def initial_values(rank, seed, size, dtype):
+    """The values that a rank starts with: float32 that the type represents exactly."""
     values = to_storage(np.random.default_rng([rank, seed]).standard_normal(size, np.float32), dtype)
     return values if dtype == FLOAT32 else (values.astype(np.uint32) << 16).view(np.float32)
 
 
 def expectation(operation, everyone, rank, bounds, dtype):
-    """(expected, tolerance) of each number at a rank. A sum of n numbers has n - 1 roundings, none larger than that of Σ |x|.
+    """(expected, tolerance) of each element at a rank. A sum of n terms has n - 1 roundings, none larger than that of Σ |x|.
 
-    Tolerance: 0 for what is copied or to be left alone, infinity for what is undefined.
+    Tolerance: 0 for elements that are copied or must not change, infinity for undefined ones.
     """
     expected, tolerance = everyone[rank].astype(np.float64), np.zeros(everyone[rank].size)
     total = np.sum(everyone, axis=0, dtype=np.float64)
-    of_sum = (len(everyone) - 1) * UNIT[dtype] * np.sum(np.abs(everyone), axis=0, dtype=np.float64)
-    for of_piece in bounds:
-        for owner, (start, stop) in enumerate(pairwise(of_piece)):
+    sum_error = (len(everyone) - 1) * UNIT[dtype] * np.sum(np.abs(everyone), axis=0, dtype=np.float64)
+    for piece in bounds:
+        for owner, (start, stop) in enumerate(pairwise(piece)):
             part = slice(start, stop)
             if operation == "all_gather":
                 expected[part] = everyone[owner][part]
             elif operation == "all_reduce" or owner == rank:
-                expected[part], tolerance[part] = total[part], of_sum[part]
+                expected[part], tolerance[part] = total[part], sum_error[part]
             else:
                 tolerance[part] = np.inf
     return expected, tolerance
 
 
 def compare(got, expected, tolerance):
-    """What is wrong, in words; None if nothing is."""
+    """A description of what is wrong; None if nothing is."""
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(got - expected) <= tolerance) & np.isfinite(tolerance)
     if not wrong.any():
         return None
     at = int(np.argmax(wrong))
     return (
-        f"{wrong.sum()} of {wrong.size} numbers are wrong, the first at {at}, the last at {np.flatnonzero(wrong)[-1]}: "
+        f"{wrong.sum()} of {wrong.size} elements are wrong, the first at {at}, the last at {np.flatnonzero(wrong)[-1]}: "
         f"{got[at]:.9g} instead of {expected[at]:.9g} (tolerance {tolerance[at]:.3g})"
     )
 
 
-# -------------------------------------------------------------------------------------------------------- how fast is it?
+# -------------------------------------------------------------------------------------------------------- speed
 
 
 def measure(group, sizes=SIZES, watch=None):
-    """Times in bfloat16 with equal parts: a list of rows, dictionaries. watch: GpuWatch of rank 0's GPU."""
+    """Measure times in bfloat16 with equal parts. Returns rows, as dictionaries. watch: GpuWatch of rank 0's GPU."""
     rows = []
     free = min(group.gather(free_gpu_bytes()))
     sizes = [size for size in sizes if 2 * size < free]
@@ -196,10 +197,10 @@ def measure(group, sizes=SIZES, watch=None):
 
 
 def time_operation(group, graphs, operation, array, watch):
-    """Milliseconds of one call, and what a call costs the host that launches it directly. The slowest rank counts."""
+    """Milliseconds per call, and the host's time to launch it directly. The slowest rank counts."""
     length = array.size // group.ranks
     pieces = [(array[: length * group.ranks], [length * rank for rank in range(group.ranks + 1)])]
-    calls = max(1, min(MOST_CALLS, BYTES_A_GRAPH // array.nbytes))
+    calls = max(1, min(MOST_CALLS, GRAPH_BYTES // array.nbytes))
 
     def work():
         group.begin()
@@ -208,17 +209,17 @@ def time_operation(group, graphs, operation, array, watch):
         group.end()
 
     key = operation, array.nbytes
-    graphs.run(key, work)  # makes connections
+    graphs.run(key, work)  # connects the ranks
     synchronize()
     group.barrier()
     before = time.perf_counter()
     work()
-    of_host = (time.perf_counter() - before) / calls
+    host_seconds = (time.perf_counter() - before) / calls
     graphs.run(key, work)  # records
     synchronize()
     group.barrier()
     start = time.perf_counter()
-    hold(2)  # both GPUs are busy until both hosts have asked for everything
+    hold(2)  # keeps the GPUs busy until all hosts have launched everything
     marks = [mark()]
     for _ in range(REPLAYS):
         graphs.run(key, work)
@@ -226,12 +227,12 @@ def time_operation(group, graphs, operation, array, watch):
     synchronize()
     found = watch.between(start, time.perf_counter()) if watch else {}
     mine = [milliseconds(a, b) / calls for a, b in pairwise(marks[1:])]  # the first replay waits for the other ranks
-    everyones = group.gather([statistics.median(mine), of_host])
-    return {"ms": max(ms for ms, _ in everyones), "host_ms": max(of_host for _, of_host in everyones) * 1e3, "calls": calls, **found}
+    times = group.gather([statistics.median(mine), host_seconds])
+    return {"ms": max(ms for ms, _ in times), "host_ms": max(seconds for _, seconds in times) * 1e3, "calls": calls, **found}
 
 
 def times_table(rows):
-    """A line for each size."""
+    """A table with a line for each size."""
     lines = []
     for size in dict.fromkeys(row["bytes"] for row in rows):
         cells = [size_name(size)]
@@ -256,10 +257,10 @@ def size_name(size):
 def run(argv):
     """Check and measure. Returns the exit code."""
     parser = Parser(prog="python -m dev.bench.collectives", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for result.json (default: none is written)")
+    parser.add_argument("--out", type=Path, help="folder for result.json (default: not written)")
     settings = parser.parse_args(argv)
     if not real_gpu():
-        raise UserError("python -m dev.bench.collectives measures GPUs, and there is none here: python -m gpt2_numba.doctor tells more")
+        raise UserError("python -m dev.bench.collectives measures GPUs, and there is none here: python -m gpt2_numba.doctor says more")
     started = time.perf_counter()
     group = join(replace(SHARD_DEFAULTS, hang_timeout=HANG_TIMEOUT), "gpu")
     if group.ranks == 1:
@@ -273,11 +274,11 @@ def run(argv):
 
 
 def run_together(group, settings, argv, started):
-    """What run does when the processes have met."""
+    """The part of `run` after the processes have joined."""
     machine = {**versions(), "nccl4py": importlib.metadata.version("nccl4py"), "NCCL": nccl_version()}
     if group.rank == 0:
         library = f"NCCL {machine['NCCL']}, nccl4py {machine['nccl4py']}"
-        print(*group.names, f"{library}; met after {time.perf_counter() - started:.1f} s", sep="\n", flush=True)
+        print(*group.names, f"{library}; joined after {time.perf_counter() - started:.1f} s", sep="\n", flush=True)
     faults = check(group)
     checked = time.perf_counter() - started
     with GpuWatch(cuda.get_current_device().uuid) as watch:
@@ -286,9 +287,9 @@ def run_together(group, settings, argv, started):
     if group.rank != 0:
         return 1 if faults else 0
     seconds = time.perf_counter() - started
-    verdict = f"{len(faults)} FAULTS, see above" if faults else "all answers are right"
+    verdict = f"{len(faults)} FAULTS, see above" if faults else "all results are correct"
     host = statistics.median(row["host_ms"] for row in rows) * 1e3
-    print(f"\n{times_table(rows)}\n\n{verdict}; a call costs the host {host:.0f} µs; checks {checked:.0f} s, all {seconds:.0f} s")
+    print(f"\n{times_table(rows)}\n\n{verdict}; a call costs the host {host:.0f} µs; checks {checked:.0f} s, total {seconds:.0f} s")
     if settings.out:
         result = {
             "command": f"mpirun -np {group.ranks} python -m dev.bench.collectives {' '.join(argv)}".strip(),
@@ -308,7 +309,7 @@ def run_together(group, settings, argv, started):
 
 
 def nccl_version():
-    """2.28.9, as the library tells it: major * 10000 + minor * 100 + patch."""
+    """The version as text, 2.28.9; the library returns major * 10000 + minor * 100 + patch."""
     from gpt2_numba.parallel.nccl_group import load_nccl
 
     version = load_nccl().get_version()
@@ -316,7 +317,7 @@ def nccl_version():
 
 
 def main(argv):
-    """The command line. Returns the exit code: 0, 1 if an answer is wrong, 2 for a mistake of the user's, or no GPU, told in one line."""
+    """The command line. Returns the exit code: 0, 1 if a result is wrong, 2 for a user error or a missing GPU, reported in one line."""
     return exit_code(run, argv)
 
 

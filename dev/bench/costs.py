@@ -1,10 +1,10 @@
-"""What a launch must do at least: bytes to and from memory, and floating-point operations. Counted by formula, from the arguments' shapes.
+"""The least work of a launch: bytes to and from memory, and floating-point operations, by formula from the shapes of the arguments.
 
-Bytes: what is read is read once, what is written is written once, what is accumulated into is both; scratch is nothing, since a better
-kernel might do without it. FLOP: of matrix products, two for each multiply-add, causal attention counted as the triangle that it is;
-of all else roughly, by reading the formula: they only place a kernel on the roofline's axis, and never bound it.
+Bytes: each input is read once, each output written once, and an accumulator both; scratch does not count, since a better kernel might do
+without it. FLOP: two per multiply-add in matrix products, with causal attention counted as a triangle; for everything else roughly, from
+the formula: these only place a kernel on the axis of the roofline and never bound it.
 
-    floor = the longer of  bytes / copy rate  and, for matrix products,  FLOP / matmul rate
+    floor = max(bytes / copy rate, FLOP / matmul rate)    the second for matrix products only
 """
 
 import math
@@ -15,20 +15,20 @@ from types import SimpleNamespace
 
 @dataclass(frozen=True)
 class Count:
-    """How a function's arguments are used, as names separated by spaces, and its FLOP as a function of the arguments."""
+    """How a function uses its arguments, as names separated by spaces, and its FLOP as a function of the arguments."""
 
     read: str = ""
     written: str = ""
     changed: str = ""
     scratch: str = ""
     flop: Callable = lambda a: 0
-    is_product: bool = False  # its FLOP are matrix products, on tensor cores
-    elements: dict = field(default_factory=dict)  # name -> elements that are touched of it, where not all are
+    is_product: bool = False  # its FLOP are those of matrix products, on tensor cores
+    elements: dict = field(default_factory=dict)  # name -> the number of elements touched, if not all are
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Fewest bytes and FLOP of one call."""
+    """The fewest bytes and FLOP of one call."""
 
     bytes: int
     flop: int
@@ -38,11 +38,11 @@ class Cost:
         return Cost(self.bytes + other.bytes, self.flop + other.flop, self.is_product or other.is_product)
 
     def floor(self, ceilings):
-        """Milliseconds below which the call cannot come. ceilings: a dictionary with copy (byte/s) and matmul (FLOP/s)."""
+        """The least milliseconds of the call. ceilings: a dictionary with copy (byte/s) and matmul (FLOP/s)."""
         return max(self._floors(ceilings))
 
     def bound(self, ceilings):
-        """Which ceiling that is: "memory" or "matmul"."""
+        """Which ceiling determines the floor: "memory" or "matmul"."""
         by_memory, by_matmul = self._floors(ceilings)
         return "memory" if by_memory >= by_matmul else "matmul"
 
@@ -51,7 +51,7 @@ class Cost:
 
 
 def _each(name, flop):
-    """FLOP as a number for each element of an argument."""
+    """`flop` for each element of an argument."""
     return lambda a: flop * getattr(a, name).size
 
 
@@ -61,7 +61,7 @@ def _matmul(products):
 
 
 def _attention(products):
-    """Products of which T (T + 1) / 2 results, or terms, of HS numbers each are needed for every head."""
+    """Matrix products of which every head needs T (T + 1) / 2 results, or terms, of HS values each."""
 
     def flop(a):
         B, _, T = a.lse.shape
@@ -72,23 +72,23 @@ def _attention(products):
 
 def _gemm(a):
     batch = a.out.shape[0] if a.out.ndim == 3 else 1
-    return 2 * batch * a.M * a.N * a.K
+    return 2 * batch * a.rows * a.columns * a.inner
 
 
-def _rows_of_tokens(name, rows):
-    """As many rows of wte as there are tokens, or all of them: a batch of random tokens has nearly as many different ones."""
+def _token_rows(name, rows):
+    """As many rows of wte as there are tokens, or all rows: nearly all tokens of a random batch differ."""
     return lambda a: min(getattr(a, rows).shape[0], getattr(a, name).shape[0]) * getattr(a, name).shape[1]
 
 
-# A step of AdamW: 2 moments, 2 corrections, root, quotient, decay, update. A logit: maximum, exp, sum; exp, product. GELU: a tanh, counted as 1.
-# The plain and the fast functions of one name have one formula: an argument that a function does not have counts nothing.
+# A step of AdamW: 2 moments, 2 corrections, root, quotient, decay, update. A logit: maximum, exp, sum; exp, product. GELU: tanh counts as
+# 1. Plain and fast functions of the same name share a formula: an argument that a function does not have counts as nothing.
 COUNTS = {
     "encoder_forward": Count(
         "tokens wte wpe", "out", flop=_each("out", 1),
-        elements={"wte": _rows_of_tokens("wte", "out"), "wpe": lambda a: a.tokens.shape[1] * a.wpe.shape[1]}),
+        elements={"wte": _token_rows("wte", "out"), "wpe": lambda a: a.tokens.shape[1] * a.wpe.shape[1]}),
     "encoder_backward": Count(
         "dout tokens places pieces", changed="dwte dwpe", scratch="scratch", flop=_each("dout", 2),
-        elements={"dwte": _rows_of_tokens("dwte", "dout"), "dwpe": lambda a: (a.T or a.tokens.shape[1]) * a.dwpe.shape[1]}),
+        elements={"dwte": _token_rows("dwte", "dout"), "dwpe": lambda a: (a.T or a.tokens.shape[1]) * a.dwpe.shape[1]}),
     "layernorm_forward": Count("inp weight bias", "out mean rstd", flop=_each("inp", 7)),
     "residual_layernorm_forward": Count("inp branch weight bias", "residual out mean rstd", flop=_each("inp", 8)),
     "layernorm_backward": Count(
@@ -110,16 +110,16 @@ COUNTS = {
     "norm_and_scale": Count("partials", "result", flop=_each("partials", 1)),
     "adamw_update": Count(
         "grads step_values rounding_seed norm_and_scale ranges", changed="params m v master", flop=_each("params", 16),
-        # With a master copy the parameters themselves are written only: half of the reading and writing.
+        # With master weights the parameters are only written: half of reading and writing.
         elements={"params": lambda a: a.params.size if a.master is None else a.params.size / 2}),
     "zero": Count(written="array"),
-    "gemm": Count("a b bias gelu_of", "out gelu_to", flop=_gemm, is_product=True),
+    "gemm": Count("a b bias before_gelu", "out save_before_gelu", flop=_gemm, is_product=True),
     "bias_backward_kernel": Count("dout", scratch="partials", flop=_each("dout", 1)),
 }  # fmt: skip
 
 
-def cost_of(part):
-    """The Cost of a launch or a part; None where it has no formula."""
+def launch_cost(part):
+    """The Cost of a launch or a part; None if there is no formula."""
     count = COUNTS.get(part.name)
     if count is None:
         return None
@@ -140,8 +140,8 @@ def cost_of(part):
 
 
 class _Arguments(SimpleNamespace):
-    """Arguments by name; one that a function does not have is None, as one that was not given."""
+    """Arguments by name; one that a function does not have is None, like one not passed."""
 
-    def __getattr__(self, name):  # called for what is not there
+    def __getattr__(self, name):  # called for missing attributes
         if name.startswith("__"):
             raise AttributeError(name)

@@ -1,15 +1,15 @@
-"""The sets of kernels side by side: the same training by each of them, how fast, and how far their losses are apart.
+"""Compares the sets of kernels: the same training with each of them, its speed, and how far apart their losses are.
 
     python -m dev.bench.kernel_sets --out DIR -- FLAGS OF gpt2_numba.train
 
-Such as `-i ... -j ... -e d12 -b 4 -t 1024 -d 4096 -x 20`. Writes DIR/table.txt, DIR/result.json and each run's console and log. Exit code 1 if
-the losses of two float32 runs differ by more than the bound.
+For instance with `-i ... -j ... -e d12 -b 4 -t 1024 -d 4096 -x 20`. Writes DIR/table.txt, DIR/result.json and each run's console and log. Exit code
+1 if the losses of two float32 runs differ by more than the bound.
 
 The bound. The sets add the same numbers in other orders, so two float32 runs differ by roundings. A loss near 11 is itself a multiple of
-2^-20 = 9.5e-7, and on the way to it a number is rounded about a hundred times (4 products a block, of 12 blocks, and as many norms and sums), each
-time by 2^-24 of its size at most, at random: together about 10 * 2^-24 of the loss. AdamW divides by the size of the gradient, so a gradient
-that is off by a few millionths moves a parameter by a few millionths of a step, except where the gradient is itself near nothing. Over
-20 steps this grows; 16 times the first loss's rounding, relative 1e-5, is allowed at any step.
+2^-20 = 9.5e-7, and on the way to it a number is rounded about a hundred times (4 products a block, of 12 blocks, and as many norms and
+sums), each time by 2^-24 of its size at most, at random: together about 10 * 2^-24 of the loss. AdamW divides by the size of the
+gradient, so a gradient that is off by a few millionths moves a parameter by a few millionths of a step, except where the gradient is
+itself near nothing. Over 20 steps this grows; 16 times the first loss's rounding, relative 1e-5, is allowed at any step.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(argv):
 
     right, lines = (
         True,
-        [f"{'kernels':<30}{'ms a step':>11}{'tok/s':>11}{'first loss':>12}{'last loss':>12}{'farthest from ' + COMPARED:>28}"],
+        [f"{'kernels':<30}{'ms/step':>11}{'tok/s':>11}{'first loss':>12}{'last loss':>12}{'largest diff. to ' + COMPARED:>28}"],
     )
     for name, row in runs.items():
         difference = max(abs(a - b) / b for a, b in zip(row["losses"], runs.get(COMPARED, row)["losses"]))

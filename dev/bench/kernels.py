@@ -1,6 +1,6 @@
-"""(b) Every launch of the trainer by itself, at the model's sizes: time with a cold cache, share of its ceiling, and whether it is right.
+"""(b) Every launch of the trainer on its own, at the model's sizes: time with a cold cache, share of its ceiling, correctness.
 
-Nobody keeps a list of kernels: one step of the real model is watched, and each different launch of it is called again, alone.
+There is no list of kernels: one step of the real model is recorded, and each distinct launch is repeated alone.
 """
 
 import math
@@ -8,43 +8,45 @@ import statistics
 
 from dev.bench.ceilings import product_name
 from dev.bench.clock import time_call
-from dev.bench.costs import cost_of
-from dev.bench.launches import shapes_of
+from dev.bench.costs import launch_cost
+from dev.bench.launches import work_key
 from gpt2_numba.layer_checks import LAYERS, Sizes, check_kernel
 
-# layer_checks' references run on the host, so rows are few; widths (channels, heads, and the vocabulary where it is a width) are the model's.
+# The references of layer_checks run on the host, so there are few rows; the widths (channels, heads, and the vocabulary if it is a width)
+# are the model's.
 CHECKED_B, CHECKED_T = 2, 200
-FEW_TOKENS = 64  # where each has a row as long as the vocabulary
-FEW_WORDS = 5003, 5120  # V, Vp where the vocabulary is only a number of rows
+FEW_TOKENS = 64  # for layers with a row as long as the vocabulary for each token
+SMALL_VOCABULARY = 5003, 5120  # V and Vp for layers to which the vocabulary is only a number of rows
 
 
 def measure_kernels(log, config, ceilings, verdicts):
-    """A list with a dictionary for each different launch of `log`, in the order of the model.
+    """Time each distinct launch of `log`. Returns a list of dictionaries, in the order of the model.
 
-    ceilings   copy and matmul rates to compare with, as in Cost.floor   verdicts  layer -> text, from check_layers
+    ceilings   copy and matmul rates to compare with, as in Cost.floor
+    verdicts   layer -> text, from check_layers
     """
-    groups, given = {}, {}
+    groups, passed = {}, {}
     for launch in log.launches:
-        groups.setdefault(shapes_of(launch), []).append(launch)
+        groups.setdefault(work_key(launch), []).append(launch)
         name = launch_name(launch, config)
-        given.setdefault(name, set()).update(argument for argument, value in launch.arguments.items() if value is not None)
+        passed.setdefault(name, set()).update(argument for argument, value in launch.arguments.items() if value is not None)
     rows = []
     for same in groups.values():
         launch, name = same[0], launch_name(same[0], config)
-        left_out = sorted(argument for argument in given[name] if launch.arguments[argument] is None)
+        left_out = sorted(argument for argument in passed[name] if launch.arguments[argument] is None)
         row = _time(launch, f"{name} without {', '.join(left_out)}" if left_out else name, ceilings)
         row.update(calls=len(same), check=verdicts.get(launch.layer, ""))
         different = {}
         for part in launch.parts:
-            different.setdefault(shapes_of(part), []).append(part)
-        if len(launch.parts) > 1:  # by themselves, too
+            different.setdefault(work_key(part), []).append(part)
+        if len(launch.parts) > 1:  # also on their own
             row["parts"] = [{**_time(parts[0], part_name(parts[0], launch), ceilings), "calls": len(parts)} for parts in different.values()]
         rows.append(row)
     return rows
 
 
 def _time(part, name, ceilings):
-    times, cost = time_call(part.call), cost_of(part)
+    times, cost = time_call(part.call), launch_cost(part)
     row = {"name": name, "shape": largest_shape(part), "ms": statistics.median(times), "fastest_ms": min(times), "repeats": len(times)}
     if cost is not None:
         floor = cost.floor(ceilings)
@@ -54,7 +56,7 @@ def _time(part, name, ceilings):
 
 
 def launch_name(launch, config):
-    """A launch's name for tables: the linear layers have the names of their weights."""
+    """The name of a launch in tables: linear layers are named by their weights."""
     C = config.C
     linear = {(3 * C, C): "qkv", (C, C): "attproj", (4 * C, C): "fc", (C, 4 * C): "fcproj", (config.Vp, C): "classifier"}
     weight = launch.arguments.get("weight")
@@ -64,16 +66,16 @@ def launch_name(launch, config):
 
 
 def part_name(part, launch):
-    """A part's name for tables: products by what they make."""
+    """The name of a part in tables: products are named by their results."""
     if part.name != "gemm":
         return part.name
     if launch.name.startswith("matmul"):
         return f"gemm {product_name(part)}"
-    return f"gemm {part.arguments['M']} x {part.arguments['N']} x {part.arguments['K']}"
+    return f"gemm {part.arguments['rows']} x {part.arguments['columns']} x {part.arguments['inner']}"
 
 
 def largest_shape(part):
-    """Shape of the largest array among the arguments that is not scratch."""
+    """The shape of the largest array among the arguments, except scratch."""
     arrays = [value for name, value in part.arguments.items() if hasattr(value, "shape") and name not in ("scratch", "partials")]
     return list(max((tuple(array.shape) for array in arrays), key=math.prod, default=()))
 
@@ -82,19 +84,19 @@ def largest_shape(part):
 
 
 def checked_sizes(layer, config):
-    """Sizes at which one of layer_checks' LAYERS is checked: the model's widths, few rows."""
+    """Sizes for the check of one of LAYERS: the model's widths, few rows."""
     B, T, V, Vp = CHECKED_B, CHECKED_T, config.V, config.Vp
     if layer in ("classifier", "matmul without bias"):
         B, T = 1, FEW_TOKENS
-    elif V > FEW_WORDS[0]:
-        V, Vp = FEW_WORDS
+    elif V > SMALL_VOCABULARY[0]:
+        V, Vp = SMALL_VOCABULARY
     return Sizes(B=B, T=T, C=config.C, NH=config.NH, V=V, Vp=Vp, OC=3 * config.C)
 
 
 def check_layers(config, precision, sizes=checked_sizes):
-    """Every layer's fast kernels against the reference.
+    """Check every layer's fast kernels against the reference.
 
-    Returns layer file -> "ok" with the largest error as a share of its bound, or "WRONG"; and the Rows that are not right.
+    Returns layer file -> "ok" with the largest error as a share of its bound, or "WRONG"; and the Rows that failed.
     """
     by_file = {}
     for layer in LAYERS:
@@ -102,12 +104,12 @@ def check_layers(config, precision, sizes=checked_sizes):
     verdicts, wrong = {}, []
     for file, rows in by_file.items():
         wrong += [row for row in rows if not row.ok]
-        # The largest error as a share of what type and length of the sums allow; where bits must be equal there is no share.
+        # The largest error as a share of its bound; tensors whose bits must agree have none.
         worst = max((row.error / row.bound for row in rows if row.bound), default=0.0)
         verdicts[file] = f"ok {worst:.2f}" if all(row.ok for row in rows) else "WRONG"
     return verdicts, wrong
 
 
 def layer_file(layer):
-    """The file in layers/fast/ of one of layer_checks' LAYERS."""
+    """The file in layers/fast/ of one of LAYERS."""
     return {"matmul without bias": "matmul", "mean loss": "classifier"}.get(layer, layer.replace(" ", "_"))

@@ -1,13 +1,13 @@
-"""Every launch of the trainer, written down while the real model runs: nothing here knows which layers there are.
+"""Records every launch of the trainer while the real model runs. Nothing here depends on which layers there are.
 
-Two levels. A *launch* is the model's call of a layer function, such as `layernorm_backward` with these arrays; a *part* is what that sets
-going on the device: a kernel, a matrix product, a fill with zeros.
+There are two levels. A *launch* is the model's call of a layer function, such as `layernorm_backward` with certain arrays; a *part* is
+what it launches on the device: a kernel, a matrix product, a fill with zeros.
 
     with watch_launches(mark) as log:
         model.forward(inputs)
     log.launches[0].name, .arguments, .parts[0].start, ...
 
-Each can be called again later with the very same arrays (`call`), for timing.
+Each can be repeated later with the same arrays (`call`), for timing.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from gpt2_numba.gpu.backend import SIMULATING
 
-# Where launchers are called. layer_order takes them from the model: see _functions_of_models_watched.
+# Where launchers are called. layer_order takes them from the model: see _watch_model_functions.
 CALLERS = "gpt2_numba.fused_layer_order", "gpt2_numba.layer_order", "gpt2_numba.model", "gpt2_numba.parallel.gradients"
 ORDER = "gpt2_numba.layer_order"
 LAYERS, ZERO, PRODUCTS = "gpt2_numba.layers", "gpt2_numba.gpu.arena", "gpt2_numba.gpu.gemm"
@@ -30,7 +30,7 @@ LAYERS, ZERO, PRODUCTS = "gpt2_numba.layers", "gpt2_numba.gpu.arena", "gpt2_numb
 
 @dataclass
 class Part:
-    """One kernel or matrix product: its name, its arguments by name, and how to call it again; marks before and after it."""
+    """A kernel or matrix product: its name, its arguments by name, a function that repeats it, and the marks before and after it."""
 
     name: str
     arguments: dict
@@ -50,29 +50,29 @@ class Launch(Part):
 
 @dataclass
 class LaunchLog:
-    """What has been launched. `phase` is written into the launches that follow; before_part is called before each part."""
+    """The recorded launches. `phase` is stored in the launches that follow; before_part is called before each part."""
 
     mark: Callable
     phase: str = ""
     before_part: Callable = lambda: None
     launches: list = field(default_factory=list)
-    open: list = field(default_factory=list)  # launches and parts that have begun, outermost first
+    open: list = field(default_factory=list)  # launches and parts in progress, outermost first
 
     def run_launch(self, function, positional, named):
         """Make the model's call of a layer function."""
         if self.open:
             return function(*positional, **named)
         launch = Launch(function.__name__, _by_name(function, positional, named), lambda: function(*positional, **named))
-        launch.phase, (_, room, *rest) = self.phase, function.__module__.split(".")
-        launch.layer = rest[rest[0] == "fast"] if room == "layers" else ""
+        launch.phase, (_, package, *rest) = self.phase, function.__module__.split(".")
+        launch.layer = rest[rest[0] == "fast"] if package == "layers" else ""
         self.launches.append(launch)
         result = self._run(launch)
-        if result is not None:  # a launcher writes into its arguments; what returns something only computes on the host
+        if result is not None:  # a launcher writes into its arguments; a function that returns something only computes on the host
             self.launches.pop()
         return result
 
     def run_part(self, name, arguments, call):
-        """Set something going on the device. What it consists of is not looked at."""
+        """Launch a part on the device. Anything launched within it is not recorded."""
         if len(self.open) != 1:
             return call()
         self.before_part()
@@ -99,35 +99,35 @@ def _by_name(function, positional, named):
 
 @contextmanager
 def watch_launches(mark=lambda: None):
-    """A LaunchLog of all that the model launches in the `with` block, launch by launch (a graph that is replayed launches nothing).
+    """A LaunchLog of everything the model launches in the `with` block, launch by launch (replaying a graph launches nothing).
 
-    mark: called before and after every launch and part; what it returns is kept as start and stop.
+    mark: called before and after every launch and part; its results are kept as start and stop.
     """
     log = LaunchLog(mark)
     with ExitStack() as stack:
         for caller in map(import_module, CALLERS):
             modules = [value for value in vars(caller).values() if inspect.ismodule(value) and value.__name__.startswith(LAYERS + ".")]
             for module in (caller, *modules):
-                for name, function in _functions_of(module, LAYERS, ZERO):
+                for name, function in _functions_from(module, LAYERS, ZERO):
                     stack.enter_context(patch.object(module, name, _launch_wrapper(log, function)))
-        stack.enter_context(_functions_of_models_watched(log))
+        stack.enter_context(_watch_model_functions(log))
         for module in [module for name, module in sys.modules.items() if name.startswith(LAYERS)]:
-            for name, function in _functions_of(module, PRODUCTS):
+            for name, function in _functions_from(module, PRODUCTS):
                 stack.enter_context(patch.object(module, name, _product_wrapper(log, function)))
-        stack.enter_context(_kernels_watched(log))
+        stack.enter_context(_watch_kernels(log))
         yield log
 
 
-def _functions_of(module, *homes):
-    """(name, function) of a module's functions that are defined in one of `homes`, or below it."""
+def _functions_from(module, *homes):
+    """Yield (name, function) for a module's functions defined in one of `homes`, or below it."""
     for name, value in list(vars(module).items()):
         if inspect.isfunction(value) and any(value.__module__ == home or value.__module__.startswith(home + ".") for home in homes):
             yield name, value
 
 
 @contextmanager
-def _functions_of_models_watched(log):
-    """A context in which the functions that layer_order takes from a model go through the log while one of its own functions runs."""
+def _watch_model_functions(log):
+    """A context in which functions that layer_order takes from a model go through the log while one of its own functions runs."""
     order = import_module(ORDER)
 
     def wrapper(step, model, *arguments):
@@ -137,7 +137,7 @@ def _functions_of_models_watched(log):
             return step(model, *arguments)
 
     with ExitStack() as stack:
-        for name, step in list(_functions_of(order, ORDER)):
+        for name, step in list(_functions_from(order, ORDER)):
             if next(iter(inspect.signature(step).parameters), None) == "model":
                 stack.enter_context(patch.object(order, name, partial(wrapper, step)))
         yield
@@ -155,7 +155,7 @@ def _product_wrapper(log, function):
     return wrapper
 
 
-def _kernels_watched(log):
+def _watch_kernels(log):
     """A context in which every launch of a Numba kernel from the host goes through the log."""
     if SIMULATING:
         from numba.cuda.simulator import kernel as simulated
@@ -185,8 +185,8 @@ def _kernels_watched(log):
     return patch.object(_LaunchConfiguration, "__call__", watched)
 
 
-def shapes_of(part):
-    """What makes a part the same work as another: its name, and shapes, types and whole numbers of its arguments."""
+def work_key(part):
+    """A key, equal for parts that do the same work: the name, and the shapes, types and integers of the arguments."""
 
     def describe(value):
         if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape != ():

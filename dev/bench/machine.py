@@ -1,4 +1,4 @@
-"""What a measurement ran on: versions, GPUs, and the GPU's clock and power while it ran."""
+"""What a measurement ran on: versions, GPUs, and the GPU's clock and power during the run."""
 
 import bisect
 import ctypes
@@ -14,7 +14,7 @@ PACKAGES = ("gpt2_numba", "numba", "numba-cuda", "numpy", "nvmath-python", "nvid
 
 
 def versions():
-    """Installed versions of what the speed depends on."""
+    """Installed versions of the packages on which the speed depends."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions():
 
 
 def gpus():
-    """Name, driver, memory and power limit of the GPUs, as nvidia-smi tells them, or None."""
+    """Name, driver, memory and power limit of the GPUs, as reported by nvidia-smi, or None."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
@@ -34,7 +34,7 @@ def gpus():
 
 
 def commit():
-    """The commit that was measured, with a + if files differ from it; None outside of a repository."""
+    """The commit being measured, with a + if files differ from it; None outside a repository."""
 
     def git(*arguments):
         where = ["git", "-C", str(Path(__file__).parent)]
@@ -47,16 +47,16 @@ def commit():
 
 
 class GpuWatch:
-    """The clock and the power of a GPU, looked at every 50 ms while a `with` block runs, by another thread.
+    """Samples the clock and power of a GPU every 50 ms, in another thread, while a `with` block runs.
 
-    Asked of NVML, which comes with the driver (NVIDIA, "NVML API Reference"). Where it cannot be had, nothing is measured.
+    Read from NVML, which comes with the driver (NVIDIA, "NVML API Reference"). Without it, nothing is measured.
     """
 
     PERIOD = 0.05
     _CLOCK_SM, _CLOCK_MEMORY, _POWER_CAP = 1, 2, 0x4  # nvmlClockType_t; nvmlClocksEventReasonSwPowerCap
 
     def __init__(self, uuid):
-        """uuid: of the GPU, such as GPU-0b1c..., since its number here need not be its number in the machine."""
+        """uuid: the GPU's, such as GPU-0b1c..., since its index here may differ from its index in the machine."""
         self._samples, self._stop = [], threading.Event()
         try:
             self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -79,25 +79,25 @@ class GpuWatch:
 
     def _watch(self):
         while not self._stop.wait(self.PERIOD):
-            self._samples.append((time.perf_counter(), *self._look()))
+            self._samples.append((time.perf_counter(), *self._sample()))
 
-    def _look(self):
-        def number(function, ctype, *arguments):
+    def _sample(self):
+        def query(function, ctype, *arguments):
             value = ctype()
             return None if getattr(self._nvml, function)(self._handle, *arguments, ctypes.byref(value)) else value.value
 
-        reasons = number("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong)
-        milliwatts = number("nvmlDeviceGetPowerUsage", ctypes.c_uint)
+        reasons = query("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong)
+        milliwatts = query("nvmlDeviceGetPowerUsage", ctypes.c_uint)
         return (
-            number("nvmlDeviceGetClockInfo", ctypes.c_uint, self._CLOCK_SM),
-            number("nvmlDeviceGetClockInfo", ctypes.c_uint, self._CLOCK_MEMORY),
+            query("nvmlDeviceGetClockInfo", ctypes.c_uint, self._CLOCK_SM),
+            query("nvmlDeviceGetClockInfo", ctypes.c_uint, self._CLOCK_MEMORY),
             None if milliwatts is None else milliwatts / 1000,
             None if reasons is None else bool(reasons & self._POWER_CAP),
-            number("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong),
+            query("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong),
         )
 
     def between(self, start, stop):
-        """Medians between two time.perf_counter() seconds: clocks in MHz, power in W, whether power held the clock down. {} if unknown."""
+        """Medians between two time.perf_counter() seconds: clocks in MHz, power in W, whether power limited the clock. {} if unknown."""
         times = [sample[0] for sample in self._samples]
         samples = self._samples[bisect.bisect_left(times, start) : bisect.bisect_right(times, stop)]
         if not samples:
@@ -112,9 +112,9 @@ class GpuWatch:
             "sm_clock_mhz": median(1),
             "memory_clock_mhz": median(2),
             "power_w": median(3),
-            "power_limited": sum(capped) / len(capped) if capped else None,  # share of the looks
+            "power_limited": sum(capped) / len(capped) if capped else None,  # share of the samples
         }
         (first, *_, joules_before), (last, *_, joules_after) = samples[0], samples[-1]
         if last > first and joules_before is not None and joules_after is not None:
-            found["mean_power_w"] = round((joules_after - joules_before) / 1000 / (last - first), 1)  # by the energy counter
+            found["mean_power_w"] = round((joules_after - joules_before) / 1000 / (last - first), 1)  # from the energy counter
         return found

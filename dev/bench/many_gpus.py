@@ -1,8 +1,9 @@
-"""How training scales over the GPUs of a host, and how much of the messages is hidden behind the computation.
+"""How training scales over the GPUs of a host, and how much of the communication is hidden behind computation.
 
     python -m dev.bench.many_gpus --gpus 1,2 --models d12,d48 --zero 0,1,2 --micro-steps 8,1 --out DIR
 
-For each number of GPUs, model and stage of ZeRO it starts that many processes by mpirun. Each of them steps through random tokens, as in training
+For each number of GPUs, model and stage of ZeRO it starts that many processes by mpirun. Each of them steps through random tokens, as in
+training
 (CUDA graphs, losses told one step late), with several micro-steps a step and with one. Then the same steps without any messages, and
 the messages without the steps; what the messages add to a step is exposed, the rest of them is hidden. "1" runs on all GPUs at the same
 time, a process each that knows of no other: cards of one kind differ by some percent, and together they go at the pace of the slowest.
@@ -27,14 +28,14 @@ from gpt2_numba import fused_layer_order
 from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 
-BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # a GPU's, as in llm.c's runs; T = 1024
+BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # per GPU, as in llm.c's runs; T = 1024
 T = 1024
-SECONDS = 6.0  # of stepping that is measured, at least 3 steps; as much again warms up
+SECONDS = 6.0  # of measured steps, at least 3; as much again to warm up
 MESSAGES_REPEATED = 5
 
 
-class Quiet:
-    """A group whose messages can be switched off: then everybody goes on with what he has."""
+class SwitchableGroup:
+    """A group whose messages can be switched off: then each rank continues with its own data."""
 
     def __init__(self, group):
         self._group, self.on = group, True
@@ -64,10 +65,10 @@ class Quiet:
 
 
 class Runner:
-    """One process's model, and the ways in which it steps."""
+    """The model of one process, and the ways to step it."""
 
     def __init__(self, group, name, zero_stage, B=None):
-        self.group, self.config, self.B = Quiet(group), parse_descriptor(name), B or BATCH[name]
+        self.group, self.config, self.B = SwitchableGroup(group), parse_descriptor(name), B or BATCH[name]
         self.trainer = Trainer(
             self.config, self.B, T, 1, weights=self._weights(), seed=2 + group.rank, precision="bf16", recompute=0, gelu_fusion=2,
             group=self.group, zero_stage=zero_stage,
@@ -75,7 +76,7 @@ class Runner:
         self.model = self.trainer.model
 
     def _weights(self):
-        """Sizes as at the start of a training; every layer has the same, since drawing all takes longer than measuring."""
+        """Weights of the size they have at the start of training; all layers have the same, since drawing them all takes longer than measuring."""
         random = np.random.default_rng(1)
         for tensor, shape in parameter_shapes(self.config).items():
             one = 0.02 * random.standard_normal(shape if tensor in ONCE else shape[1:], np.float32)
@@ -88,8 +89,8 @@ class Runner:
         self.trainer.micro_steps = micro_steps
         return self.trainer.ask_for_step()
 
-    def steps_in(self, seconds, micro_steps, messages=True):
-        """Milliseconds of each step, for about so many seconds after as many to warm up."""
+    def time_steps(self, seconds, micro_steps, messages=True):
+        """Run for about `seconds`, after as long to warm up. Returns the milliseconds of each step, the last loss and norm."""
         from gpt2_numba.gpu.graph import Graphs
 
         self.group.on = messages
@@ -113,7 +114,7 @@ class Runner:
         return times[count:], loss, norm
 
     def messages_alone(self, micro_steps):
-        """Milliseconds of a step's messages with nothing else to do: gradients, norm and parameters."""
+        """Milliseconds of the messages of a step alone: gradients, norm and parameters."""
         from gpt2_numba.gpu.graph import Graphs
 
         model, graphs = self.model, Graphs(True)
@@ -125,7 +126,7 @@ class Runner:
                     model.gradients.layer_done(layer, last)
                 model.gradients.all_done(last)
             model._measure(MAX_NORM)
-            fused_layer_order._update(model, (0.9, 0.95, 1e-8, 0.0))
+            fused_layer_order._update(model, dict(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0))
 
         def nothing(*arguments, **named):
             pass
@@ -144,7 +145,7 @@ class Runner:
 
 
 def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
-    """One process of those that mpirun has started: prints its results as JSON, if it is the first."""
+    """Run one of the processes started by mpirun; the first prints the results as JSON."""
     from dataclasses import replace
 
     from gpt2_numba.gpu.arena import free_gpu_bytes
@@ -158,7 +159,7 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
     choose_matmuls(settings, runner.model)
     rows = []
     for count in micro_steps:
-        times, loss, norm = runner.steps_in(seconds, count)
+        times, loss, norm = runner.time_steps(seconds, count)
         row = {
             "model": name, "gpus": group.ranks, "zero_stage": zero_stage, "micro_steps": count, "B": runner.B, "T": T,
             "step_ms": statistics.median(times), "steps": len(times), "step_ms_range": [min(times), max(times)], "loss": loss, "norm": norm,
@@ -166,8 +167,8 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
             "arena_gib": runner.model.arena.nbytes / 2**30, "free_gib": free_gpu_bytes() / 2**30,
         }  # fmt: skip
         if group.ranks > 1:
-            silent, _, _ = runner.steps_in(seconds, count, messages=False)
-            row["without_messages_ms"] = group.gather(statistics.median(silent))  # by rank: the slowest would set the pace
+            silent, _, _ = runner.time_steps(seconds, count, messages=False)
+            row["without_messages_ms"] = group.gather(statistics.median(silent))  # by rank: the slowest sets the pace
             row["messages_alone_ms"] = runner.messages_alone(count)
             row["exposed_ms"] = row["step_ms"] - max(row["without_messages_ms"])
         rows.append(row)
@@ -176,10 +177,10 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
     group.close()
 
 
-def table_of(rows):
-    """The results as text. The shares are those of all GPUs' own speeds together, and of as many times the slowest, with the same micro-steps."""
+def results_table(rows):
+    """The results as text. The shares are relative to the sum of the GPUs' own speeds, and to N times the slowest, with the same micro-steps."""
     lines = [
-        "model  GPUs  -z  micro-steps  tokens a step  ms a step      tok/s  of all one by one  of N x slowest  without messages, ms  "
+        "model  GPUs  -z  micro-steps  tokens / step  ms / step      tok/s  of the summed GPUs  of N x slowest  without messages, ms  "
         "messages, ms  exposed, ms  memory, GiB"
     ]
     for row in rows:
@@ -187,10 +188,10 @@ def table_of(rows):
         alone = [
             one["tokens_per_second"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))
         ]
-        shares, messages = f"{'':>17}  {'':>14}", f"{'':>20}  {'':>12}  {'':>11}"
+        shares, messages = f"{'':>18}  {'':>14}", f"{'':>20}  {'':>12}  {'':>11}"
         if row["gpus"] > 1 and len(alone) >= row["gpus"]:
             alone = alone[: row["gpus"]]
-            shares = f"{row['tokens_per_second'] / sum(alone):17.1%}  {row['tokens_per_second'] / (len(alone) * min(alone)):14.1%}"
+            shares = f"{row['tokens_per_second'] / sum(alone):18.1%}  {row['tokens_per_second'] / (len(alone) * min(alone)):14.1%}"
         if row["gpus"] > 1:
             silent = " ".join(f"{ms:.2f}" for ms in row["without_messages_ms"])
             messages = f"{silent:>20}  {row['messages_alone_ms']:12.2f}  {row['exposed_ms']:11.2f}"
@@ -203,16 +204,16 @@ def table_of(rows):
 
 def main(argv):
     """The command line. Returns the exit code: 1 if a run fails."""
-    numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+    integers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
     parser = argparse.ArgumentParser(prog="python -m dev.bench.many_gpus", description=__doc__.split("\n")[0])
-    parser.add_argument("--gpus", type=numbers, default=[1, 2], help="numbers of GPUs [1,2]")
+    parser.add_argument("--gpus", type=integers, default=[1, 2], help="numbers of GPUs [1,2]")
     parser.add_argument("--models", type=lambda text: text.split(","), default=["d12", "d48"], help=f"of {', '.join(BATCH)} [d12,d48]")
-    parser.add_argument("--zero", type=numbers, default=[0, 1, 2], help="stages of ZeRO, on several GPUs [0,1,2]")
-    parser.add_argument("--micro-steps", type=numbers, default=[8, 1], help="[8,1]")
-    parser.add_argument("--batch", type=int, help="micro-batch of a GPU [the usual of each model]")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of stepping for each figure [{SECONDS:g}]")
+    parser.add_argument("--zero", type=integers, default=[0, 1, 2], help="ZeRO stages, on several GPUs [0,1,2]")
+    parser.add_argument("--micro-steps", type=integers, default=[8, 1], help="micro-steps per step [8,1]")
+    parser.add_argument("--batch", type=int, help="micro-batch per GPU [the usual one of each model]")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"duration of each measurement [{SECONDS:g}]")
     parser.add_argument("--out", type=Path, required=True, help="directory for the results")
-    parser.add_argument("--process", help=argparse.SUPPRESS)  # MODEL,STAGE: this is one of mpirun's
+    parser.add_argument("--process", help=argparse.SUPPRESS)  # MODEL,STAGE: run as one of mpirun's processes
     arguments = parser.parse_args(argv)
     if arguments.process:
         name, zero_stage = arguments.process.split(",")
@@ -226,13 +227,13 @@ def main(argv):
             for zero_stage in arguments.zero if count > 1 else [0]:
                 found = _start(arguments, name, count, zero_stage)
                 rows, failed = rows + found, failed + (not found)
-                print(table_of(rows), flush=True)
+                print(results_table(rows), flush=True)
                 _write(arguments.out, argv, rows)
     return 1 if failed else 0
 
 
 def _start(arguments, name, count, zero_stage):
-    """The rows of `count` processes, or of a process on each GPU by itself if count is 1; [] if that fails."""
+    """The rows of `count` processes, or of an independent process on each GPU if count is 1; [] if one fails."""
     program = [sys.executable, "-m", "dev.bench.many_gpus", "--process", f"{name},{zero_stage}", "--seconds", str(arguments.seconds)]
     program += ["--batch", str(arguments.batch)] if arguments.batch else []
     program += ["--micro-steps", ",".join(map(str, arguments.micro_steps)), "--out", str(arguments.out)]
@@ -244,10 +245,10 @@ def _start(arguments, name, count, zero_stage):
     ]
     rows = []
     for process in running:
-        said, _ = process.communicate()
-        found = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("ROWS ")]
+        output, _ = process.communicate()
+        found = [json.loads(line[5:]) for line in output.splitlines() if line.startswith("ROWS ")]
         if process.returncode or not found:
-            print(f"{name} on {count} GPUs with -z {zero_stage} failed, exit code {process.returncode}:\n{said[-4000:]}", flush=True)
+            print(f"{name} on {count} GPUs with -z {zero_stage} failed, exit code {process.returncode}:\n{output[-4000:]}", flush=True)
             return []
         rows += found[0]
     return rows
@@ -264,7 +265,7 @@ def _write(directory, argv, rows):
         "rows": rows,
     }
     (directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (directory / "table.txt").write_text(table_of(rows) + "\n")
+    (directory / "table.txt").write_text(results_table(rows) + "\n")
 
 
 if __name__ == "__main__":

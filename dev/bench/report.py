@@ -1,18 +1,19 @@
-"""The measurements as tables on the screen."""
+"""The measurements as text tables."""
 
 import statistics
 
-SMALL_MS = 0.005  # a launch that moves no more than this is as long as any launch takes: its share of the copy rate says nothing
+SMALL_MS = 0.005  # a launch with a shorter floor is dominated by launch overhead: its share of the copy rate is meaningless
 
 
 def ceilings_table(ceilings):
-    """What the GPU can do at best."""
+    """The ceilings of the GPU."""
     rows = []
 
     def row(name, measured, unit, scale, remark=""):
         clock, power = measured.get("sm_clock_mhz"), measured.get("mean_power_w") or measured.get("power_w")
         rows.append([
-            name, f"{measured['burst'] / scale:.2f} {unit}", f"{measured['sustained'] / scale:.2f} {unit}" if "sustained" in measured else "",
+            name, f"{measured['burst'] / scale:.2f} {unit}", f"{measured['sustained'] / scale:.2f} {unit}" if "sustained" in measured else
+            "",
             f"{clock:.0f} MHz" if clock else "", f"{power:.0f} W" if power else "", remark,
         ])  # fmt: skip
 
@@ -22,12 +23,12 @@ def ceilings_table(ceilings):
     whole = ceilings["all_products"]
     row("all matmuls of a micro-step", whole, "TF/s", 1e12, f"alone: {whole['tokens_per_second'] / 1e3:.1f}k tok/s")
     for one in ceilings["products"]:
-        row(f"  {' x '.join(map(str, one['MNK']))} {one['name']}", one, "TF/s", 1e12, f"{one['calls']} a micro-step")
+        row(f"  {' x '.join(map(str, one['MNK']))} {one['name']}", one, "TF/s", 1e12, f"{one['calls']} per micro-step")
     return table(["ceiling", "burst", "sustained", "SM clock", "power", ""], rows)
 
 
 def kernels_table(kernels):
-    """Every launch by itself, its parts below it."""
+    """Every launch on its own, followed by its parts."""
     rows = []
     for launch in kernels:
         rows.append(_kernel_row(launch["name"], launch) + [launch["check"]])
@@ -46,7 +47,7 @@ def _kernel_row(name, row):
 
 
 def timeline_table(timeline):
-    """Where a step's time goes: by launch, then what is left over."""
+    """Where the time of a step goes: by launch, then the rest."""
     rows = []
     for name, part in timeline["parts"].items():
         floor = "not counted" if part.get("not_counted") else f"{part['floor_ms']:.3f}"
@@ -61,7 +62,7 @@ def timeline_table(timeline):
 
 
 def summary(result):
-    """The figures that one looks at first, as lines."""
+    """The most important figures, as lines of text."""
     lines = []
     for mode, step in result.get("step", {}).items():
         mfu = f"{step['mfu']:.1%} MFU" if step["mfu"] else "MFU unknown"
@@ -92,7 +93,7 @@ def summary(result):
 
 
 def table(header, rows):
-    """Rows of text as columns: the first aligned to the left, the others to the right but for the last."""
+    """Rows of text as aligned columns: the first and last to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     last = len(header) - 1
 

@@ -11,7 +11,7 @@ import time
 
 from dev.bench.ceilings import SETTLING_SECONDS, settled
 from dev.bench.clock import empty_mark, hold, mark, milliseconds, time_for
-from dev.bench.costs import cost_of
+from dev.bench.costs import launch_cost
 from dev.bench.kernels import launch_name
 from dev.bench.launches import watch_launches
 from gpt2_numba.config import count_parameters
@@ -128,7 +128,7 @@ def summarise(log, trainer, step_ms, ceilings):
         once = launch.phase == "update" or launch.name == "zero" and launch is log.launches[0]
         times = 1 if once else trainer.micro_steps
         ms = times * math.fsum(map(duration, launch.parts or [launch]))
-        cost = cost_of(launch)
+        cost = launch_cost(launch)
         entry = by_name.setdefault(launch_name(launch, trainer.config), {"calls": 0, "ms": 0.0, "floor_ms": 0.0})
         entry["calls"] += times
         entry["ms"] += ms

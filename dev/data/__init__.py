@@ -1,1 +1,1 @@
-"""Scripts that make token shards: one for any text file, later one per dataset."""
+"""Scripts that make data files: token shards from text, HellaSwag's evaluation file, a debug state from PyTorch."""

@@ -2,9 +2,9 @@
 
     python -m dev.data.hellaswag hellaswag_val.jsonl --out hellaswag_val.bin
 
-reads JSON lines with at least `ctx`, `label` and `endings`, which the original file has, and writes the format of
-`gpt2_numba.data.multiple_choice`. The context is `ctx` as it stands, and each ending has a space put in front, as
-in llm.c. The original is github.com/rowanz/hellaswag, data/hellaswag_val.jsonl: 10,042 examples.
+reads JSON lines with at least `ctx`, `label` and `endings`, as in the original file, and writes the format of
+`gpt2_numba.data.multiple_choice`. The context is `ctx` unchanged, and a space is prepended to each ending, as in llm.c. The original is
+data/hellaswag_val.jsonl in github.com/rowanz/hellaswag: 10,042 examples.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def parse_arguments(argv):
     parser = Parser(prog="python -m dev.data.hellaswag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path, metavar="JSONL", help="JSON lines, UTF-8; NAME.gz is unpacked")
     parser.add_argument("--out", type=Path, default=Path("hellaswag_val.bin"), help="file to write (default: hellaswag_val.bin)")
-    parser.add_argument("--limit", type=int, help="take the first so many examples (default: all)")
+    parser.add_argument("--limit", type=int, help="number of examples to use, the first ones (default: all)")
     parser.add_argument(
         "--tokenizer",
         choices=sorted(ENCODINGS),
@@ -32,12 +32,12 @@ def parse_arguments(argv):
     )
     arguments = parser.parse_args(argv)
     if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit must be at least 1 example, got {arguments.limit}; leave it out for all")
+        raise UserError(f"--limit must be at least 1 example, got {arguments.limit}; omit it for all")
     return arguments
 
 
 def read_questions(path, limit):
-    """Yield (context, label, endings) of the first `limit` lines (None: of all): text, int, list of texts."""
+    """Yield (context, label, endings) of the first `limit` lines (None: all lines): string, int, list of strings."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -59,8 +59,7 @@ def _parse_line(path, number, line):
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}, line {number}: each line must be a JSON object with ctx (text), label (number) and "
-            f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, the validation file for "
-            f"example"
+            f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, such as the validation file"
         ) from error
     return context, label, endings
 
@@ -68,7 +67,7 @@ def _parse_line(path, number, line):
 def run(argv):
     arguments = parse_arguments(argv)
     encode = ENCODINGS[arguments.tokenizer]().encode_ordinary
-    # GPT-2's tokens carry the space in front of a word: with it, the ending is cut as in running text.
+    # GPT-2's tokens include the space before a word: with it, an ending is tokenized as in running text.
     examples = [
         Example(label, encode(context), [encode(" " + ending) for ending in endings])
         for context, label, endings in read_questions(arguments.questions, arguments.limit)
@@ -76,13 +75,13 @@ def run(argv):
     try:
         write_examples(arguments.out, examples)
     except OSError as error:
-        raise UserError(f"--out {arguments.out}: must be a file that can be written: {error.strerror}. Choose another") from error
+        raise UserError(f"--out {arguments.out}: must be a writable file: {error.strerror}. Choose another") from error
     longest = max(len(example.context) + max(map(len, example.endings)) for example in examples)
     print(f"{arguments.out}: {len(examples):,} examples, the longest of {longest} tokens")
 
 
 def main(argv=None):
-    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    """The command line. Returns the exit code: 0, or 2 for a user error."""
     return exit_code(run, argv)
 
 

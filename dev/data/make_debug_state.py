@@ -1,14 +1,14 @@
-"""A model file, a debug state and ten losses from PyTorch, for `python -m gpt2_numba.check_model` to compare with.
+"""A model file, a debug state and ten losses by PyTorch, for comparison by `python -m gpt2_numba.check_model`.
 
     python -m dev.data.make_debug_state -e L=2,NH=2,C=32,T=16,V=101 -b 3 -t 13 --out data
 
 writes
 
-    data/model.bin              random initial weights, as a training begins with; float32
-    data/model_debug_state.bin  one batch of random tokens, and PyTorch's logits, loss and gradients for it
-    data/model_losses.txt       PyTorch's losses over ten training steps on that batch, one to a line
+    data/model.bin              random initial weights, as at the start of training; float32
+    data/model_debug_state.bin  a batch of random tokens, and PyTorch's logits, loss and gradients for it
+    data/model_losses.txt       PyTorch's losses over ten training steps on that batch, one per line
 
-PyTorch computes in float64 on the CPU, the files hold float32. It is an extra of its own: pip install -e '.[oracle]'.
+PyTorch computes in float64 on the CPU; the files hold float32. It is an optional dependency: pip install -e '.[oracle]'.
 """
 
 import sys
@@ -34,14 +34,16 @@ def parse_arguments(argv):
     parser.add_argument("-e", "--model", default="d12", help="descriptor of the model (default: d12)")
     parser.add_argument("-b", "--batch-size", type=int, default=4, metavar="B", help="rows of the batch (default: 4)")
     parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
-    parser.add_argument("--seed", type=int, default=42, help="of weights and tokens (default: 42)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of weights and tokens (default: 42)")
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="directory for the files (default: this one)")
     parser.add_argument("--name", default="model", help="beginning of the files' names (default: model)")
     arguments = parser.parse_args(argv)
     arguments.config = parse_descriptor(arguments.model)
     if arguments.batch_size < 1:
         raise UserError(f"the batch size (-b) must be at least 1, got {arguments.batch_size}")
-    if not 2 <= arguments.sequence_length <= arguments.config.max_T:  # of one token, attention has no gradients, only roundings
+    if (
+        not 2 <= arguments.sequence_length <= arguments.config.max_T
+    ):  # with one token the gradients of attention are nothing but rounding errors
         raise UserError(
             f"the sequence length (-t) must be from 2 to the model's longest context, {arguments.config.max_T}, "
             f"got {arguments.sequence_length}"
@@ -51,8 +53,8 @@ def parse_arguments(argv):
     return arguments
 
 
-def debug_state_of(model, config, inputs, targets):
-    """The DebugState of a TorchGPT2 for a batch, int32 (B, T) arrays; float32 whatever the model computes in."""
+def compute_debug_state(model, config, inputs, targets):
+    """The DebugState of a TorchGPT2 for a batch of int32 (B, T) arrays; float32 whatever type the model computes in."""
     import torch
 
     tokens = torch.from_numpy(inputs).long()
@@ -60,14 +62,14 @@ def debug_state_of(model, config, inputs, targets):
     loss = model(tokens, torch.from_numpy(targets).long())
     loss.backward()
     gradients = {name: gradient.astype(np.float32) for name, gradient in model.to_numpy(lambda parameter: parameter.grad).items()}
-    gradients["wte"] = np.pad(gradients["wte"], ((0, config.Vp - config.V), (0, 0)))  # the padding has none
+    gradients["wte"] = np.pad(gradients["wte"], ((0, config.Vp - config.V), (0, 0)))  # the padding has no gradients
     with torch.no_grad():
         logits = model.logits(tokens).float().numpy()
     return DebugState(inputs, targets, logits, loss.item(), gradients)
 
 
 def ten_losses(model, inputs, targets):
-    """The losses of the training that check_model repeats. Changes the model."""
+    """The losses of the training steps that check_model repeats. Changes the model."""
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -97,10 +99,10 @@ def run(argv):
     batch = [generator.integers(0, config.V, (arguments.batch_size, arguments.sequence_length), np.int32) for _ in range(2)]
     model = TorchGPT2(config.L, config.NH, config.C, config.max_T, config.V)
     model.load(weights)
-    # float64, so that what the files hold is right to the last bit of float32. In float32 the losses of d12 stray by up to 4e-5 from
-    # step 3 on, because clip_grad_norm_ adds up the squares of 124 million gradients in float32.
+    # float64, so that the files are correct to the last bit of float32. In float32 the losses of d12 drift by up to 4e-5 from step 3 on,
+    # because clip_grad_norm_ adds up the squares of 124 million gradients in float32.
     model.double()
-    state = debug_state_of(model, config, *batch)
+    state = compute_debug_state(model, config, *batch)
     losses = ten_losses(model, *batch)
 
     stem = arguments.out / arguments.name
@@ -111,12 +113,12 @@ def run(argv):
         write_debug_state(paths[1], config, shapes, state)
         paths[2].write_text("".join(f"{loss:.9g}\n" for loss in losses))
     except OSError as error:
-        raise UserError(f"--out {arguments.out}: must be a directory that can be written: {error.strerror}. Choose another") from error
+        raise UserError(f"--out {arguments.out}: must be a writable directory: {error.strerror}. Choose another") from error
     print(f"test with: python -m gpt2_numba.check_model {paths[0]} {paths[1]} --losses {paths[2]}")
 
 
 def main(argv=None):
-    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    """The command line. Returns the exit code: 0, or 2 for a user error."""
     return exit_code(run, argv)
 
 

@@ -2,9 +2,8 @@
 
     python -m dev.data.tokenize_text book.txt --tokenizer bytes --out data
 
-writes data/book_train_000000.bin and data/book_val_000000.bin, in the format of `gpt2_numba.data.token_shards`. Each
-text file is one document, or several with --split-on-blank-lines; end-of-text opens each. The first tokens are for
-validation.
+writes data/book_train_000000.bin and data/book_val_000000.bin, in the format of `gpt2_numba.data.token_shards`. Each text file is one
+document, or several with --split-on-blank-lines; each begins with end-of-text. The first tokens are for validation.
 
 llm.c's own Tiny Shakespeare (32,768 and 305,260 tokens) is
 
@@ -20,6 +19,7 @@ from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.data.tokenizers import byte_encoding, gpt2_encoding
 from gpt2_numba.errors import UserError
+from gpt2_numba.integers import ceil_div
 
 ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
 
@@ -33,8 +33,8 @@ def parse_arguments(argv):
     parser.add_argument(
         "--split-on-blank-lines", action="store_true", help="a new document begins after each blank line (default: a file is one document)"
     )
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="share of the tokens for validation, the first ones (default: 0.1)")
-    parser.add_argument("--val-tokens", type=int, help="number of tokens for validation instead of a share")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="fraction of tokens for validation, the first ones (default: 0.1)")
+    parser.add_argument("--val-tokens", type=int, help="number of tokens for validation, instead of a fraction")
     parser.add_argument(
         "--shard-size",
         type=int,
@@ -47,12 +47,12 @@ def parse_arguments(argv):
     if not 0 < arguments.val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, got {arguments.val_fraction}; try 0.1")
     if arguments.shard_size < 1:
-        raise UserError(f"--shard-size must be at least 1 token, got {arguments.shard_size}; leave it out for 100 M")
+        raise UserError(f"--shard-size must be at least 1 token, got {arguments.shard_size}; omit it for 100 M")
     return arguments
 
 
 def read_text(path):
-    """The text of a UTF-8 file, with "\\n" at the ends of lines."""
+    """The text of a UTF-8 file, with "\\n" line ends."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -64,7 +64,7 @@ def read_text(path):
 
 
 def split_on_blank_lines(text):
-    """Cut after each blank line. The blank line stays with the document before it, as in llm.c's Tiny Shakespeare."""
+    """Split after each blank line, which stays with the document before it, as in llm.c's Tiny Shakespeare."""
     *before, last = text.split("\n\n")
     return [section + "\n\n" for section in before] + [last]
 
@@ -74,7 +74,7 @@ def tokenize(documents, encoding):
     tokens = []
     for document in documents:
         tokens.append(encoding.eot_token)
-        tokens.extend(encoding.encode_ordinary(document))  # ordinary: "<|endoftext|>" in a text is only text
+        tokens.extend(encoding.encode_ordinary(document))  # ordinary: "<|endoftext|>" in a text is plain text
     return np.array(tokens, dtype=np.uint16)
 
 
@@ -84,7 +84,7 @@ def split_tokens(tokens, val_fraction, val_tokens=None):
     if not 0 < split < len(tokens):
         raise UserError(
             f"validation and training need at least one token each: {split} of {len(tokens)} tokens for "
-            f"validation leaves none for one of them. Choose --val-tokens or --val-fraction by the text"
+            f"validation leaves none for one of them. Choose another --val-tokens or --val-fraction"
         )
     return tokens[:split], tokens[split:]
 
@@ -92,10 +92,10 @@ def split_tokens(tokens, val_fraction, val_tokens=None):
 def write_shards(tokens, stem, shard_size):
     """Write `tokens` to STEM_000000.bin and so on, at most `shard_size` tokens each; return the paths.
 
-    Sizes are nearly equal, because a stub at the end might be too short for a batch.
+    The sizes are nearly equal, because a short last shard might not hold a batch.
     """
     paths = []
-    for index, part in enumerate(np.array_split(tokens, -(-len(tokens) // shard_size))):
+    for index, part in enumerate(np.array_split(tokens, ceil_div(len(tokens), shard_size))):
         paths.append(stem.with_name(f"{stem.name}_{index:06d}.bin"))
         write_shard(paths[-1], part)
         print(f"{paths[-1]}: {len(part):,} tokens")
@@ -103,14 +103,14 @@ def write_shards(tokens, stem, shard_size):
 
 
 def prepare_output(directory, name):
-    """Make the directory; return where (validation, train) shards go: paths without the number at their end.
+    """Make the directory; return the paths of the (validation, train) shards without the numbers at their ends.
 
-    Raises UserError if shards of this name exist: left over from a longer text, they would be read as part of this one.
+    Raises UserError if shards of this name exist: those of a longer text would be read as part of this one.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {directory}: must be a directory that can be written: {error.strerror}. Choose another") from error
+        raise UserError(f"--out {directory}: must be a writable directory: {error.strerror}. Choose another") from error
     stems = directory / f"{name}_val", directory / f"{name}_train"
     for stem in stems:
         for old in stem.parent.glob(f"{stem.name}_*.bin"):
@@ -135,7 +135,7 @@ def run(argv):
 
 
 def main(argv=None):
-    """The command line. Returns the exit code: 0, or 2 for a mistake of the user's."""
+    """The command line. Returns the exit code: 0, or 2 for a user error."""
     return exit_code(run, argv)
 
 

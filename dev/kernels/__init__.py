@@ -1,8 +1,8 @@
-"""The ladder: from the plain kernel of each layer to the fast one, one mechanism a rung. README.md says how to climb it.
+"""The ladder: from the plain kernel of each layer to the fast one, one mechanism per rung. README.md says how to climb it.
 
-A rung is a function with the signature of a layer function (docs/kernels.md). Each file here has the rungs of one layer and a table LADDER: name of
-the layer function -> its rungs, slowest first. The first is the plain launcher, the last the fast one. So layer_checks checks them all as it
-checks the package's own kernels.
+A rung is a function with the signature of a layer function (docs/kernels.md), so layer_checks checks it as it checks the package's own
+kernels. Each file has the rungs of one layer and a table LADDER: name of the layer function -> its rungs, slowest first. The first is the
+plain launcher, the last the fast one.
 """
 
 import functools
@@ -22,38 +22,38 @@ from gpt2_numba.kernel_sets import FUNCTIONS, on_any_stream
 from gpt2_numba.layer_checks import GuardedArray, check_call, kernel_calls
 
 LAYERS = ("residual", "gelu", "layernorm", "encoder", "matmul", "attention", "classifier", "global_norm", "adamw")
-CHECKS = {"classifier": ("classifier", "mean loss"), "global_norm": ("global norm",)}  # a layer's names in layer_checks, if others
-# tf32: arrays of float32, whose products may round their factors to 10 bits of mantissa, so that tensor cores take them.
+CHECKS = {"classifier": ("classifier", "mean loss"), "global_norm": ("global norm",)}  # a layer's names in layer_checks, if different
+# tf32: float32 arrays; products may round their factors to 10 bits of mantissa, for tensor cores.
 PRECISIONS = {"fp32": FLOAT32, "tf32": FLOAT32, "bf16": BFLOAT16_BITS}
 
 
 def in_both_precisions(rung):
-    """Mark a rung that takes float32 and bfloat16 arrays. One that is not marked takes float32."""
+    """Mark a rung that takes float32 and bfloat16 arrays. An unmarked rung takes float32."""
     rung.precisions = ("fp32", "bf16")
     return rung
 
 
 def in_all_precisions(rung):
-    """Mark a rung that takes float32 and bfloat16 arrays, and whose products of float32 are others if TF32 is allowed."""
+    """Mark a rung that takes float32 and bfloat16 arrays, and whose float32 products differ if TF32 is allowed."""
     rung.precisions = tuple(PRECISIONS)
     return rung
 
 
 @functools.cache
 def buffer(name, *shape, dtype=np.float32):
-    """A device array for what a rung keeps between its kernels: the same one whenever name, shape and type are the same."""
+    """A device array for data that a rung passes between its kernels: the same array for the same name, shape and type."""
     return cuda.device_array(shape, dtype)
 
 
 def ladder(layer):
-    """Name of a layer function -> its rungs, slowest first; functions that fuse two layers are among them."""
+    """Name of a layer function -> its rungs, slowest first. Includes functions that fuse two layers."""
     module = importlib.import_module(f"dev.kernels.{layer}")
     return module.LADDER | getattr(module, "FUSED", {})
 
 
 @contextmanager
 def products_in(precision):
-    """Within it, TF32 is allowed if the precision is tf32, and else forbidden."""
+    """Within this context TF32 is allowed if the precision is tf32, otherwise forbidden."""
     before = tf32_allowed()
     allow_tf32(precision == "tf32")
     try:
@@ -68,23 +68,23 @@ class Rung:
 
     layer: str
     function: str  # name of the layer function
-    name: str  # plain, fast, yours, or the rung's own
+    name: str  # plain, fast, yours, or the name of the rung
     launch: Callable  # with the function's signature
     precision: str
 
     def check(self, sizes):
-        """Rows of layer_checks."""
+        """Check the rung. Returns Rows of layer_checks."""
         storage = PRECISIONS[self.precision]
-        launch = on_any_stream(self.launch) if self.name == "yours" else self.launch
+        launch = on_any_stream(self.function, self.launch) if self.name == "yours" else self.launch
         with products_in(self.precision):
             calls = _calls(self.layer, self.function, launch, sizes, storage)
             return [row for call in calls for row in (call.check or check_call)(call, storage)]
 
 
 def rungs(layer, precisions=tuple(PRECISIONS), own=None):
-    """Yield a Rung for every function of a layer, slowest first, in the precisions that it takes.
+    """Yield a Rung for every rung of a layer, slowest first, in each precision that it takes.
 
-    own   functions of a reader's own, name -> function: they come last in their function's ladder, under the name "yours"
+    own   a user's own functions, name -> function: each comes last in its function's ladder, under the name "yours"
     """
     for function, steps in ladder(layer).items():
         named = [(_name(step, index, steps, function), step) for index, step in enumerate(steps)]
@@ -114,18 +114,18 @@ def _calls(layer, function, launch, sizes, storage):
 
 
 def _launch_by_name(launch, arrays):
-    """Call a function with the arrays that have its parameters' names."""
+    """Call a function with the arrays that its parameters name."""
     launch(*(getattr(arrays, name) for name in inspect.signature(launch).parameters))
 
 
-def arguments_of(layer, function, sizes, storage):
-    """Arguments of a layer function by name, as its first check has them: device arrays, and numbers. Nothing is launched."""
-    signature, given = inspect.signature(ladder(layer)[function][0]), {}
+def check_arguments(layer, function, sizes, storage):
+    """The arguments of a layer function in its first check, by name: device arrays and scalars. Nothing is launched."""
+    signature, recorded = inspect.signature(ladder(layer)[function][0]), {}
 
-    def note(*arguments):
-        given.update(zip(signature.parameters, arguments))
+    def record(*arguments):
+        recorded.update(zip(signature.parameters, arguments))
 
-    note.__signature__ = signature
-    call = next(_calls(layer, function, note, sizes, storage))
+    record.__signature__ = signature
+    call = next(_calls(layer, function, record, sizes, storage))
     call.launch(SimpleNamespace(**{name: GuardedArray(tensor, storage).array for name, tensor in call.tensors.items()}))
-    return given
+    return recorded

@@ -1,8 +1,8 @@
-"""AdamW: bound by memory from the first rung on, since seven numbers travel for a dozen operations. So there is little to gain.
+"""AdamW: memory-bound from the first rung on, with seven values moved for a dozen operations. So there is little to gain.
 
-update     plain               a thread a parameter: 4 bytes a load
-           eight_per_thread    eight parameters a thread: 16 bytes a load, eight loads in flight for each thread
-           fast                all tensors in one launch; rate and scale from the device's memory, so that a step can be replayed as a graph
+update     plain               one parameter per thread: 4 bytes per load
+           eight_per_thread    eight parameters per thread: 16 bytes per load, eight loads in flight per thread
+           fast                all tensors in one launch; learning rate and scale in device memory, so that a graph can replay the step
 
 In float32; 33,554,432 parameters (one H100, 2026-11-28): 0.339, 0.319 and 0.317 ms. In bfloat16 the fast kernel also rounds
 stochastically: layers/fast/adamw.py.
@@ -15,9 +15,10 @@ from numba import cuda, float32
 
 from dev.kernels import in_both_precisions
 from gpt2_numba.gpu.argument_checks import check_width
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, to_device
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream, to_device
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import adamw
 from gpt2_numba.layers.fast import adamw as fast
 
@@ -50,8 +51,8 @@ def eight_per_thread_kernel(params, grads, m, v, norm_and_scale, learning_rate, 
 
 
 def eight_per_thread(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t):
-    """16 bytes a load: a quarter of the instructions for the same bytes. The plain kernel comes within a tenth of the memory's rate, and
-    what it lacks are bytes in flight, since a thread asks for 4 numbers and then waits.
+    """16 bytes per load: a quarter of the instructions for the same bytes. The plain kernel is within a tenth of the memory's rate; what it
+    lacks is bytes in flight, since a thread loads 4 values and then waits.
     """
     count = params.shape[0]
     check_width("eight_per_thread", count=count)
@@ -61,9 +62,9 @@ def eight_per_thread(params, grads, m, v, norm_and_scale, learning_rate, beta1, 
 
 @in_both_precisions
 def fast_update(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t):
-    """One launch for all tensors, with a table of the ranges that decay. Before, the model launches once for each run of tensors that decay
-    alike, and waits for each. Here there is one range, so what is left to see is that the table costs next to nothing. In bfloat16 a
-    parameter is rounded stochastically; the trainer has another seed for every step.
+    """One launch for all tensors, with a table of the ranges that decay. With the earlier rungs the model launches once for each group of
+    tensors with the same decay, and waits for each. Here there is only one range, so this shows only that the table costs next to
+    nothing. In bfloat16 a parameter is rounded stochastically; the trainer uses a new seed in every step.
     """
     step_values = _on_device((learning_rate, 1 - beta1**t, 1 - beta2**t), np.float32)
     ranges = _on_device(((0, 0, 0, 1), (params.shape[0],) * 4), np.int64)

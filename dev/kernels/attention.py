@@ -1,17 +1,17 @@
-"""Attention: from a barrier for every key to a matrix of weights that never reaches memory.
+"""Attention: from barriers for every key to a weight matrix that never reaches memory.
 
-forward    plain                 a block a query, a thread a channel: for every key a sum over the block, some eight barriers long
-           warp_per_query        a warp a query: the sum passes from register to register, five shuffles and no barrier
-           whole_matrices        the library's matrix products: a key that has been read serves many queries. But 4 T² bytes a head in memory
+forward    plain                 a block per query, a thread per channel: a sum over the block for every key, some eight barriers long
+           warp_per_query        a warp per query: the sum passes from register to register, five shuffles and no barrier
+           whole_matrices        the library's matrix products: a key is read once for many queries. But 4 T² bytes per head in memory
            sequence_at_a_time    the same for a few sequences at a time: 1 / B of the memory, and the weights stay in the cache
-           fast                  tile by tile on tensor cores, the weights in registers: layers/fast/attention/tf32.py, in bfloat16 mma.py, wgmma.py
-backward   plain                 a block a query, then a block a key, two sums over the block for every pair
-           warp_per_token        a warp each, and out · dout once for a query instead of once for a pair
-           sequence_at_a_time    five matrix products by the library, the weights from lse instead of from memory
-           fast                  as forward
+           fast                  tile by tile on tensor cores, weights in registers: layers/fast/attention (tf32.py; bfloat16: mma.py, wgmma.py)
+backward   plain                 a block per query, then a block per key; two sums over the block for every pair
+           warp_per_token        a warp instead of a block, and out · dout once per query instead of once per pair
+           sequence_at_a_time    five matrix products by the library, with weights recomputed from lse instead of read
+           fast                  as in forward
 
-B=4, NH=12, T=1,024, HS=64 in float32 (one H100, 2026-11-28), ms: plain 11.4 forward, 42.2 backward; a warp each 3.7, 9.7; whole_matrices 0.56;
-sequence_at_a_time 0.76, 1.7. In bfloat16 at B=8: sequence_at_a_time 1.56, 3.9; fast 0.06, 0.16.
+B=4, NH=12, T=1,024, HS=64 in float32 (one H100, 2026-11-28), ms: plain 11.4 forward, 42.2 backward; a warp per token 3.7, 9.7;
+whole_matrices 0.56; sequence_at_a_time 0.76, 1.7. In bfloat16 at B=8: sequence_at_a_time 1.56, 3.9; fast 0.06, 0.16.
 """
 
 import math
@@ -20,10 +20,11 @@ import numpy as np
 from numba import cuda, float32
 
 from dev.kernels import buffer, in_all_precisions, in_both_precisions
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.float32_math import exp, log, maximum
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.gpu.reductions import LOWEST, WARP_SIZE, warp_sum
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import attention
 from gpt2_numba.layers.attention import KEY, QUERY, VALUE
 from gpt2_numba.layers.fast import attention as fast
@@ -31,13 +32,13 @@ from gpt2_numba.layers.fast.attention import matmuls
 from gpt2_numba.layers.fast.attention.delta import compute_delta
 
 ZERO, ONE = np.float32(0), np.float32(1)
-WARPS = 1 if SIMULATING else 4  # of a block: neighbouring queries of one head, which read the same keys at about the same time
-CHANNELS = 4  # of a head, to a lane: channel i of its own is lane + 32 i of the head's, which may have 128
+WARPS = 1 if SIMULATING else 4  # per block: neighbouring queries of one head, which read the same keys at about the same time
+CHANNELS = 4  # of a head, per lane: a lane's channel i is the head's channel lane + 32 i, of at most 128
 
 
-# ---------------------------------------------------------------------------------------------------- a warp a token
+# ---------------------------------------------------------------------------------------------------- a warp per token
 #
-# A vector of HS channels is spread over the lanes of a warp, CHANNELS to each, in registers. All lanes have the dot product of two of them.
+# A vector of HS channels is spread over the lanes of a warp, CHANNELS per lane, in registers. All lanes get the dot product of two vectors.
 
 
 @cuda.jit(device=True)
@@ -68,9 +69,9 @@ def dot(x, y):
 
 @cuda.jit
 def warp_per_query_kernel(out, lse, qkv, scale):
-    """The plain kernel with a warp in place of the block: lane = threadIdx.x, query = blockIdx.x * WARPS + threadIdx.y."""
+    """The plain kernel with a warp in place of a block: lane = threadIdx.x, query = blockIdx.x * WARPS + threadIdx.y."""
     t, h, b = cuda.blockIdx.x * WARPS + cuda.threadIdx.y, cuda.blockIdx.y, cuda.blockIdx.z
-    if t >= qkv.shape[1]:  # the whole warp leaves together
+    if t >= qkv.shape[1]:  # the whole warp returns together
         return
     q, k, v = cuda.local.array(CHANNELS, float32), cuda.local.array(CHANNELS, float32), cuda.local.array(CHANNELS, float32)
     weighted = cuda.local.array(CHANNELS, float32)
@@ -95,7 +96,7 @@ def warp_per_query_kernel(out, lse, qkv, scale):
 
 @cuda.jit
 def warp_per_query_backward_kernel(dqkv, dout, delta, lse, qkv, scale):
-    """dq of a warp's query: dscore[t, s] = att[t, s] (dout[t] · v[s] - delta[t])."""
+    """dq of the warp's query: dscore[t, s] = att[t, s] (dout[t] · v[s] - delta[t])."""
     t, h, b = cuda.blockIdx.x * WARPS + cuda.threadIdx.y, cuda.blockIdx.y, cuda.blockIdx.z
     if t >= qkv.shape[1]:
         return
@@ -117,7 +118,7 @@ def warp_per_query_backward_kernel(dqkv, dout, delta, lse, qkv, scale):
 
 @cuda.jit
 def warp_per_key_backward_kernel(dqkv, dout, delta, lse, qkv, scale):
-    """dk and dv of a warp's key."""
+    """dk and dv of the warp's key."""
     s, h, b = cuda.blockIdx.x * WARPS + cuda.threadIdx.y, cuda.blockIdx.y, cuda.blockIdx.z
     if s >= qkv.shape[1]:
         return
@@ -140,14 +141,14 @@ def warp_per_key_backward_kernel(dqkv, dout, delta, lse, qkv, scale):
 
 
 def warp_per_query(out, lse, qkv):
-    """A warp a query. The plain kernel waits: for every key the block meets at some eight barriers, to add up HS numbers."""
+    """A warp per query. The plain kernel is bound by waiting: the block passes some eight barriers per key to add up HS values."""
     kernel, scale, by_head = _by_head(warp_per_query_kernel, out, lse)
     kernel(by_head(out), lse, by_head(qkv, 3), scale)
 
 
 def warp_per_token(dqkv, dout, out, lse, qkv):
-    """Warps as in warp_per_query, and delta[t] = out[t] · dout[t] beforehand. The plain kernel waits twice for each pair of query and key,
-    and reads out for each to find dout[t] · out[t] again, which is the same for all keys.
+    """Warps as in warp_per_query, and delta[t] = out[t] · dout[t] computed beforehand. The plain kernel waits twice per pair of query and
+    key, and reads out for each pair to recompute dout[t] · out[t], which is the same for all keys.
     """
     delta = compute_delta(buffer("delta", lse.size), dout, out, lse)
     for kernel in warp_per_query_backward_kernel, warp_per_key_backward_kernel:
@@ -156,7 +157,7 @@ def warp_per_token(dqkv, dout, out, lse, qkv):
 
 
 def _by_head(kernel, out, lse):
-    """The kernel with its launch shape; the scale of scores; and a function that views rows as (B, T, NH, HS) or (B, T, 3, NH, HS)."""
+    """The kernel with its launch shape, the scale of the scores, and a function that views rows as (B, T, NH, HS) or (B, T, 3, NH, HS)."""
     (B, NH, T), HS = lse.shape, out.shape[1] // lse.shape[1]
     if HS > CHANNELS * WARP_SIZE:
         raise ValueError(f"heads of this rung have at most {CHANNELS * WARP_SIZE} channels, got {HS}")
@@ -169,45 +170,45 @@ def _by_head(kernel, out, lse):
 
 @in_both_precisions
 def whole_matrices(out, lse, qkv):
-    """All weights in memory, one matrix a head, so that the library can multiply. A warp a query is bound by its loads: it reads all keys
-    and values for one query, whereas a matrix product uses each number that it has read for a tile of queries.
+    """All weights in memory, one matrix per head, so that the library can multiply them. A warp per query is bound by its loads: it reads
+    all keys and values for one query, whereas a matrix product uses each value it reads for a tile of queries.
     """
     (B, NH, T), HS = lse.shape, out.shape[1] // lse.shape[1]
-    heads, result, att = (buffer(name, *matmuls.matrices(B, T, NH, HS)[name]) for name in ("heads", "result", "att"))
+    heads, result, att = (buffer(name, *matmuls.matrix_shapes(B, T, NH, HS)[name]) for name in ("heads", "result", "att"))
     matmuls._split(heads, qkv)
-    q, k, v = matmuls._matrices_of_three(heads)
-    weights = matmuls._matrices(att)
-    gemm(weights, q, k, T, T, HS, transpose_b=True, alpha=1 / math.sqrt(HS))
+    q, k, v = matmuls._three_batches(heads)
+    weights = matmuls._as_batch(att)
+    gemm(weights, q, k, rows=T, columns=T, inner=HS, transpose_b=True, alpha=1 / math.sqrt(HS))
     matmuls._launch_softmax(matmuls.causal_softmax_forward_kernel, att, lse)
-    gemm(matmuls._matrices(result), weights, v, T, HS, T)
+    gemm(matmuls._as_batch(result), weights, v, rows=T, columns=HS, inner=T)
     matmuls._join(out, result)
 
 
 @in_both_precisions
 def sequence_at_a_time(out, lse, qkv):
-    """As many sequences together as the cache holds, one at T = 1,024. whole_matrices is bound by the memory that it takes: 1.6 GB of weights
-    at B=32, NH=12, which backward takes twice. Where there is room for them it is faster, since its few launches fill the GPU.
+    """As many sequences at a time as the cache holds: one at T = 1,024. whole_matrices is limited by the memory that it needs: 1.6 GB of
+    weights at B=32, NH=12, and twice that in backward. If there is room for them it is faster, since its few launches fill the GPU.
     """
     matmuls.attention_forward(out, lse, qkv, _scratch(matmuls.scratch_size, lse, out))
 
 
 @in_both_precisions
 def sequence_at_a_time_backward(dqkv, dout, out, lse, qkv):
-    """The gradients as matrix products, of a few sequences at a time. A warp a token is bound by its loads: a whole head for one token."""
+    """The gradients as matrix products, a few sequences at a time. A warp per token is bound by its loads: a whole head for one token."""
     matmuls.attention_backward(dqkv, dout, out, lse, qkv, _scratch(matmuls.scratch_size, lse, out))
 
 
 @in_all_precisions
 def fast_forward(out, lse, qkv):
-    """Tile by tile: the weights are made, used and forgotten in registers. Before, they went through the cache for every product, and the
-    softmax waited for the products. In float32 without TF32 this is sequence_at_a_time itself.
+    """Tile by tile: the weights are computed, used and discarded in registers. Before, they went through the cache for every product, and
+    the softmax waited for the products. In float32 without TF32 this is sequence_at_a_time itself.
     """
     fast.attention_forward(out, lse, qkv, _scratch(fast.attention_scratch_size, lse, out, qkv.dtype))
 
 
 @in_all_precisions
 def fast_backward(dqkv, dout, out, lse, qkv):
-    """The weights come again from lse, tile by tile, in registers. In float32 without TF32 this is sequence_at_a_time_backward itself."""
+    """The weights are recomputed from lse, tile by tile, in registers. In float32 without TF32 this is sequence_at_a_time_backward."""
     fast.attention_backward(dqkv, dout, out, lse, qkv, _scratch(fast.attention_scratch_size, lse, out, qkv.dtype))
 
 

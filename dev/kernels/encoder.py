@@ -1,20 +1,21 @@
 """The encoder: looking rows up is easy; adding to them in a fixed order, when one token fills every tenth position, is not.
 
-forward    plain                a block a position: 4 bytes a load
-           eight_per_thread     16 bytes a load, but two divisions and a token for each
-           fast                 a warp a row: one token, no division
-backward   plain                a block for every row of dwte, which scans all positions for its token
-           block_per_token      the positions sorted by token on the host: a block reads only its own; the most frequent token keeps all waiting
-           fast                 the positions of a token cut into pieces, whose sums a second kernel adds
+forward    plain                a block per position: 4 bytes per load
+           eight_per_thread     16 bytes per load, but each thread needs two divisions and a token
+           fast                 a warp per row: one token, no division
+backward   plain                a block per row of dwte, which scans all positions for its token
+           block_per_token      the host sorts positions by token: a block reads only its own; that of the most frequent token finishes last
+           fast                 the positions of a token are cut into pieces, whose sums a second kernel adds
 """
 
 import numpy as np
 from numba import cuda, float32
 
 from dev.kernels import buffer, in_both_precisions
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, copy_to_host, to_device
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream, copy_to_host, to_device
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import COLUMN_WARPS, COLUMNS_PER_WARP, WARP_SIZE, add_up_warps
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import encoder
 from gpt2_numba.layers.fast import encoder as fast
 
@@ -24,7 +25,7 @@ THREADS = WARP_SIZE if SIMULATING else 256
 
 @cuda.jit
 def eight_per_thread_kernel(out, tokens, wte, wpe):
-    """One thread makes eight channels of one row."""
+    """One thread computes eight channels of a row."""
     C, T = out.shape[1], tokens.shape[1]
     index = cuda.grid(1) * WIDTH
     if index >= out.size:
@@ -48,7 +49,7 @@ def eight_per_thread(out, tokens, wte, wpe):
 
 @in_both_precisions
 def fast_forward(out, tokens, wte, wpe):
-    """The trainer's kernel. Before, divisions of indices took longer than the memory."""
+    """The trainer's kernel. Before, the divisions of indices took longer than the memory accesses."""
     fast.encoder_forward(out, tokens, wte, wpe)
 
 
@@ -56,7 +57,7 @@ _sorted = {}  # identity of a device array of tokens -> the array, its places an
 
 
 def places_and_pieces(tokens, V):
-    """The positions sorted by token, on the device. The host sorts them, once for each array: its time is not the kernel's."""
+    """The positions sorted by token, on the device. The host sorts them once per array, so the time of sorting is not the kernel's."""
     if id(tokens) not in _sorted:
         _sorted[id(tokens)] = tokens, *map(to_device, fast.places_by_token(copy_to_host(tokens), V))
     return _sorted[id(tokens)][1:]
@@ -64,11 +65,11 @@ def places_and_pieces(tokens, V):
 
 @cuda.jit
 def block_per_token_kernel(dwte, dout, places, pieces):
-    """One block adds up COLUMNS_PER_WARP channels of all places of a token: each warp sums every COLUMN_WARPS-th, then their sums are joined."""
+    """A block sums COLUMNS_PER_WARP channels over a token's positions: a warp takes every COLUMN_WARPS-th, then the warp sums are added."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     C, piece = dout.shape[1], cuda.blockIdx.x
     token, first, count = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2]
-    if count == 0:  # not a token's first piece: the same for all threads of the block, so the barriers below have them all
+    if count == 0:  # not a token's first piece: true for all threads of the block or none, so all reach the barriers below
         return
     last = pieces[piece + count, 1]
     c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
@@ -101,7 +102,7 @@ def block_per_token(dwte, dwpe, dout, tokens):
 
 @in_both_precisions
 def fast_backward(dwte, dwpe, dout, tokens):
-    """The trainer's kernels. Before, the block of the most frequent token worked on when all others were done."""
+    """The trainer's kernels. Before, the block of the most frequent token was still at work when all others were done."""
     places, pieces = places_and_pieces(tokens, dwte.shape[0])
     scratch = buffer("scratch", max(1, fast.encoder_scratch_size(*dout.shape)))
     fast.encoder_backward(dwte, dwpe, dout, places, pieces, scratch, tokens.shape[1])

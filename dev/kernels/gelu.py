@@ -1,19 +1,20 @@
-"""GELU: a formula for each number, and yet not bound by memory at first.
+"""GELU: one formula per element, and yet not memory-bound at first.
 
-forward    plain                        4 bytes a load; tanh is some twenty instructions
-           eight_per_thread_forward     16 bytes a load; still tanh
-           logistic                     ½ (1 + tanh u) is the logistic function of 2 u: two special instructions instead of tanh
-           fast                         two loads in flight for each thread
-backward   plain                        4 bytes a load, from two arrays; tanh
-           eight_per_thread_backward    16 bytes a load; still tanh
+forward    plain                        4 bytes per load; tanh takes some twenty instructions
+           eight_per_thread_forward     16 bytes per load; still tanh
+           logistic                     ½ (1 + tanh u) is the logistic function of 2 u: two special-function instructions instead of tanh
+           fast                         two loads in flight per thread
+backward   plain                        4 bytes per load, from two arrays; tanh
+           eight_per_thread_backward    16 bytes per load; still tanh
            fast                         the logistic function and its derivative s (1 - s)
 """
 
 from numba import cuda, float32
 
 from dev.kernels import in_both_precisions
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import gelu
 from gpt2_numba.layers.fast import gelu as fast
 from gpt2_numba.layers.gelu import CUBIC, HALF, ONE, SQRT_2_OVER_PI, THREE_CUBIC
@@ -38,7 +39,7 @@ def _launch(kernel, out, *others):
 
 @cuda.jit
 def eight_per_thread_forward_kernel(out, inp):
-    """Numbers i ... i + 7, counted through all rows."""
+    """Elements i ... i + 7 of the flattened array."""
     i = cuda.grid(1) * WIDTH
     if i >= inp.size:
         return
@@ -70,19 +71,19 @@ def logistic_kernel(out, inp):
 
 @in_both_precisions
 def logistic(out, inp):
-    """exp2 and a reciprocal instead of tanh. Before, arithmetic took longer than memory."""
+    """exp2 and a reciprocal instead of tanh. Before, the kernel was compute-bound."""
     _launch(logistic_kernel, out, inp)
 
 
 @in_both_precisions
 def fast_forward(out, inp):
-    """The trainer's kernel: 16 numbers a thread. Before, a thread waited for its one load."""
+    """The trainer's kernel: 16 elements per thread. Before, a thread waited for its only load."""
     fast.gelu_forward(out, inp)
 
 
 @cuda.jit
 def eight_per_thread_backward_kernel(dinp, dout, inp):
-    """Numbers i ... i + 7, counted through all rows."""
+    """Elements i ... i + 7 of the flattened array."""
     i = cuda.grid(1) * WIDTH
     if i >= inp.size:
         return
@@ -105,7 +106,7 @@ def eight_per_thread_backward(dinp, dout, inp):
 
 @in_both_precisions
 def fast_backward(dinp, dout, inp):
-    """The trainer's kernel, with the logistic function. Before, arithmetic took longer than memory."""
+    """The trainer's kernel, with the logistic function. Before, the kernel was compute-bound."""
     fast.gelu_backward(dinp, dout, inp)
 
 

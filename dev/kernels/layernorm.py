@@ -1,11 +1,11 @@
-"""LayerNorm: how often a row travels.
+"""LayerNorm: how often a row is read and written.
 
-forward    plain                a block a row, 4 bytes a load; the row is read three times, with some twenty barriers
-           warp_per_row         a warp a row: 16 bytes a load, sums by shuffles, no barrier; three reads still
+forward    plain                a block per row, 4 bytes per load; the row is read three times, with some twenty barriers
+           warp_per_row         a warp per row: 16 bytes per load, sums by shuffles, no barrier; still three reads
            fast                 the row stays in registers between the passes: one read
-backward   plain                a thread a channel goes down all rows: at 768 channels three blocks have all the work
-           rows_then_columns    16 bytes a load, and the rows cut into chunks, so that the columns keep the whole GPU busy; two kernels read inp and dout
-           fast                 one kernel, whose threads keep the sums of their columns while they go down the rows
+backward   plain                a thread per channel loops over all rows: with 768 channels, three blocks do all the work
+           rows_then_columns    16 bytes per load; rows cut into chunks, so the column sums use the whole GPU; two kernels read inp and dout
+           fast                 one kernel, whose threads keep the sums of their columns while they loop over the rows
 
 residual   add_then_normalise   two kernels: the sum is written, then read
            fast                 the sum is normalised while it is still in registers
@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda, float32
 
 from dev.kernels import buffer, in_both_precisions
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import (
@@ -26,9 +26,10 @@ from gpt2_numba.gpu.reductions import (
     add_up_warps,
     chunk_rows,
     column_blocks,
-    most_chunks,
+    max_chunks,
     warp_sum,
 )
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import layernorm
 from gpt2_numba.layers.fast import layernorm as fast
 from gpt2_numba.layers.layernorm import EPS
@@ -36,16 +37,16 @@ from gpt2_numba.layers.residual import residual_forward
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
-ROWS_PER_BLOCK = THREADS // WARP_SIZE  # a warp each
+ROWS_PER_BLOCK = THREADS // WARP_SIZE  # one warp per row
 
 
 @cuda.jit
 def warp_per_row_kernel(out, mean, rstd, inp, weight, bias):
-    """The row is read three times; the second and third time it comes from the cache."""
+    """The row is read three times, the second and third time from the cache."""
     row = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE
     lane = cuda.threadIdx.x % WARP_SIZE
     N, C = inp.shape
-    if row >= N:  # the whole warp leaves together, so the warp sums below have all their threads
+    if row >= N:  # the whole warp returns together, so all its threads reach the warp sums below
         return
     one_over_C = ONE / float32(C)
     x = cuda.local.array(WIDTH, float32)
@@ -80,19 +81,19 @@ def warp_per_row_kernel(out, mean, rstd, inp, weight, bias):
 
 @in_both_precisions
 def warp_per_row(out, mean, rstd, inp, weight, bias):
-    """Wide loads, and a warp for a row. Before, barriers made the block's threads wait, and loads were narrow."""
+    """Wide loads, and a warp per row. Before, threads waited at barriers, and loads were narrow."""
     warp_per_row_kernel[ceil_div(len(inp), ROWS_PER_BLOCK), THREADS, compute_stream()](out, mean, rstd, inp, weight, bias)
 
 
 @in_both_precisions
 def fast_forward(out, mean, rstd, inp, weight, bias):
-    """The trainer's kernel: a row is read once. Before, the second and third read went to the cache."""
+    """The trainer's kernel: a row is read once. Before, it was read twice more from the cache."""
     fast.layernorm_forward(out, mean, rstd, inp, weight, bias)
 
 
 @cuda.jit
 def backward_rows_kernel(dinp, dout, inp, weight, mean, rstd):
-    """dinp: one warp a row, first the two row means, then the gradient."""
+    """dinp: one warp per row, first the two row means, then the gradient."""
     row = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE
     lane = cuda.threadIdx.x % WARP_SIZE
     N, C = inp.shape
@@ -127,7 +128,7 @@ def backward_rows_kernel(dinp, dout, inp, weight, mean, rstd):
 
 @cuda.jit
 def backward_columns_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
-    """dweight and dbias: this block's sums over one chunk of rows. The scheme is in gpu/reductions.py. partials (chunks, 2, C), flat."""
+    """dweight and dbias: the block's sums over one chunk of rows, by the scheme in gpu/reductions.py. partials: (chunks, 2, C), flat."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     N, C = inp.shape
     chunk = cuda.blockIdx.x
@@ -155,9 +156,9 @@ def backward_columns_kernel(partials, dout, inp, mean, rstd, rows_per_chunk):
 
 @in_both_precisions
 def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
-    """As many blocks for the columns as the GPU holds. Before, a few threads went down all rows, one load after the other."""
+    """As many blocks for the columns as the GPU holds. Before, a few threads looped over all rows, one load after the other."""
     N, C = inp.shape
-    (chunks, rows_per_chunk), partials = chunk_rows(N, C), buffer("partials", 2 * most_chunks(C) * C)
+    (chunks, rows_per_chunk), partials = chunk_rows(N, C), buffer("partials", 2 * max_chunks(C) * C)
     grid, threads = (chunks, column_blocks(C)), COLUMN_WARPS * WARP_SIZE
     backward_columns_kernel[grid, threads, compute_stream()](partials, dout, inp, mean, rstd, rows_per_chunk)
     accumulate_partials([dweight, dbias], partials, chunks)
@@ -166,20 +167,20 @@ def rows_then_columns(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
 
 @in_both_precisions
 def fast_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
-    """The trainer's kernel: inp and dout are read once. Before, each of two kernels read them."""
+    """The trainer's kernel: inp and dout are read once. Before, two kernels each read them."""
     scratch = buffer("scratch", fast.layernorm_scratch_size(inp.shape[1]))
     fast.layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch)
 
 
 def add_then_normalise(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The plain kernels of the two layers, one after the other: the second reads what the first has written."""
+    """The plain kernels of the two layers in sequence: the second reads what the first has written."""
     residual_forward(residual, inp, branch)
     layernorm.layernorm_forward(out, mean, rstd, residual, weight, bias)
 
 
 @in_both_precisions
 def fast_residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
-    """The trainer's kernel: two reads and two writes. Before, the sum went to memory and came back to be normalised."""
+    """The trainer's kernel: two reads and two writes. Before, the sum went to memory and back to be normalised."""
     fast.residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias)
 
 

@@ -1,35 +1,40 @@
-"""The linear layer: from a number of shared memory that serves one product to tensor cores.
+"""The linear layer: from one product per value read from shared memory to tensor cores.
 
-forward    plain            a tile in shared memory: a number from memory serves 32 products, one from shared memory a single one
-           register_tile    8 x 8 results a thread: a number from shared memory serves eight products, from a register
-           by_library       cuBLASLt in float32: wider loads, the next tile on its way during the products, tile shapes chosen by size
+forward    plain            a tile in shared memory: a value from memory is used in 32 products, one from shared memory in a single product
+           register_tile    8 x 8 results per thread: a value from shared memory is used in eight products, from a register
+           by_library       cuBLASLt in float32: wider loads, the next tile prefetched during the products, tile shapes chosen by size
            fast             the same library on tensor cores: float32 with factors rounded to TF32, then bfloat16; layers/fast/matmul.py
 backward   the same rungs: two products, and a sum over rows for the bias, which only the fast rung spreads over the whole GPU
 
-A multiprocessor of an H100 can do 128 float32 multiply-adds in a cycle, and read 32 numbers from shared memory. The plain kernel reads two for
-each multiply-add, so it reaches an eighth of the arithmetic at best. 8 x 8 results need 16 numbers for 64 multiply-adds: a quarter of a number each.
-Forward at N=8,192, C=768, OC=2,304 in float32 (one H100, 2026-11-28): plain 15.4 ms, register_tile 1.57, by_library 0.64.
+A multiprocessor of an H100 does 128 float32 multiply-adds per cycle, and reads 32 values from shared memory. The plain kernel reads two
+values per multiply-add, so it reaches at most an eighth of the arithmetic peak. 8 x 8 results need 16 values for 64 multiply-adds: a
+quarter of a value each. Forward at N=8,192, C=768, OC=2,304 in float32 (one H100, 2026-11-28): plain 15.4 ms, register_tile 1.57,
+by_library 0.64.
 """
 
 import numpy as np
 from numba import cuda, float32
 
 from dev.kernels import buffer, in_all_precisions
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.integers import ceil_div
 from gpt2_numba.layers import matmul
 from gpt2_numba.layers.fast import matmul as fast
 
 ZERO = np.float32(0)
 ACROSS = 4 if SIMULATING else 16  # a block has ACROSS x ACROSS threads
-EACH = 8  # a thread has EACH x EACH results, in 64 registers
+EACH = 8  # a thread computes EACH x EACH results, in 64 registers
 TILE = ACROSS * EACH  # of out, rows and columns; 128 on a GPU
-TILE_SHAPE = (ACROSS, TILE + 1)  # [k, row or column of out]: ACROSS steps of the inner axis; one more number against bank conflicts
+TILE_SHAPE = (ACROSS, TILE + 1)  # [k, row or column of out]: ACROSS steps of the inner axis; one column of padding against bank conflicts
 
 
 @cuda.jit(device=True)
 def load_tile(tile, matrix, start, k0, k_is_last):
-    """tile[k, i] = matrix[start + i, k0 + k] if k_is_last, else matrix[k0 + k, start + i]. EACH numbers a thread, neighbours side by side."""
+    """tile[k, i] = matrix[start + i, k0 + k] if k_is_last, else matrix[k0 + k, start + i].
+
+    EACH elements per thread; neighbouring threads load neighbouring elements.
+    """
     x, y = cuda.threadIdx.x, cuda.threadIdx.y
     for i in range(0, TILE, ACROSS):
         if k_is_last:
@@ -40,9 +45,9 @@ def load_tile(tile, matrix, start, k0, k_is_last):
 
 @cuda.jit
 def register_tile_kernel(out, a, b, bias, inner, a_transposed, b_transposed, has_bias, accumulate):
-    """out = a b (+ bias) (+ out). A thread has rows y, y + ACROSS, ... and columns x, x + ACROSS, ... of its block's tile.
+    """out = a b (+ bias) (+ out). A thread computes rows y, y + ACROSS, ... and columns x, x + ACROSS, ... of its block's tile.
 
-    In the loop over k every index of total, a_own and b_own is a constant once the inner loops are unrolled: so there they are registers.
+    In the loop over k every index of total, a_own and b_own is a constant once the inner loops are unrolled, so they stay in registers.
     """
     a_tile = cuda.shared.array(TILE_SHAPE, float32)
     b_tile = cuda.shared.array(TILE_SHAPE, float32)
@@ -77,7 +82,7 @@ def register_tile_kernel(out, a, b, bias, inner, a_transposed, b_transposed, has
 
 
 def launch_register_tile(out, a, b, bias=None, a_transposed=False, b_transposed=False, accumulate=False):
-    """out = a b (+ bias) (+ out), as matmul.launch_product."""
+    """out = a b (+ bias) (+ out), like matmul.launch_product."""
     (rows, cols), inner = out.shape, a.shape[0] if a_transposed else a.shape[1]
     grid, has_bias = (ceil_div(cols, TILE), ceil_div(rows, TILE)), bias is not None
     configured = register_tile_kernel[grid, (ACROSS, ACROSS), compute_stream()]
@@ -85,12 +90,12 @@ def launch_register_tile(out, a, b, bias=None, a_transposed=False, b_transposed=
 
 
 def register_tile_forward(out, inp, weight, bias):
-    """A tile of results for each thread. The plain kernel is bound by shared memory: two reads for each multiply-add."""
+    """A tile of results per thread. The plain kernel is bound by shared memory: two reads per multiply-add."""
     launch_register_tile(out, inp, weight, bias, b_transposed=True)
 
 
 def register_tile_backward(dinp, dweight, dbias, dout, inp, weight):
-    """Both products by the kernel of register_tile_forward; the bias's gradient as in the plain layer."""
+    """Both products by the kernel of register_tile_forward; the bias gradient as in the plain layer."""
     launch_register_tile(dinp, dout, weight)
     launch_register_tile(dweight, dout, inp, a_transposed=True, accumulate=True)
     if dbias is not None:
@@ -100,14 +105,14 @@ def register_tile_backward(dinp, dweight, dbias, dout, inp, weight):
 @in_all_precisions
 def fast_forward(out, inp, weight, bias):
     """On tensor cores: float32 if factors may be rounded to TF32, then bfloat16. by_library is bound by the ordinary arithmetic units, and
-    so is this one in float32 without TF32: there it is the same call.
+    so is this rung in float32 without TF32, where it is the same call.
     """
     fast.matmul_forward(out, inp, weight, bias)
 
 
 @in_all_precisions
 def fast_backward(dinp, dweight, dbias, dout, inp, weight):
-    """The products as in fast_forward. The bias's gradient, until here one thread a channel, keeps the whole GPU reading, 16 bytes a load."""
+    """The products as in fast_forward. The bias gradient, so far one thread per channel, occupies the whole GPU, with 16 bytes per load."""
     scratch = None if dbias is None else buffer("scratch", fast.matmul_scratch_size(dout.shape[1]))
     fast.matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch)
 

@@ -1,9 +1,10 @@
-"""LayerNorm of one's own: an example of a file for --kernels. One thread per row, as one would first write it in C.
+"""Your own LayerNorm: an example of a file for --kernels. One thread per row, as one would first write it in C.
 
     python -m gpt2_numba.train --kernels dev/kernels/my_layernorm.py        trains GPT-2 with it, after it has been checked
     python -m dev.kernels layernorm --mine dev/kernels/my_layernorm.py      its speed, beside the other kernels of the layer
 
-The functions that a file may define are in docs/kernels.md, the formulas in gpt2_numba/layers/layernorm.py, whose kernels have a block per row.
+The functions that a file may define are in docs/kernels.md, the formulas in gpt2_numba/layers/layernorm.py, whose kernels have a block
+per row.
 """
 
 import math
@@ -11,13 +12,15 @@ import math
 import numpy as np
 from numba import cuda
 
-EPS, ZERO, ONE = np.float32(1e-5), np.float32(0), np.float32(1)  # a bare 0.0 is float64, and makes a kernel's sums float64
-THREADS = 32  # to a block
+from gpt2_numba.integers import ceil_div
+
+EPS, ZERO, ONE = np.float32(1e-5), np.float32(0), np.float32(1)  # a bare 0.0 is float64 and makes the kernel's sums float64
+THREADS = 32  # per block
 
 
 @cuda.jit
 def forward_kernel(out, mean, rstd, inp, weight, bias):
-    row = cuda.grid(1)  # this thread's number among all threads of all blocks
+    row = cuda.grid(1)  # the index of this thread among all threads of all blocks
     if row >= inp.shape[0]:
         return
     C = np.float32(inp.shape[1])
@@ -62,9 +65,9 @@ def backward_params_kernel(dweight, dbias, dout, inp, mean, rstd):
 
 
 def layernorm_forward(out, mean, rstd, inp, weight, bias):
-    forward_kernel[-(-inp.shape[0] // THREADS), THREADS](out, mean, rstd, inp, weight, bias)  # -(-a // b): a / b, rounded up
+    forward_kernel[ceil_div(inp.shape[0], THREADS), THREADS](out, mean, rstd, inp, weight, bias)
 
 
 def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
-    backward_inp_kernel[-(-inp.shape[0] // THREADS), THREADS](dinp, dout, inp, weight, mean, rstd)
-    backward_params_kernel[-(-inp.shape[1] // THREADS), THREADS](dweight, dbias, dout, inp, mean, rstd)
+    backward_inp_kernel[ceil_div(inp.shape[0], THREADS), THREADS](dinp, dout, inp, weight, mean, rstd)
+    backward_params_kernel[ceil_div(inp.shape[1], THREADS), THREADS](dweight, dbias, dout, inp, mean, rstd)

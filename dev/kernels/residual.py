@@ -1,8 +1,8 @@
-"""The residual connection: one addition, bound by memory.
+"""The residual connection: one addition, memory-bound.
 
-forward    plain    a number at a time: 4 bytes a load
-           fast     eight numbers a thread: 16 bytes a load; bfloat16 halves the bytes
-backward   plain    the fast order of the layers has no such kernel: the branch reads the stream's gradient where it is
+forward    plain    one element at a time: 4 bytes per load
+           fast     eight elements per thread: 16 bytes per load; bfloat16 halves the bytes
+backward   plain    the fast layer order has no such kernel: the branch reads the gradient of the residual stream directly
 """
 
 from dev.kernels import in_both_precisions

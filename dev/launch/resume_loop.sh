@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Train until the end: when the run crashes, or a GPU or a host fails, go on from the newest checkpoint.
+# Train to the end: after a crash, or the failure of a GPU or a host, resume from the newest checkpoint.
 #
 #     dev/launch/resume_loop.sh LOG_DIR COMMAND [ARGUMENT]...
 #     dev/launch/resume_loop.sh log124M dev/launch/single_node_mpirun.sh
 #
-# Runs COMMAND ... -o LOG_DIR -y 1 again and again, until it ends with 0. The command says how often there is a checkpoint (-n).
-# What it makes of the run's exit code:
-#     0               done                                    ends with 0
-#     2, 126, 127     a mistake in the command                ends with the same
-#     130, 143        stopped by the user or the scheduler    ends with 130
-#     any other       a crash, or a rank that died or hung    starts the run again; ends with 1 after several in vain
-# Ctrl-C, or a signal to this script (TERM, USR1): the run is asked to write a checkpoint and stop, and is not started again.
+# Runs COMMAND ... -o LOG_DIR -y 1 again and again until it exits with 0. COMMAND sets the checkpoint interval (-n).
+# By the exit code of the run, the loop
+#     0               done                                    exits with 0
+#     2, 126, 127     a mistake in the command                exits with the same code
+#     130, 143        stopped by the user or the scheduler    exits with 130
+#     any other       a crash, or a rank that died or hung    starts the run again; gives up and exits with 1 after several failures
+# On Ctrl-C, or a signal to this script (TERM, USR1), the run writes a checkpoint and stops, and the loop ends.
 set -uo pipefail
 
-MAX_FAILURES=${MAX_FAILURES:-3}  # after so many crashes in a row without a new checkpoint the loop gives up
-WAIT_SECONDS=${WAIT_SECONDS:-10} # before the next start: time for dead processes to leave the GPUs
+MAX_FAILURES=${MAX_FAILURES:-3}  # the loop gives up after this many crashes in a row without a new checkpoint
+WAIT_SECONDS=${WAIT_SECONDS:-10} # before the next start: time for dead processes to free the GPUs
 
 if (($# < 2)); then
     echo "usage: $0 LOG_DIR COMMAND [ARGUMENT]..." >&2
@@ -23,7 +23,7 @@ fi
 LOG_DIR=$1
 shift
 
-newest_checkpoint() { # its step, or nothing; DONE_ is the last file of a checkpoint
+newest_checkpoint() { # prints its step, if there is one; DONE_ is the last file written of a checkpoint
     find "$LOG_DIR" -maxdepth 1 -name 'DONE_*' 2>/dev/null | sed 's/.*DONE_//' | sort -n | tail -n 1
 }
 
@@ -31,24 +31,39 @@ say() {
     echo "$(date '+%F %T') resume_loop: $*" >&2
 }
 
-run=
-stopping=
+run=      # process ID of the run
+stopping= # set by a signal
+unsent=   # set by a signal that arrives before the run's process ID is known
+request_stop() { # of one training process, which all others follow; if none is on this host, the launcher has to forward the signal
+    local id # USR1, because on INT or TERM mpirun kills the processes within half a second. Open MPI 4.1.6 does not forward USR1
+    for id in $(pgrep --session "$run" --full 'gpt2_numba[.]train' 2>/dev/null); do
+        case $(ps -o comm= -p "$id" 2>/dev/null) in
+            '' | mpirun* | mpiexec* | orterun* | prterun* | srun* | ssh*) ;;
+            *) kill -USR1 "$id" 2>/dev/null && return ;;
+        esac
+    done
+    kill -USR1 "$run" 2>/dev/null
+}
 stop() {
     stopping=yes
-    say "stopping, as soon as the run has written its checkpoint"
-    # USR1, because mpirun hands it on and waits; after INT or TERM it kills the processes within half a second.
-    [[ -n $run ]] && kill -USR1 "$run" 2>/dev/null
+    say "stopping once the run has written its checkpoint"
+    if [[ -n $run ]]; then
+        request_stop
+    else
+        unsent=yes
+    fi
 }
 trap stop INT TERM USR1
 
 failures=0
 while [[ -z $stopping ]]; do
     before=$(newest_checkpoint)
-    setsid "$@" -o "$LOG_DIR" -y 1 & # a session of its own: Ctrl-C reaches this script only, which then asks the run to stop
+    setsid "$@" -o "$LOG_DIR" -y 1 & # in its own session: Ctrl-C reaches only this script, which then signals the run
     run=$!
+    [[ -n $unsent ]] && request_stop
     wait "$run"
     code=$?
-    while kill -0 "$run" 2>/dev/null; do # a signal ended the waiting, not the run
+    while kill -0 "$run" 2>/dev/null; do # a signal interrupted the wait, but the run continues
         wait "$run"
         code=$?
     done
@@ -58,20 +73,20 @@ while [[ -z $stopping ]]; do
         say "the run is done"
         exit 0
     elif [[ -n $stopping || $code == 130 || $code == 143 ]]; then
-        say "the run was stopped; the same command goes on with it"
+        say "the run was stopped; the same command resumes it"
         exit 130
     elif ((code == 2 || code == 126 || code == 127)); then
-        say "exit code $code: a mistake in the command, see above; another start would not mend it"
+        say "exit code $code: a mistake in the command, see above; starting again would not help"
         exit "$code"
     fi
 
     after=$(newest_checkpoint)
     if [[ $after != "$before" ]]; then
         failures=0
-        say "exit code $code: the run failed; it goes on from its new checkpoint of step $after"
+        say "exit code $code: the run failed; resuming from its new checkpoint of step $after"
     else
         failures=$((failures + 1))
-        say "exit code $code: the run failed, $failures times now without a new checkpoint (newest: ${after:-none})"
+        say "exit code $code: the run failed; $failures in a row without a new checkpoint (newest: ${after:-none})"
     fi
     if ((failures >= MAX_FAILURES)); then
         say "giving up"

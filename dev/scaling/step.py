@@ -120,7 +120,7 @@ def beside(pieces, keep_step=False):
 def _gradient_messages(sharing, fabric):
     """Milliseconds for the gradients of a layer's matrices, and for those of the embeddings and all vectors."""
     kind = "all_reduce" if sharing.stage == 0 else "reduce_scatter"
-    vectors = sum(stop - start for start, stop in sharing.runs_of_vectors())
+    vectors = sum(stop - start for start, stop in sharing.vector_runs())
     rest = _message(kind, sharing.embeddings(), sharing, fabric) + message_ms("all_reduce", BF16 * vectors, sharing.state.ranks, fabric)
     return _message(kind, sharing.layer_matrices(0), sharing, fabric), rest
 

@@ -1,12 +1,11 @@
-"""The built-in corpus: text that is on this machine already, because Python is.
+"""The built-in corpus: text that every machine with Python already has.
 
-Two kinds of document: the chapters of the language reference behind Python's `help()` (`pydoc_data.topics`, English
-with examples) and the standard library's sources. Tokens are bytes (see `tokenizers.byte_encoding`), and each document
-is opened by end-of-text.
+It has two kinds of document: the chapters of the language reference behind Python's `help()` (`pydoc_data.topics`, English with
+examples), and the sources of the standard library. Tokens are bytes (see `tokenizers.byte_encoding`); each document begins with
+end-of-text.
 
-The documents' order is that of the SHA-256 of their names: the same in every run, yet unrelated to the names, so that
-the last tenth, kept for validation, is of the same kind as what comes before. Another Python version has other text,
-and losses differ by a little.
+Documents are ordered by the SHA-256 of their names: the same order in every run, yet unrelated to the names, so the last tenth, kept for
+validation, resembles the rest. Another Python version has slightly different text, and slightly different losses.
 """
 
 import hashlib
@@ -19,33 +18,33 @@ import numpy as np
 from gpt2_numba.data.tokenizers import byte_encoding
 from gpt2_numba.errors import UserError
 
-# Documents are taken until this many tokens are full: more than a laptop reads in minutes, and quick to load.
+# Documents are added up to this many tokens: more than a laptop trains on in minutes, and quick to load.
 LARGEST_CORPUS = 8 * 2**20
-VALIDATION_SHARE = 10  # one part in ten
+VALIDATION_SHARE = 10  # one token in ten
 
-# Left out: tests, whole programs that many installations lack, and files that are tables rather than text.
-# pydoc_data is left out as source because its text is taken as documents.
+# Left out: tests, whole programs that many installations lack, and files that are tables rather than text. pydoc_data is left out as source
+# because its texts are documents already.
 LEFT_OUT_MODULES = {"encodings", "idlelib", "lib2to3", "pydoc_data", "test", "turtledemo"}
 LEFT_OUT_FOLDERS = {"test", "tests", "idle_test"}
 
 
 def builtin_corpus():
-    """Return (train, validation): two 1-D uint16 arrays of byte tokens, up to 8 Mi tokens in all, split 9 : 1.
+    """Return (train, validation): two 1-D uint16 arrays of byte tokens, at most 8 Mi tokens in total, split 9 : 1.
 
-    Raises UserError if this Python carries neither the language reference nor any source.
+    Raises UserError if this Python has neither the language reference nor any source.
     """
     tokens = _join(_documents())
     if tokens.size < VALIDATION_SHARE:
         raise UserError(
-            "the built-in corpus needs Python's own texts (pydoc_data and the standard library's sources), "
-            "this Python has neither. Give token shards with -i and -j, or use another Python"
+            "the built-in corpus needs Python's own texts (pydoc_data or the standard library's sources), and "
+            "this Python has neither. Pass token shards with -i and -j, or use another Python"
         )
     split = tokens.size - tokens.size // VALIDATION_SHARE
     return tokens[:split], tokens[split:]
 
 
 def _documents():
-    """Yield the documents as bytes, in the corpus' order."""
+    """Yield the documents as bytes, in the order of the corpus."""
     readers = {**_topic_readers(), **_source_readers()}
     for name in sorted(readers, key=lambda name: hashlib.sha256(name.encode()).digest()):
         document = readers[name]()
@@ -54,10 +53,10 @@ def _documents():
 
 
 def _topic_readers():
-    """Name -> function that returns the text: one per chapter of the language reference. Empty if Python lacks them."""
+    """Name -> function that returns the text: one per chapter of the language reference. Empty if this Python lacks it."""
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some Linux distributions pack it apart
+    except ImportError:  # some Linux distributions package it separately
         return {}
     return {f"pydoc_data/{topic}": text.encode for topic, text in topics.items()}
 
@@ -75,7 +74,7 @@ def _source_readers():
 
 
 def _read_source(path):
-    """The file as UTF-8 bytes with "\\n" at the ends of lines on every system, or b"" if it cannot be read as such."""
+    """The file as UTF-8 bytes with "\\n" line ends on every system, or b"" if it is not readable UTF-8."""
     try:
         return path.read_text(encoding="utf-8").encode()
     except (OSError, UnicodeDecodeError):
@@ -83,7 +82,7 @@ def _read_source(path):
 
 
 def _join(documents):
-    """All tokens of the documents, uint16, end-of-text before each; the document that fills the corpus is cut off."""
+    """The tokens of all documents, uint16, end-of-text before each; the document that exceeds LARGEST_CORPUS is cut."""
     end_of_text = np.array([byte_encoding().eot_token], dtype=np.uint16)
     parts, size = [np.empty(0, dtype=np.uint16)], 0
     for document in documents:

@@ -1,4 +1,4 @@
-"""The header with which each of llm.c's file formats begins: 256 int32, little-endian, the first of which tells the format, the second its version."""
+"""The header of llm.c's file formats: 256 int32, little-endian; the first identifies the format, the second is its version."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from gpt2_numba.errors import UserError
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 
-# The first number of each format, so that a mix-up can be called by its name.
+# The first int32 of each format, so that an error can say what a file is instead.
 FILE_KINDS = {
     20240326: "a model checkpoint",
     20240327: "a debug state",
@@ -21,10 +21,11 @@ FILE_KINDS = {
 def read_header(path, kind, magic, versions, remedy):
     """Return the header of the file at `path`, int32 (256,).
 
-    kind    what the file must be, such as "a model file"
-    magic   the number that it begins with; versions  those that can be read
-    remedy  what to do if it is another, a sentence without its full stop
-    Raises UserError if the file cannot be read or begins otherwise.
+    kind      what the file must be, such as "a model file"
+    magic     its first int32
+    versions  those that can be read
+    remedy    what to do about a wrong file, a sentence without its full stop
+    Raises UserError if the file cannot be read or its header is another.
     """
     try:
         with open(path, "rb") as file:
@@ -32,7 +33,7 @@ def read_header(path, kind, magic, versions, remedy):
     except OSError as error:
         raise UserError(f"{path}: {kind} must be a readable file: {error.strerror}. Check the path. {remedy}") from error
     if len(start) < HEADER_BYTES:
-        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in all. {remedy}")
+        raise UserError(f"{path}: {kind} must have a header of {HEADER_BYTES} bytes, this file has {len(start)} in total. {remedy}")
     header = np.frombuffer(start, dtype="<i4")
     found, version = int(header[0]), int(header[1])
     if found != magic:

@@ -1,15 +1,15 @@
-"""Multiple-choice evaluations, HellaSwag (Zellers et al. 2019) above all: which ending goes on best from a context?
+"""Multiple-choice evaluations, above all HellaSwag (Zellers et al. 2019): which ending best completes a context?
 
-The model answers without being asked: each ending is put behind the context, and the ending with the lowest mean loss
-over its own tokens is its choice (what evaluation harnesses call acc_norm). The file is llm.c's:
+No prompt is needed: each ending is appended to the context, and the one with the lowest mean loss over its own tokens is the model's choice
+(evaluation harnesses call this acc_norm). The file format is llm.c's:
 
     256 int32, little-endian   [0] = 20240522, [1] = 1 (version), [2] = number of examples, [3] = bytes of the longest
     one uint16 stream per example, little-endian:
         65535, bytes of this example, its index, label, number of endings,
         context length, context tokens, then for each ending its length and its tokens
 
-One ending makes one row of a batch, and rows follow each other whatever the batch size is; an example's rows may lie in
-two batches. With context c0 c1 c2 and ending e0 e1:
+Each ending is one row of a batch. Rows follow each other whatever the batch size, so an example may be split over two batches. With context
+c0 c1 c2 and ending e0 e1:
 
     inputs     c0 c1 c2 e0  0  0 ...
     targets    c1 c2 e0 e1  0  0 ...
@@ -25,18 +25,19 @@ import numpy as np
 
 from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.errors import UserError
+from gpt2_numba.integers import ceil_div
 
 MAGIC = 20240522
 VERSION = 1
-START_OF_EXAMPLE = 2**16 - 1  # so that this number is no token
+START_OF_EXAMPLE = 2**16 - 1  # therefore not a valid token
 MOST_EXAMPLES = 2**16 - 1  # the index is a uint16
-LONGEST_EXAMPLE = 2**16 - 2  # bytes; their number is a uint16 too
-NORMAL_95 = 1.959964  # 95 % of a normal distribution are within so many standard deviations
+LONGEST_EXAMPLE = 2**16 - 2  # bytes; the size is a uint16 too
+NORMAL_95 = 1.959964  # 95 % of a normal distribution lies within this many standard deviations
 HOW_TO_MAKE_ONE = "Make one from HellaSwag's JSON lines: python -m dev.data.hellaswag --help"
 
 
 class Example(NamedTuple):
-    """One question. Tokens are 1-D integer arrays or lists, none of them empty; `label` is the right ending's index."""
+    """One question. Tokens are 1-D integer arrays or lists, none of them empty; `label` is the index of the right ending."""
 
     label: int
     context: np.ndarray
@@ -45,22 +46,22 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """What came of an evaluation. The score of several ranks is Score(sum of their correct, sum of their examples)."""
+    """The result of an evaluation. The score of several ranks is Score(sum of their correct, sum of their examples)."""
 
     correct: int
     examples: int
 
     @property
     def accuracy(self):
-        """Share of the examples that were answered rightly, in [0, 1]; NaN if there were none."""
+        """Fraction of the examples answered correctly, in [0, 1]; NaN if there are none."""
         return self.correct / self.examples if self.examples else math.nan
 
     @property
     def interval(self):
         """(low, high): the 95 % confidence interval of the accuracy, for examples drawn at random.
 
-        Wilson's score interval (1927): unlike accuracy +- 2 standard errors it is right for few examples too, stays in
-        [0, 1], and has a width when all answers are right or all are wrong.
+        Wilson's score interval (1927): unlike accuracy ± 2 standard errors it also holds for few examples, stays in [0, 1], and has a
+        nonzero width when all answers are right or all are wrong.
         """
         if not self.examples:
             return math.nan, math.nan
@@ -75,16 +76,16 @@ class Score:
 
 
 class MultipleChoice:
-    """The examples of one evaluation file as batches, and the score of the losses that a model has on them.
+    """The examples of an evaluation file as batches, and the score of a model's losses on them.
 
     path        the file
-    B, T        rows of a batch, at least 1, and tokens of a row
-    rank, ranks this process, and how many share the examples: each takes a run of them, equal in number or one apart
+    B, T        rows of a batch, at least 1; tokens of a row
+    rank, ranks index of this process, and number of processes: each gets a contiguous part of the examples, equal in number or one apart
     vocab_size  if given, every token must be below it
 
-    `num_examples` counts the whole file, `batches` those of this rank (0 if there are more ranks than examples).
-    Raises UserError if the file is no evaluation, holds a token outside the vocabulary, or has an example that is
-    longer than T: to cut it would be another evaluation.
+    `num_examples` counts those of the whole file, `batches` those of this rank (0 if there are more ranks than examples).
+    Raises UserError if the file is not an evaluation, holds a token outside the vocabulary, or has an example longer than T: cutting it
+    would change the evaluation.
 
         for inputs, targets, mask in evaluation:
             evaluation.score(losses)            # of the model, for this batch
@@ -95,17 +96,17 @@ class MultipleChoice:
         examples = read_examples(path)
         self.num_examples = len(examples)
         self.B, self.T = B, T
-        # All examples are looked at, not only this rank's: all ranks should stop, or none.
+        # All examples are checked, not only this rank's: all ranks should stop, or none.
         _check_fit(path, examples, T, vocab_size)
         self.examples = examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
         self.rows = [(example.context, ending) for example in self.examples for ending in example.endings]
-        self.batches = -(-len(self.rows) // B)
-        self._row_losses = []  # mean loss of each ending, in the rows' order, as far as it is known
+        self.batches = ceil_div(len(self.rows), B)
+        self._row_losses = []  # mean loss of each ending scored so far, in the order of the rows
 
     def __iter__(self):
-        """Yield (inputs, targets, mask) per batch, new arrays (B, T): int32, int32, bool. It starts the score anew.
+        """Yield (inputs, targets, mask) per batch, new arrays (B, T): int32, int32, bool. Resets the score.
 
-        Places without a token hold token 0 and are not in the mask; so are the rows behind the last ending.
+        Positions without a token, and rows after the last ending, hold token 0 and are not in the mask.
         """
         self._row_losses = []
         for start in range(0, len(self.rows), self.B):
@@ -121,17 +122,14 @@ class MultipleChoice:
             yield inputs, targets, mask
 
     def score(self, losses):
-        """Take in the losses of the batch that was yielded last: floats (B, T), the loss of each target in nats.
-
-        What stands outside the mask does not matter.
-        """
+        """Score the batch yielded last. losses: floats (B, T), the loss of each target in nats; those outside the mask are ignored."""
         if losses.shape != (self.B, self.T):
             raise ValueError(f"score: losses must have shape (B, T) = ({self.B}, {self.T}), got {losses.shape}")
         for row, mask in zip(losses, self._mask):
             self._row_losses.append(row[mask].mean(dtype=np.float64))
 
     def result(self):
-        """Return this rank's Score after all batches. Of endings with equal losses the first one is the choice."""
+        """Return this rank's Score after all batches. Of endings with equal losses the first is chosen."""
         if len(self._row_losses) != len(self.rows):
             raise RuntimeError(f"result: each batch must be scored once; {len(self._row_losses)} rows of {len(self.rows)} were")
         losses, correct = iter(self._row_losses), 0
@@ -142,14 +140,14 @@ class MultipleChoice:
 
 
 def write_examples(path, examples):
-    """Write `examples` (a list of Example, 1 to 65,535) to `path` as one evaluation file; an older file is replaced.
+    """Write `examples` (a list of 1 to 65,535 Examples) to `path` as an evaluation file, replacing an older file.
 
-    Raises UserError, before anything is written, if the format cannot hold them: an empty context or ending, a label
-    that is no ending's, a token outside [0, 65534], or an example of more than 65,534 bytes.
+    Raises UserError, before writing anything, if the format cannot hold them: an empty context or ending, a label that is no ending's
+    index, a token outside [0, 65534], or an example of more than 65,534 bytes.
     """
     if not 1 <= len(examples) <= MOST_EXAMPLES:
         raise UserError(f"{path}: an evaluation file holds 1 to {MOST_EXAMPLES} examples, got {len(examples)}. Write fewer")
-    streams = [_stream_of(path, index, example) for index, example in enumerate(examples)]
+    streams = [_encode_example(path, index, example) for index, example in enumerate(examples)]
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:4] = MAGIC, VERSION, len(examples), max(stream.nbytes for stream in streams)
     with open(path, "wb") as file:
@@ -161,10 +159,10 @@ def write_examples(path, examples):
 def read_examples(path):
     """Return the examples of the evaluation file at `path`: a list of Example, tokens as uint16 arrays.
 
-    Raises UserError if the file is missing or is not exactly an evaluation.
+    Raises UserError if the file is missing or is not a valid evaluation.
     """
     path = Path(path)
-    count, longest = (int(number) for number in read_header(path, "an evaluation", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2:4])
+    count, longest = (int(value) for value in read_header(path, "an evaluation", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2:4])
     content = path.read_bytes()
     if count < 1:
         raise UserError(f"{path}: an evaluation must hold at least one example, its header says {count}. {HOW_TO_MAKE_ONE}")
@@ -186,36 +184,36 @@ def read_examples(path):
 
 
 def _parse(path, index, stream):
-    """Return (Example, length in uint16) of example number `index`, which begins the 1-D uint16 array `stream`."""
+    """Parse example number `index`, at the start of the 1-D uint16 array `stream`. Returns (Example, its length in uint16)."""
     if len(stream) < 6 or stream[0] != START_OF_EXAMPLE or stream[2] != index:
         raise _damaged(path, f"example number {index} does not begin where it should")
     nbytes, label, num_endings = int(stream[1]), int(stream[3]), int(stream[4])
     if nbytes % 2 or nbytes > stream.nbytes:
-        raise _damaged(path, f"example number {index} should have {nbytes} bytes, and {stream.nbytes} are left")
+        raise _damaged(path, f"example number {index} should have {nbytes} bytes, but {stream.nbytes} are left")
     stream = stream[: nbytes // 2]
     parts, start = [], 5
     for _ in range(1 + num_endings):  # the context, then the endings
         length = int(stream[start]) if start < len(stream) else 0
         parts.append(stream[start + 1 : start + 1 + length])
         if not 0 < length == len(parts[-1]):
-            raise _damaged(path, f"example number {index} has a text of no tokens or of more than fit into it")
+            raise _damaged(path, f"example number {index} has a text without tokens, or with more than fit into it")
         start += 1 + length
     if start != len(stream) or label >= num_endings:
         raise _damaged(
             path,
-            f"example number {index} has {len(stream) - start} numbers too many, or a label ({label}) "
-            f"that is none of its {num_endings} endings",
+            f"example number {index} has {len(stream) - start} values too many, or a label ({label}) that is not the index of one of its "
+            f"{num_endings} endings",
         )
     return Example(label, parts[0], parts[1:]), len(stream)
 
 
-def _stream_of(path, index, example):
-    """The uint16 array that stands for `example` in a file."""
+def _encode_example(path, index, example):
+    """The uint16 array that encodes `example` in a file."""
     stream = [START_OF_EXAMPLE, 0, index, example.label, len(example.endings)]
     for tokens in [example.context, *example.endings]:
         if len(tokens) == 0:
             raise UserError(
-                f"{path}: a context and an ending must have at least one token, example number {index} has an empty one. Leave it out"
+                f"{path}: a context and an ending must have at least one token, example number {index} has an empty one. Remove it"
             )
         if min(tokens) < 0 or max(tokens) >= START_OF_EXAMPLE:
             raise UserError(
@@ -230,7 +228,7 @@ def _stream_of(path, index, example):
         )
     stream[1] = 2 * len(stream)
     if stream[1] > LONGEST_EXAMPLE:
-        raise UserError(f"{path}: an example has at most {LONGEST_EXAMPLE} bytes, number {index} has {stream[1]}. Leave it out")
+        raise UserError(f"{path}: an example has at most {LONGEST_EXAMPLE} bytes, number {index} has {stream[1]}. Remove it")
     return np.array(stream, dtype="<u2")
 
 
@@ -240,9 +238,8 @@ def _check_fit(path, examples, T, vocab_size):
         needed = len(example.context) + max(map(len, example.endings)) - 1  # the last token is a target only
         if needed > T:
             raise UserError(
-                f"{path}: a context and an ending must fit into the sequence length (-t), example number "
-                f"{index} needs {needed} and there are {T}. Use a longer sequence, or leave out this "
-                f"evaluation"
+                f"{path}: a context and an ending must fit into the sequence length (-t) of {T}, example number {index} needs {needed} "
+                "tokens. Use a longer sequence, or skip this evaluation"
             )
         if vocab_size is not None:
             highest = max(int(tokens.max()) for tokens in [example.context, *example.endings])
@@ -255,6 +252,6 @@ def _check_fit(path, examples, T, vocab_size):
 
 def _damaged(path, reason):
     return UserError(
-        f"{path}: the examples of an evaluation must follow each other without a gap: {reason}. The file "
-        f"was cut off or altered: copy or make it again"
+        f"{path}: the examples of an evaluation must follow each other without gaps: {reason}. The file was truncated or altered: copy it "
+        "again, or make a new one"
     )

@@ -1,4 +1,4 @@
-"""Token shards: the files that training data comes in, in llm.c's format, so that its files work here and ours there.
+"""Token shards: files of training data in llm.c's format, so files are interchangeable with it.
 
     256 int32, little-endian   [0] = 20240520, [1] = 1 (version), [2] = number of tokens, the rest 0
     uint16 tokens, little-endian
@@ -16,16 +16,16 @@ from gpt2_numba.errors import UserError
 
 MAGIC = 20240520
 VERSION = 1
-LARGEST_COUNT = 2**31 - 1  # the header keeps the count as int32
+LARGEST_COUNT = 2**31 - 1  # the header stores the count as int32
 LARGEST_TOKEN = 2**16 - 1
 
 HOW_TO_MAKE_ONE = "Make one from a text file: python -m dev.data.tokenize_text --help"
 
 
 def write_shard(path, tokens):
-    """Write `tokens` (1-D, integers in [0, 65535], at least one) to `path` as one shard; an older file is replaced.
+    """Write `tokens` (1-D, at least one integer, all in [0, 65535]) to `path` as a shard, replacing an older file.
 
-    Raises ValueError for other tokens: uint16 would wrap them silently.
+    Raises ValueError for any other tokens: uint16 would wrap them silently.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -45,7 +45,7 @@ def read_shard(path):
     """Return the tokens of the shard at `path`: a read-only uint16 memory map of shape (tokens,).
 
     Mapped, not read: a shard may be larger than memory, and a batch touches only its own pages.
-    Raises UserError if the file is missing or is not exactly a shard.
+    Raises UserError if the file is missing or is not a valid shard.
     """
     path = Path(path)
     count = int(read_header(path, "a token shard", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2])
@@ -55,22 +55,19 @@ def read_shard(path):
     if size != expected:
         raise UserError(
             f"{path}: a shard of {count} tokens must have {expected} bytes, this file has {size}: "
-            f"it was cut off or altered. Copy or make it again"
+            "it was truncated or altered. Copy it again, or make a new one"
         )
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
 def find_shards(pattern):
-    """Return the paths that match the glob `pattern` (or the one file of that name), sorted by name.
-
-    Raises UserError if there is none.
-    """
-    if Path(pattern).is_file():  # a plain name wins, so that a file called "a[1].bin" can be given as it is
+    """Return the paths that match the glob `pattern` (or the file of that name), sorted by name. Raises UserError if there is none."""
+    if Path(pattern).is_file():  # a plain name wins, so that a file called "a[1].bin" can be passed as is
         return [Path(pattern)]
     paths = sorted(Path(match) for match in glob.glob(str(pattern)))
     if not paths:
         raise UserError(
-            f"token shards: a pattern must match at least one file, '{pattern}' matches none (looked from "
+            f"token shards: a pattern must match at least one file, '{pattern}' matches none (in "
             f"{Path.cwd()}). Check the path, or make shards: python -m dev.data.tokenize_text --help"
         )
     return paths

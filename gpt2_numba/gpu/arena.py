@@ -1,7 +1,7 @@
-"""One allocation for everything a model needs, made before the first step. Afterwards nothing is allocated any more.
+"""One allocation for everything that a model needs, made before the first step. After that nothing is allocated.
 
-First all arrays are named (`add`), which costs nothing and tells how much memory they take together; then `allocate` asks for
-the memory once, on the host or on the GPU, and hands out the arrays as views of it.
+First all arrays are planned (`add`), which costs nothing and gives the total size; then `allocate` allocates the memory once, on the host
+or on the GPU, and returns the arrays as views of it.
 """
 
 import math
@@ -11,13 +11,14 @@ import numpy as np
 from numba import cuda
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, gpu_available
+from gpt2_numba.integers import round_up
 
-ALIGNMENT = 256  # bytes; what cudaMalloc gives, and cuBLASLt likes best
+ALIGNMENT = 256  # bytes; what cudaMalloc guarantees and cuBLASLt prefers
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One planned array: its group in the table, its name, and where it begins (bytes)."""
+    """One planned array: its group in the table, its name, shape and type, and its offset in bytes."""
 
     group: str
     name: str
@@ -31,7 +32,7 @@ class Entry:
 
 
 class Arena:
-    """Named arrays in one piece of memory. Groups are for the table that is printed."""
+    """Named arrays in one block of memory. Groups are the rows of the printed table."""
 
     def __init__(self):
         self.entries = {}
@@ -40,31 +41,31 @@ class Arena:
     def add(self, group, name, shape, dtype):
         """Plan an array. Raises KeyError if the name is taken."""
         if name in self.entries:
-            raise KeyError(f"the arena has an array named {name} already")
+            raise KeyError(f"the arena already has an array named {name}")
         entry = Entry(group, name, tuple(int(n) for n in shape), np.dtype(dtype), self.nbytes)
         self.entries[name] = entry
-        self.nbytes += -(-entry.nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes += round_up(entry.nbytes, ALIGNMENT)
 
     def allocate(self, on_gpu):
-        """Get the memory. Returns a dictionary from names to arrays, contents undefined."""
+        """Allocate the memory. Returns a dictionary name -> array; the contents are undefined."""
         memory = cuda.device_array(self.nbytes, np.uint8) if on_gpu else np.empty(self.nbytes, np.uint8)
         return {e.name: memory[e.offset : e.offset + e.nbytes].view(e.dtype).reshape(e.shape) for e in self.entries.values()}
 
     def groups(self):
-        """Bytes by group, in the order of planning."""
+        """Bytes per group, in the order of planning."""
         totals = {}
         for entry in self.entries.values():
             totals[entry.group] = totals.get(entry.group, 0) + entry.nbytes
         return totals
 
     def table(self):
-        """The groups and their sizes as text, a line each."""
+        """The groups and their sizes as text, one line each."""
         lines = [f"  {group:<24}{size / 2**20:12,.1f} MiB" for group, size in self.groups().items()]
         return "\n".join([*lines, f"  {'all':<24}{self.nbytes / 2**20:12,.1f} MiB"])
 
 
 def zero(array):
-    """Set every byte of an array to zero, on either side."""
+    """Set every byte of a host or device array to zero."""
     if isinstance(array, np.ndarray) or SIMULATING:
         array[:] = 0
     else:
@@ -74,7 +75,7 @@ def zero(array):
 
 
 def free_gpu_bytes():
-    """Bytes that can still be allocated on the GPU; infinity in the simulator and where there is no GPU."""
+    """Bytes that can still be allocated on the GPU; infinity in the simulator and without a GPU."""
     if SIMULATING or not gpu_available():
         return math.inf
     return cuda.current_context().get_memory_info().free

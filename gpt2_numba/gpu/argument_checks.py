@@ -1,4 +1,4 @@
-"""Checks of a launcher's arguments. A kernel given a wrong shape reads foreign memory in silence, so nothing goes unchecked."""
+"""Checks of a launcher's arguments. A kernel given a wrong shape silently reads memory outside its arrays, so every argument is checked."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ _KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtyp
 
 
 def check_arrays(function, sizes, hint="", **arrays):
-    """Raise ValueError or TypeError unless every array has the shape and type that it should have.
+    """Raise ValueError for a wrong shape, TypeError for a wrong type or side (host or device).
 
     function  name of the layer function, for the message
     sizes     letter -> int, such as {"N": 10, "C": 40}
     hint      the likely mistake, added to the message
-    arrays    name = (array, spec). A spec lists axes, a number in front of a letter multiplies: "N 3C".
-              The first array's type is that of all, float32 or bfloat16 bits (float64 too on the host, for gradient checks);
-              "f32", "i32", "i64" or "u32" at the start of a spec demands that type instead. An array that is None is passed over.
+    arrays    name=(array, spec). A spec lists the axes, as in "N 3C": the second size is 3 * C.
+              All arrays have the type of the first, float32 or bfloat16 bits (on the host also float64, for gradient checks), unless
+              the spec starts with "f32", "i32", "i64" or "u32", which demands that type. Arrays that are None are skipped.
     """
     first, model_dtype = None, None
     for name, (array, spec) in arrays.items():
@@ -48,9 +48,9 @@ def check_arrays(function, sizes, hint="", **arrays):
 
 
 def check_on_device(function, array, layer):
-    """Raise TypeError unless `array` is on the device, as the fast kernels need it. layer: the file that takes NumPy arrays, too."""
+    """Raise TypeError unless `array` is on the device, as the fast kernels require. layer: the file that also takes NumPy arrays."""
     if on_host(array):
-        raise TypeError(f"{function}: the fast kernels take device arrays, got NumPy's: {layer} serves both")
+        raise TypeError(f"{function}: the fast kernels take device arrays, got a NumPy array: {layer} takes both")
 
 
 def check_scratch(function, scratch, count):
@@ -63,15 +63,15 @@ def check_scratch(function, scratch, count):
 
 
 def check_float32(function, array):
-    """Raise TypeError unless a device array is float32, as the plain kernels want it."""
+    """Raise TypeError unless a device array is float32, as the plain kernels require."""
     if array.dtype != FLOAT32:
         raise TypeError(
-            f"{function}: the plain kernels take float32, got {array.dtype} (bfloat16 bits are uint16). Those in layers/fast take both"
+            f"{function}: the plain kernels take float32, got {array.dtype} (bfloat16 bits are uint16). Those of layers/fast take both"
         )
 
 
 def check_width(function, **sizes):
-    """Raise ValueError unless every size is a multiple of 8, the step of the kernels' 16-byte loads."""
+    """Raise ValueError unless every size is a multiple of 8, the elements of a 16-byte bfloat16 load."""
     for letter, size in sizes.items():
         if size % 8:
             raise ValueError(f"{function}: {letter} must be a multiple of 8 on a GPU (16-byte loads), got {size}")

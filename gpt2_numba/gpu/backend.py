@@ -1,9 +1,9 @@
 """Where arrays live and where kernels run: a real GPU, Numba's simulator, or nowhere (then NumPy does the work).
 
-Numba's simulator runs `@cuda.jit` kernels as plain Python, one operating-system thread for each CUDA thread. It is chosen by
-NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is imported. `SIMULATING` says which of the two this process uses.
+Numba's simulator runs `@cuda.jit` kernels as plain Python, one operating-system thread for each CUDA thread. It is selected by
+NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is imported. `SIMULATING` is True in a process that uses it.
 
-A tensor is stored as float32, or as bfloat16 kept in uint16 (its 16 bits), since NumPy has no bfloat16 of its own.
+A tensor is stored as float32, or as bfloat16 held in uint16 (its 16 bits), since NumPy has no bfloat16 of its own.
 """
 
 import functools
@@ -23,28 +23,23 @@ FLOAT32 = np.dtype(np.float32)
 BFLOAT16_BITS = np.dtype(np.uint16)
 
 
-def ceil_div(count, size):
-    """How many pieces of `size` cover `count` things: blocks of a launch, for instance."""
-    return -(-count // size)
-
-
 @functools.cache
 def gpu_available():
-    """True where kernels can run: on a GPU with a working driver, or in the simulator."""
+    """True if kernels can run: on a GPU with a working driver, or in the simulator."""
     return SIMULATING or cuda.is_available()
 
 
 def require_gpu():
-    """Raise UserError where kernels cannot run."""
+    """Raise UserError if kernels cannot run."""
     if not gpu_available():
         raise UserError(
-            "a GPU was asked for and there is none that works. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
+            "a GPU was requested, but no working one was found. Use --device cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
             "the kernels in Numba's simulator (slow)"
         )
 
 
 def on_host(array):
-    """True for a NumPy array (the reference runs), False for a device array (the kernel runs)."""
+    """True for a NumPy array (then the reference runs), False for a device array (then the kernel runs)."""
     return isinstance(array, np.ndarray)
 
 
@@ -55,7 +50,7 @@ def compute_stream():
 
 
 def synchronize():
-    """Wait until the GPU has done all that was asked of it."""
+    """Wait until the GPU has finished all queued work."""
     if not SIMULATING:
         compute_stream().synchronize()
 
@@ -88,7 +83,7 @@ def copy_to_device(device_array, values):
 
 
 def copy_to_host(device_array):
-    """A device array's contents as NumPy: bfloat16 comes as float32, every other type as it is. Waits for the GPU."""
+    """A device array's contents as a NumPy array: bfloat16 converted to float32, other types unchanged. Waits for the GPU."""
     host = device_array.copy_to_host(stream=compute_stream())
     synchronize()
     return bfloat16_values(host) if host.dtype == BFLOAT16_BITS else host
@@ -103,12 +98,12 @@ def to_device(values, dtype=None):
 
 
 def real_gpu():
-    """True where a physical GPU is used (not the simulator)."""
+    """True if kernels run on a physical GPU, not in the simulator."""
     return not SIMULATING and gpu_available()
 
 
 def bfloat16_supported():
-    """True where the kernels' bfloat16 instructions exist: compute capability 8.0 (Ampere) and later, and the simulator."""
+    """True if the kernels' bfloat16 instructions exist: on compute capability 8.0 (Ampere) and later, and in the simulator."""
     return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) >= (8, 0))
 
 
@@ -119,7 +114,7 @@ def device_properties():
 
 
 def device_name():
-    """The GPU's name as its driver gives it, or what takes its place."""
+    """The GPU's name as its driver reports it, or the simulator's."""
     if SIMULATING:
         return "Numba's CUDA simulator"
     name = cuda.get_current_device().name

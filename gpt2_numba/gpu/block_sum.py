@@ -1,21 +1,21 @@
-"""Sum and maximum over the threads of a block: the only device functions that the plain kernels use from another file.
+"""Sum and maximum over the threads of a block: the only device functions that the plain kernels import from another file.
 
-The threads of a block each hold one part of a sum in a register, which no other thread can read. They exchange their parts through shared
-memory, which all threads of the block see: every thread writes its part into `values`, and then the parts are added in pairs, half as many
-in each round. With 8 threads:
+Each thread of a block holds one part of a sum in a register, which no other thread can read. They exchange their parts through shared
+memory, which all threads of the block see: every thread writes its part into `values`, then the parts are added in pairs, and each round
+halves their number. With 8 threads:
 
     values         0          1        2      3      4    5    6    7
     half = 4      0+4        1+5      2+6    3+7
     half = 2    0+4+2+6    1+5+3+7                              three rounds for 8 parts, eight for 256
     half = 1      all
 
-Thread 0 must not read values[4] before thread 4 has written it. Threads cannot be relied on to run in lockstep, so between a write and another thread's
-read there must be a barrier: `cuda.syncthreads()` makes every thread wait until all threads of the block have reached it. Without it
-the result depends on which thread is faster: a race. A barrier that some threads never reach is a bug too: usually the block hangs.
-Never put a barrier under a condition that differs from thread to thread; a thread may return early only in a kernel without barriers.
+Thread 0 must not read values[4] before thread 4 has written it. Threads cannot be relied on to run in lockstep, so between a write and
+another thread's read there must be a barrier: `cuda.syncthreads()` makes every thread wait until all threads of the block have reached it.
+Without it the result depends on which thread is faster: a race. A barrier that some threads never reach is a bug too: usually the block
+hangs. Never put a barrier under a condition that differs between threads; a thread may return early only in a kernel without barriers.
 
-The order of the additions is fixed by the indices and the number of the threads. That matters because float32 rounds after every addition: another order
-may change the last bits. With atomic additions the order is whatever order the threads arrive in, which can differ from run to run.
+The order of the additions is fixed by the thread indices and the block size. That matters because float32 rounds after every addition:
+another order may change the last bits. Atomic additions happen in the order in which the threads arrive, which can differ from run to run.
 """
 
 from numba import cuda, float32
@@ -25,23 +25,23 @@ from gpt2_numba.gpu.backend import SIMULATING
 if SIMULATING:
     from gpt2_numba.gpu.simulator import install
 
-    install()  # our own way to run the simulator's threads
+    install()  # our own scheduler for the simulator's threads
 
-# Threads of a block, a power of two. The simulator runs each of them as a thread of the operating system: there a block is smaller.
+# Threads per block, a power of two. Smaller in the simulator, which runs each thread as an operating-system thread.
 THREADS = 32 if SIMULATING else 256
-MOST_THREADS = 1024  # the hardware's limit; a shared array needs a size that is known when the kernel is compiled
+MAX_THREADS = 1024  # per block, the hardware's limit; the size of a shared array must be known when the kernel is compiled
 
 
 @cuda.jit(device=True)
 def block_sum(value):
-    """The sum of `value` over all threads of the block. Every thread must call it and gets the sum. Their number must be a power of two."""
-    values = cuda.shared.array(MOST_THREADS, float32)
+    """The sum of `value` over all threads of the block, returned to every thread. All must call it. Their number must be a power of two."""
+    values = cuda.shared.array(MAX_THREADS, float32)
     i = cuda.threadIdx.x
-    cuda.syncthreads()  # values is the same memory in every call: a thread may still be reading the result of the one before
+    cuda.syncthreads()  # values is the same memory in every call: a thread may still be reading the previous result
     values[i] = value
     half = cuda.blockDim.x // 2
     while half > 0:
-        cuda.syncthreads()  # the writes of the round before are done; in this round no thread writes values[half] or beyond
+        cuda.syncthreads()  # the writes of the previous round are done; in this round no thread writes values[half] or beyond
         if i < half:
             values[i] += values[i + half]
         half //= 2
@@ -51,8 +51,8 @@ def block_sum(value):
 
 @cuda.jit(device=True)
 def block_max(value):
-    """The largest `value` of all threads of the block, with the same barriers for the same reasons."""
-    values = cuda.shared.array(MOST_THREADS, float32)
+    """The largest `value` of all threads of the block. Same rules, and the same barriers for the same reasons."""
+    values = cuda.shared.array(MAX_THREADS, float32)
     i = cuda.threadIdx.x
     cuda.syncthreads()
     values[i] = value

@@ -1,9 +1,12 @@
 """Matrix products by cuBLASLt, NVIDIA's library, through its Python bindings (`nvmath.bindings.cublasLt`).
 
-cuBLASLt thinks in columns: it reads a row-major (rows, cols) array as its transpose. So it is asked for the transposed product,
-out.T = op(B).T op(A).T, with the two factors changed over; nothing is ever copied or rearranged.
+cuBLASLt is column-major: it reads a row-major (rows, columns) array as its transpose. So it is given the transposed product,
+out.T = op(b).T op(a).T, with the two factors swapped; nothing is ever copied or rearranged.
 
-A plan (descriptors and the algorithm chosen, see matmul_search) is made once for each kind of product, and kept. A call afterwards sets
+M, N and K are the library's names for the sizes that `gemm` calls rows, columns and inner: out is (M, N), op(a) (M, K), op(b) (K, N).
+They appear in this file only, and in the keys of the kept choices.
+
+A plan (descriptors and the chosen algorithm, see matmul_search) is made once for each kind of product, and kept. A later call sets
 two pointers and launches; it neither allocates nor waits, so it can be recorded in a CUDA graph.
 Reference: cuBLAS documentation, "Using the cuBLASLt API".
 """
@@ -19,15 +22,15 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, compute_stream, device_name, d
 from gpt2_numba.gpu.matmul_search import choices, fastest
 
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends on Hopper
-LARGEST_ALIGNMENT = 256  # bytes: what cuBLASLt takes for granted of pointers unless told otherwise
-CANDIDATES = 8  # algorithms that are tried for each kind of product; of 16, for 30 kinds of d12 and d48, no winner came later
+LARGEST_ALIGNMENT = 256  # bytes: what cuBLASLt assumes of pointers by default
+CANDIDATES = 8  # algorithms tried for each kind of product; with 16, for 30 kinds of d12 and d48, no winner was further down the list
 
 _CUDA_R_32F, _CUDA_R_16BF = 0, 14  # cudaDataType, library_types.h
 _ALGORITHM_BYTES = 64  # cublasLtMatmulAlgo_t
 
 
 class Kind(NamedTuple):
-    """All that the choice of an algorithm depends on."""
+    """Everything that the choice of an algorithm depends on."""
 
     M: int
     N: int
@@ -41,10 +44,10 @@ class Kind(NamedTuple):
     b: tuple
     dtype: np.dtype
     tf32: bool
-    alignment: int  # bytes, of all addresses together
+    alignment: int  # bytes, common to all addresses
 
     def __str__(self):
-        """One line, the same in every process: the name under which a choice is kept."""
+        """One line, the same in every process: the key under which a choice is kept."""
         stored = " ".join(f"{name} {'x'.join(map(str, getattr(self, name)))}" for name in ("out", "a", "b"))
         transposed = "T" * self.transpose_a + "-" * (not self.transpose_a) + "T" * self.transpose_b + "-" * (not self.transpose_b)
         kind = "bf16" if self.dtype == BFLOAT16_BITS else "tf32" if self.tf32 else "fp32"
@@ -53,7 +56,7 @@ class Kind(NamedTuple):
 
 
 def search_algorithms(log_dir=None):
-    """Choose algorithms by trying from now on, and keep the choices with the run in log_dir. Returns lines to be printed."""
+    """From now on choose algorithms by timing them, and keep the choices with the run in log_dir. Returns a list of lines to print."""
     from nvmath.bindings import cublasLt
 
     _plans.clear()
@@ -61,20 +64,20 @@ def search_algorithms(log_dir=None):
 
 
 def take_first_algorithms():
-    """Take the first algorithm that the library names from now on."""
+    """From now on take the first algorithm that the library proposes."""
     _plans.clear()
     choices.close()
 
 
 def chosen_algorithms():
-    """All algorithms that are known so far, for adopt_algorithms in other processes: a dictionary made of JSON's types."""
+    """All choices known so far, for adopt_algorithms in other processes: a dictionary that JSON can hold."""
     return choices.known()
 
 
 def adopt_algorithms(chosen, search=False):
-    """Take what chosen_algorithms has given in another process, and write no file from now on. Returns lines to be printed.
+    """Use the result of chosen_algorithms from another process, and write no file from now on. Returns a list of lines to print.
 
-    search: whether to choose by trying what is not among it; else it is the first algorithm that the library names.
+    search: whether to time algorithms for kinds of product that are not in it; otherwise they take the first that the library proposes.
     """
     from nvmath.bindings import cublasLt
 
@@ -91,15 +94,15 @@ def _library():
 
 @functools.cache
 def _workspace():
-    """(array, its address): whoever keeps the address has to keep the array."""
+    """(array, its address). The array is kept, since the address is valid only as long as the array lives."""
     array = cuda.device_array(WORKSPACE_BYTES, np.uint8)
     return array, device_pointer(array)
 
 
 @functools.cache
-def _on_host(number):
-    """(array, its address) of a float32 that cuBLASLt reads when it is called."""
-    array = np.array([number], np.float32)
+def _host_scalar(value):
+    """(array, its address) of a float32 in host memory, which cuBLASLt reads during the call."""
+    array = np.array([value], np.float32)
     return array, array.ctypes.data
 
 
@@ -109,18 +112,18 @@ def _set(setter, getter, target, attribute, value):
 
 
 class Plan:
-    """One kind of product, ready to run: descriptors, and the algorithm."""
+    """One kind of product, ready to run: its descriptors and its algorithm."""
 
     def __init__(self, kind):
         self.kind = kind
         self.lt, self.handle = _library()
         self.descriptor = self._make_descriptor()
-        self.layouts = [  # of cuBLASLt's A, B, D; its A is our b, its B our a: see the module's docstring
+        self.layouts = [  # of cuBLASLt's A, B, D; its A is our b, its B is our a: see the top of this file
             self._make_layout(kind.b, *((kind.N, kind.K) if kind.transpose_b else (kind.K, kind.N))),
             self._make_layout(kind.a, *((kind.K, kind.M) if kind.transpose_a else (kind.M, kind.K))),
             self._make_layout(kind.out, kind.M, kind.N),
         ]
-        self.pointer = np.zeros(1, np.int64)  # in which an epilogue's pointer is handed over
+        self.pointer = np.zeros(1, np.int64)  # through which an epilogue's pointer is passed
         self.pointer_address = self.pointer.ctypes.data
         self.algorithm = None  # 64 bytes as an array
         self.algorithm_address = 0
@@ -146,9 +149,9 @@ class Plan:
             _set(lt.matmul_desc_set_attribute, lt.get_matmul_desc_attribute_dtype, descriptor, attribute, value)
         return descriptor
 
-    def _make_layout(self, stored, rows, cols):
+    def _make_layout(self, stored, rows, columns):
         lt = self.lt
-        layout = lt.matrix_layout_create(_cuda_type(self.kind.dtype), cols, rows, stored[-1])
+        layout = lt.matrix_layout_create(_cuda_type(self.kind.dtype), columns, rows, stored[-1])
         if len(stored) == 3:
             for attribute, value in (
                 (lt.MatrixLayoutAttribute.BATCH_COUNT, self.kind.out[0]),
@@ -158,12 +161,12 @@ class Plan:
         return layout
 
     def candidates(self, count):
-        """The library's first `count` algorithms, best guess first, each as bytes. At least one, or RuntimeError."""
+        """The library's first `count` algorithms, best guess first, each as bytes. Raises RuntimeError if there is none."""
         lt, (b, a, out) = self.lt, self.layouts
         preference, attributes = lt.matmul_preference_create(), lt.MatmulPreferenceAttribute
         for attribute, value in (
             (attributes.MAX_WORKSPACE_BYTES, WORKSPACE_BYTES),
-            (attributes.REDUCTION_SCHEME_MASK, lt.ReductionScheme.COMPUTE_TYPE),  # partial sums meet in float32, not in bfloat16
+            (attributes.REDUCTION_SCHEME_MASK, lt.ReductionScheme.COMPUTE_TYPE),  # partial sums are added in float32, not in bfloat16
             (attributes.MIN_ALIGNMENT_A_BYTES, self.kind.alignment),
             (attributes.MIN_ALIGNMENT_B_BYTES, self.kind.alignment),
             (attributes.MIN_ALIGNMENT_C_BYTES, self.kind.alignment),
@@ -183,7 +186,7 @@ class Plan:
         return algorithms
 
     def accepts(self, algorithm):
-        """True if the library can run this algorithm (bytes) here, within the workspace."""
+        """True if the library can run this algorithm (bytes) on this GPU, within the workspace."""
         b, a, out = self.layouts
         result, bits = np.zeros(1, self.lt.matmul_heuristic_result_dtype), np.frombuffer(algorithm, np.uint8)
         try:
@@ -193,19 +196,19 @@ class Plan:
         return result["state"][0] == 0 and result["workspace_size"][0] <= WORKSPACE_BYTES
 
     def use(self, algorithm):
-        """Run this algorithm (bytes) from now on."""
+        """From now on run this algorithm (bytes)."""
         self.algorithm = np.frombuffer(algorithm, np.uint8).copy()
         self.algorithm_address = self.algorithm.ctypes.data
 
     def launch(self, out, a, b, alpha, bias, aux):
-        """Start the product. out, a, b, bias, aux: addresses; bias and aux may be 0."""
+        """Launch the product. out, a, b, bias, aux are addresses; bias and aux may be 0."""
         lt, attributes, (layout_b, layout_a, layout_out) = self.lt, self.lt.MatmulDescAttribute, self.layouts
         for attribute, address in ((attributes.BIAS_POINTER, bias), (attributes.EPILOGUE_AUX_POINTER, aux)):
             if address:
                 self.pointer[0] = address
                 lt.matmul_desc_set_attribute(self.descriptor, attribute, self.pointer_address, 8)
-        _, alpha = _on_host(alpha)
-        _, beta = _on_host(1.0 if self.kind.accumulate else 0.0)
+        _, alpha = _host_scalar(alpha)
+        _, beta = _host_scalar(1.0 if self.kind.accumulate else 0.0)
         _, workspace = _workspace()
         lt.matmul(
             self.handle, self.descriptor, alpha, b, layout_b, a, layout_a, beta, out, layout_out, out, layout_out,
@@ -221,12 +224,12 @@ def _cuda_type(dtype):
 
 
 def _make_plan(kind, out, *addresses):
-    """The Plan for a kind that comes for the first time. out: device array; addresses: the other arguments of Plan.launch."""
+    """The Plan of a new kind. out: device array. addresses: the other arguments of Plan.launch."""
     plan = Plan(kind)
     kept = choices.get(str(kind))
     if kept is not None and len(kept) == _ALGORITHM_BYTES and plan.accepts(kept):
         plan.use(kept)
-    elif not choices.searching or _recording():  # what is being recorded cannot be timed
+    elif not choices.searching or _recording():  # launches that are being recorded cannot be timed
         plan.use(plan.candidates(1)[0])
     else:
         algorithms = plan.candidates(CANDIDATES)
@@ -238,7 +241,7 @@ def _make_plan(kind, out, *addresses):
 
 
 def _recording():
-    """True while the compute stream's launches are being recorded in a graph."""
+    """True while the launches of the compute stream are being recorded in a graph."""
     from cuda.bindings import driver
 
     error, status = driver.cuStreamIsCapturing(int(compute_stream()))
@@ -251,10 +254,10 @@ def _events():
 
 
 def _search(plan, algorithms, out, *others):
-    """Index of the fastest algorithm, tried on the arrays themselves: real numbers, since a GPU multiplies zeros faster.
+    """Index of the fastest algorithm, timed on the arrays themselves: on real data, since a GPU multiplies zeros faster.
 
-    What is overwritten may be written any number of times, the last time by the product that was asked for. What is accumulated must not:
-    it gets an array of its own for as long as the search takes. If there is no memory for it, the library's first algorithm is the best.
+    An output that is overwritten may be written any number of times; the actual product comes last. One that is accumulated into may not:
+    during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used.
     """
     target = device_pointer(out)
     if plan.kind.accumulate:
@@ -278,31 +281,35 @@ def _search(plan, algorithms, out, *others):
     best = fastest(measure, len(algorithms))
     if plan.kind.accumulate:
         del stand_in
-        cuda.current_context().memory_manager.deallocations.clear()  # now, and not when something is being recorded
+        cuda.current_context().memory_manager.deallocations.clear()  # free it now, not while a graph is being recorded
     return best
 
 
-def _epilogue(bias, gelu_to, gelu_of):
-    """Name of cuBLASLt's epilogue: what it does with the product before it writes it."""
-    if gelu_of is not None:
+def _epilogue(bias, save_before_gelu, before_gelu):
+    """Name of cuBLASLt's epilogue: what it does with the product before writing it."""
+    if before_gelu is not None:
         return "DGELU"
-    if gelu_to is not None:
+    if save_before_gelu is not None:
         return "GELU_AUX_BIAS"
     return "DEFAULT" if bias is None else "BIAS"
 
 
-def cublaslt_gemm(out, a, b, M, N, K, transpose_a, transpose_b, alpha, accumulate, bias, tf32, gelu_to, gelu_of):
-    """Arguments as in `gemm.gemm`."""
-    aux = gelu_to if gelu_of is None else gelu_of
-    at_out, at_a, at_b = device_pointer(out), device_pointer(a), device_pointer(b)
-    steps = at_out | at_a | at_b | LARGEST_ALIGNMENT
+# As many parameters as gemm.gemm, whose arguments it takes.
+def cublaslt_gemm(
+    out, a, b, rows, columns, inner, transpose_a, transpose_b, alpha, accumulate, bias, tf32, save_before_gelu, before_gelu
+):  # fmt: skip
+    """Arguments as in `gemm.gemm`; tf32: whether float32 factors may be rounded to TF32."""
+    aux = save_before_gelu if before_gelu is None else before_gelu
+    out_address, a_address, b_address = device_pointer(out), device_pointer(a), device_pointer(b)
+    addresses_and_strides = out_address | a_address | b_address | LARGEST_ALIGNMENT
     if out.ndim == 3:
         for matrices in (out, a, b):
-            steps |= math.prod(matrices.shape[1:]) * matrices.dtype.itemsize
+            addresses_and_strides |= math.prod(matrices.shape[1:]) * matrices.dtype.itemsize
     kind = Kind(
-        M, N, K, transpose_a, transpose_b, accumulate, _epilogue(bias, gelu_to, gelu_of), out.shape, a.shape, b.shape,
-        out.dtype, tf32 and out.dtype != BFLOAT16_BITS, steps & -steps,
+        M=rows, N=columns, K=inner, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate,
+        epilogue=_epilogue(bias, save_before_gelu, before_gelu), out=out.shape, a=a.shape, b=b.shape, dtype=out.dtype,
+        tf32=tf32 and out.dtype != BFLOAT16_BITS, alignment=addresses_and_strides & -addresses_and_strides,  # the lowest bit set in any
     )  # fmt: skip
-    others = at_a, at_b, float(alpha), 0 if bias is None else device_pointer(bias), 0 if aux is None else device_pointer(aux)
+    others = a_address, b_address, float(alpha), 0 if bias is None else device_pointer(bias), 0 if aux is None else device_pointer(aux)
     plan = _plans.get(kind) or _make_plan(kind, out, *others)
-    plan.launch(at_out, *others)
+    plan.launch(out_address, *others)

@@ -1,4 +1,4 @@
-"""Is there an NVIDIA GPU that works? Asked of the driver itself, without Numba: Numba must be told to simulate before it is imported."""
+"""Is there a working NVIDIA GPU? This asks the driver, not Numba, since the simulator must be selected before Numba is imported."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def count_gpus():
-    """How many GPUs the NVIDIA driver offers to this process; 0 where there is no driver."""
+    """The number of GPUs that the NVIDIA driver offers to this process; 0 without a driver."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -19,6 +19,6 @@ def count_gpus():
 
 
 def simulate_without_gpu():
-    """Choose Numba's simulator if there is no GPU, unless the environment has chosen already. Call before Numba is imported."""
+    """Select Numba's simulator if there is no GPU, unless the environment already sets it. Call before Numba is imported."""
     if "NUMBA_ENABLE_CUDASIM" not in os.environ and count_gpus() == 0:
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"

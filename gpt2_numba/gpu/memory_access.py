@@ -1,17 +1,17 @@
-"""Loads and stores of eight numbers at a time, for float32 and bfloat16 tensors alike.
+"""Loads and stores of eight elements at a time, for float32 and bfloat16 tensors alike.
 
-A GPU reaches the full speed of its memory only when every thread moves 16 bytes in one instruction. Eight bfloat16 numbers
-are one such load; eight float32 numbers are two. So kernels here work in steps of `WIDTH` = 8 numbers, whatever the type:
+A GPU reaches its full memory bandwidth only if every thread moves 16 bytes per instruction. Eight bfloat16 elements are one such load,
+eight float32 elements two. So the kernels work in steps of `WIDTH` = 8 elements, whatever the type:
 
     x = cuda.local.array(WIDTH, float32)     # eight registers: every index is a constant once the loops are unrolled
-    load8(inp, row * C + c, x)               # eight numbers, as float32
+    load8(inp, row * C + c, x)               # eight elements, as float32
     ...
     store8(out, row * C + c, x)              # rounded to the type of `out`
 
 An index counts elements in C order, whatever the array's shape, and must be a multiple of 8, so that the address is a multiple of 16 bytes.
-bfloat16 has the upper 16 bits of a float32: widening is a shift, and is exact; narrowing rounds to the nearest, ties to even.
+A bfloat16 is the upper 16 bits of a float32: widening is an exact shift; narrowing rounds to nearest, ties to even.
 
-Each operation has two bodies: LLVM instructions for the GPU, and a twin in Python for Numba's simulator.
+Each operation has two implementations: LLVM instructions for the GPU, and a twin in Python for Numba's simulator.
 """
 
 import numpy as np
@@ -23,14 +23,10 @@ from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits, bfloat16_values
 WIDTH = 8
 
 if SIMULATING:
-    from gpt2_numba.gpu.simulator import elements_read
-
-    def _flat(array):
-        item = getattr(array, "_item", array)  # the simulator wraps NumPy arrays twice inside a kernel
-        return getattr(item, "_ary", item).reshape(-1)
+    from gpt2_numba.gpu.simulator import elements_of, elements_read
 
     def _eight(array, index):
-        flat = _flat(array)
+        flat = elements_of(array)
         if index % WIDTH or index < 0 or index + WIDTH > flat.size:
             raise IndexError(f"eight elements at index {index} of {flat.size}: misaligned or out of bounds")
         return flat[index : index + WIDTH]
@@ -46,18 +42,18 @@ if SIMULATING:
         eight[:] = bfloat16_bits(values) if eight.dtype == np.uint16 else values
 
     def round8(array, values, first=0):
-        """values[first : first + 8] become what `store8` would store in the array. Twin for the simulator."""
-        if _flat(array).dtype == np.uint16:
+        """Round values[first : first + 8] to the array's type, as `store8` would. Twin for the simulator."""
+        if elements_of(array).dtype == np.uint16:
             values[first : first + WIDTH] = bfloat16_values(bfloat16_bits(values[first : first + WIDTH]))
 
     def load1(array, index):
-        """One number as float32. Twin for the simulator."""
-        value = _flat(array)[index]
+        """Load one element as float32. Twin for the simulator."""
+        value = elements_of(array)[index]
         return bfloat16_values(value)[()] if value.dtype == np.uint16 else value
 
     def store1(array, index, value):
-        """Store one number, rounded to the array's type. Twin for the simulator."""
-        flat = _flat(array)
+        """Store one element, rounded to the array's type. Twin for the simulator."""
+        flat = elements_of(array)
         flat[index] = bfloat16_bits(value) if flat.dtype == np.uint16 else value
 
     def bits_of_float(value):
@@ -65,7 +61,7 @@ if SIMULATING:
         return np.float32(value).view(np.uint32)
 
     def float_of_bits(bits):
-        """The float32 that has these 32 bits. Twin for the simulator."""
+        """The float32 with these 32 bits. Twin for the simulator."""
         return np.uint32(bits).view(np.float32)
 
 else:
@@ -87,7 +83,7 @@ else:
         return builder.bitcast(builder.and_(word, ir.Constant(_I32, 0xFFFF0000)), _F32)
 
     def _narrow_two(builder, low, high):
-        """Two float32 to two bfloat16 in one 32-bit word. PTX ISA: cvt.rn.bf16x2.f32 d, a, b puts a in the upper half."""
+        """Round two float32 to bfloat16, packed in one 32-bit word. PTX ISA: cvt.rn.bf16x2.f32 d, a, b puts a in the upper half."""
         instruction = ir.InlineAsm(ir.FunctionType(_I32, [_F32, _F32]), "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
         return builder.call(instruction, [low, high])
 
@@ -95,7 +91,7 @@ else:
         if not isinstance(array, types.Array) or array.layout != "C" or array.dtype not in (types.float32, types.uint16):
             raise TypeError(f"{name} takes C-contiguous arrays of float32 or uint16 (bfloat16 bits), got {array}")
 
-    def _eight_from(context, builder, values_type, values, first):
+    def _eight_pointers(context, builder, values_type, values, first):
         """Pointers to values[first], ..., values[first + 7]."""
         start = builder.gep(context.make_array(values_type)(context, builder, values).data, [first])
         return [builder.gep(start, [ir.Constant(_I32, k)]) for k in range(WIDTH)]
@@ -107,7 +103,7 @@ else:
 
         def codegen(context, builder, signature, args):
             array_type, _, values_type, _ = signature.args
-            targets = _eight_from(context, builder, values_type, args[2], args[3])
+            targets = _eight_pointers(context, builder, values_type, args[2], args[3])
             if array_type.dtype == types.float32:
                 pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
                 halves = [builder.load(builder.gep(pointer, [ir.Constant(_I32, k)]), align=_BYTES_16) for k in (0, 1)]
@@ -117,8 +113,8 @@ else:
                 words = builder.load(pointer, align=_BYTES_16)
                 words = [builder.extract_element(words, ir.Constant(_I32, k)) for k in range(4)]
                 eight = [widen(builder, word) for word in words for widen in (_widen_low, _widen_high)]
-            for number, target in zip(eight, targets):
-                builder.store(number, target)
+            for element, target in zip(eight, targets):
+                builder.store(element, target)
             return context.get_dummy_value()
 
         return types.void(array, types.int64, values, types.int64), codegen
@@ -130,7 +126,7 @@ else:
 
         def codegen(context, builder, signature, args):
             array_type, _, values_type, _ = signature.args
-            eight = [builder.load(source) for source in _eight_from(context, builder, values_type, args[2], args[3])]
+            eight = [builder.load(source) for source in _eight_pointers(context, builder, values_type, args[2], args[3])]
             if array_type.dtype == types.float32:
                 pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_F32)
                 vectors = [(_FOUR_F32, eight[:4]), (_FOUR_F32, eight[4:])]
@@ -148,14 +144,14 @@ else:
 
     @intrinsic
     def round8(typingctx, array, values, first=0):
-        """values[first : first + 8] become what `store8` would store in the array."""
+        """Round values[first : first + 8] to the array's type, as `store8` would."""
         _check(array, "round8")
 
         def codegen(context, builder, signature, args):
             array_type, values_type, _ = signature.args
             if array_type.dtype != types.float32:
-                places = _eight_from(context, builder, values_type, args[1], args[2])
-                for low, high in zip(places[::2], places[1::2]):
+                pointers = _eight_pointers(context, builder, values_type, args[1], args[2])
+                for low, high in zip(pointers[::2], pointers[1::2]):
                     word = _narrow_two(builder, builder.load(low), builder.load(high))
                     builder.store(_widen_low(builder, word), low)
                     builder.store(_widen_high(builder, word), high)
@@ -165,7 +161,7 @@ else:
 
     @intrinsic
     def load1(typingctx, array, index):
-        """One number as float32, any index."""
+        """Load one element as float32, at any index."""
         _check(array, "load1")
 
         def codegen(context, builder, signature, args):
@@ -179,7 +175,7 @@ else:
 
     @intrinsic
     def store1(typingctx, array, index, value):
-        """Store one number, rounded to the array's type, at any index."""
+        """Store one element, rounded to the array's type, at any index."""
         _check(array, "store1")
 
         def codegen(context, builder, signature, args):
@@ -200,5 +196,5 @@ else:
 
     @intrinsic
     def float_of_bits(typingctx, bits):
-        """The float32 that has these 32 bits."""
+        """The float32 with these 32 bits."""
         return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(args[0], _F32)

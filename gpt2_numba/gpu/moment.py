@@ -1,4 +1,4 @@
-"""Moments in the device's work, to tell how long it took for what lies between two of them."""
+"""Moments in the device's work: how long the work between two of them took."""
 
 import time
 
@@ -8,24 +8,24 @@ from gpt2_numba.gpu.backend import compute_stream
 
 
 class HostMoment:
-    """Now, where the host does the work itself."""
+    """Now, for work that the host does itself."""
 
     def __init__(self):
         self._seconds = time.perf_counter()
 
     def seconds_since(self, earlier):
-        """Seconds from another moment to this one."""
+        """Seconds from an earlier moment to this one."""
         return self._seconds - earlier._seconds
 
 
 class GpuMoment:
-    """The moment when the GPU has done all that has been asked of it so far. Making one waits for nothing."""
+    """The moment when the GPU finishes the work queued so far. Creating one does not wait."""
 
     def __init__(self):
         self._event = cuda.event(timing=True)
         self._event.record(compute_stream())
 
     def seconds_since(self, earlier):
-        """Seconds from another moment to this one. Waits until the GPU is there."""
+        """Seconds from an earlier moment to this one. Waits until the GPU has reached this one."""
         self._event.synchronize()
         return earlier._event.elapsed_time(self._event) / 1e3

@@ -1,39 +1,39 @@
 """Finds races in kernels that run in the simulator.
 
-A race: two threads touch the same number in memory, at least one of them writes, and nothing says which of them comes first.
+A race: two threads access the same memory, at least one of them writes, and nothing determines which comes first.
 
-    values[i] = x                   # every thread writes a number of its own,
+    values[i] = x                   # every thread writes its own element,
     cuda.syncthreads()              # waits until all have done so,
     y = values[(i + 1) % 64]        # and reads its neighbour's
 
-Without the barrier in the middle a thread may find what its neighbour has written, or what was there before. Such a kernel can be right a
-thousand times and wrong on the next GPU, and a test of its results need not notice. Here it is an error, whatever the results:
+Without the barrier a thread may read what its neighbour has written, or the value from before. A kernel like that can be right a thousand
+times and wrong on the next GPU, and a test of its results need not notice. Here it is an error, whatever the results:
 
     with race_detector():
         kernel[blocks, threads](values)
 
     RaceError: values[1]: thread 0 read it (kernels.py:3), thread 1 wrote it (kernels.py:1), with no barrier or sync_warp between
 
-In the simulator threads take turns, so what matters is not who came first but whether that was certain. Every thread counts the barriers
-that it has passed. Of two accesses to one place the earlier comes first on a GPU, too (`in_order`), if
+In the simulator threads take turns, so the question is not which access came first but whether that was certain. Every thread counts the
+barriers that it has passed. Of two accesses to the same memory, the earlier also comes first on a GPU (`in_order`) if
 
-    both are of the same thread, or
-    the later one's thread has passed more barriers: one of them, where both threads met, stands between, or
-    both threads are of one warp, and the later one's has passed more `sync_warp`.
+    both are by the same thread, or
+    the later one's thread has passed more barriers: at one of them, after the earlier access, the threads met, or
+    both threads are in the same warp, and the later one's has passed more `sync_warp`.
 
-Shuffles and products on tensor cores also make the threads of a warp wait for each other, but promise nothing about memory. Between blocks
-there is no order at all: what one block of a launch writes, no other may touch.
+Shuffles and products on tensor cores also make the threads of a warp wait for each other, but guarantee nothing about memory. Blocks are
+not ordered at all: what one block of a launch writes, no other block may access.
 
-For each *cell*, four bytes (less in arrays of smaller numbers), the last write is remembered, and what every thread has read since. That
-suffices: the last write was in order with all that happened to the cell before, or an error would have been raised, so an access that is
-in order with the last write is in order with all before it.
+For each *cell* of four bytes (fewer in arrays of smaller elements) the last write is recorded, and each thread's reads since. That is
+enough: the last write was in order with all earlier accesses to the cell, or an error would have been raised, so an access that is in order
+with the last write is in order with all before it.
 
-Errors besides races: shared memory is read that no thread of the block has written; an index is out of bounds, or negative (NumPy would
-count from the end of the array, a GPU goes to what lies before it).
+Two more errors: reading shared memory that no thread of the block has written; and an index that is out of bounds or negative (NumPy would
+count from the end of the array, a GPU accesses the memory before it).
 
-An asynchronous copy is a write when it is asked for, and again when its thread waits for it, since in between it may happen at any time.
-Tensor cores that multiply tiles in shared memory (wgmma.py) are like one more thread: they may read what was written before a
-`fence_async` of the writing thread that was before a barrier. Atomic operations do not race with each other, only with other accesses.
+An asynchronous copy is a write when it starts, and again when its thread waits for it, since it may happen at any time in between. Tensor
+cores that multiply tiles in shared memory (wgmma.py) are like an additional thread: they may read what was written before a `fence_async`
+of the writing thread, followed by a barrier. Atomic operations race only with other accesses, not with each other.
 """
 
 import linecache
@@ -55,12 +55,12 @@ READ, WRITE, ATOMIC, MULTIPLY = "read", "wrote", "atomically changed", "multipli
 
 
 class RaceError(RuntimeError):
-    """What a kernel computes is not certain. The message names the array, the index, both threads and their lines of source."""
+    """The result of a kernel depends on timing. The message names the array, the index, both threads and their source lines."""
 
 
 @contextmanager
 def race_detector():
-    """While it is on, a launch in the simulator raises RaceError for a race and IndexError for an index out of bounds. A few times slower."""
+    """A context in which launches in the simulator raise RaceError for races, IndexError for indices out of bounds. A few times slower."""
     install()
     before = simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule
     simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule = WatchedBlock, WatchedCuda
@@ -74,90 +74,90 @@ def race_detector():
 
 
 class Access:
-    """That the current thread touches memory: in which line, and how many barriers it has passed before."""
+    """An access to memory by the current thread: its source line, and how many barriers the thread has passed before."""
 
-    __slots__ = ("what", "code", "instruction", "thread", "block", "number", "warp", "barriers", "warp_barriers", "fences")
+    __slots__ = ("kind", "code", "instruction", "thread", "block", "thread_id", "warp", "barriers", "warp_barriers", "fences")
 
-    def __init__(self, what):
+    def __init__(self, kind):
         frame, thread = kernel_frame(), threading.current_thread()
-        self.what, self.code, self.instruction = what, frame.f_code, frame.f_lasti
-        self.thread, self.block, self.number, self.warp = thread, thread.blockIdx, thread.thread_id, thread.thread_id // WARP_SIZE
+        self.kind, self.code, self.instruction = kind, frame.f_code, frame.f_lasti
+        self.thread, self.block, self.thread_id, self.warp = thread, thread.blockIdx, thread.thread_id, thread.thread_id // WARP_SIZE
         self.barriers, self.warp_barriers, self.fences = thread.barriers, thread.warp_barriers, len(thread.fences)
-        if what == MULTIPLY:  # no thread's own doing
-            self.number = self.warp = None
+        if kind == MULTIPLY:  # by the tensor cores, not by the thread
+            self.thread_id = self.warp = None
 
     def is_fenced(self, barriers):
-        """Whether the thread has called fence_async after this access, and before the last barrier of `barriers`."""
+        """Whether the thread has called fence_async after this access and before the last of its first `barriers` barriers."""
         since = self.thread.fences[self.fences :]
         return bool(since) and since[0] < barriers
 
 
 def in_order(earlier, later):
-    """Whether the earlier of two accesses comes first for certain, and not only in this run."""
+    """Whether the earlier of two accesses comes first in every run, not only in this one."""
     if earlier.block is not later.block:
         return False
-    if later.what == MULTIPLY:
+    if later.kind == MULTIPLY:
         return earlier.is_fenced(later.barriers)
-    if earlier.number == later.number or earlier.barriers < later.barriers:
+    if earlier.thread_id == later.thread_id or earlier.barriers < later.barriers:
         return True
     return earlier.warp == later.warp and earlier.warp_barriers < later.warp_barriers
 
 
 class Cell:
-    """The last write to a few bytes of memory, and who has touched them since."""
+    """The last write to a few bytes of memory, and the accesses since."""
 
     __slots__ = ("write", "reads", "atomics")
 
     def __init__(self):
         self.write, self.reads, self.atomics = None, {}, {}
 
-    def rival_of(self, access):
+    def conflict_with(self, access):
         """An earlier access that races with this one, or None."""
         if self.write is not None and not in_order(self.write, access):
             return self.write
-        if access.what in (WRITE, ATOMIC):
+        if access.kind in (WRITE, ATOMIC):
             for earlier in self.reads.values():
                 if not in_order(earlier, access):
                     return earlier
-        if access.what != ATOMIC:
+        if access.kind != ATOMIC:
             for earlier in self.atomics.values():
                 if not in_order(earlier, access):
                     return earlier
         return None
 
-    def remember(self, access):
-        if access.what == WRITE:
+    def record(self, access):
+        if access.kind == WRITE:
             self.write = access
             self.reads.clear()
             self.atomics.clear()
         else:
-            of_its_kind = self.atomics if access.what == ATOMIC else self.reads
-            of_its_kind[access.block, access.number] = access
+            accesses = self.atomics if access.kind == ATOMIC else self.reads
+            accesses[access.block, access.thread_id] = access
 
 
 class Memory:
-    """An array in global or shared memory, and the cells it consists of, by address."""
+    """An array in global or shared memory, and its cells by address."""
 
     def __init__(self, name, array, cells, is_shared):
         self.name, self.array, self.cells, self.is_shared = name, array, cells, is_shared
         self.cell_bytes = min(CELL_BYTES, array.itemsize)
 
-    def note(self, what, start, nbytes):
-        """The current thread touches so many bytes from address `start` on."""
-        access, cells = Access(what), self.cells
+    def record(self, kind, start, nbytes):
+        """Record that the current thread accesses `nbytes` bytes at address `start`. Raises RaceError for a race."""
+        access, cells = Access(kind), self.cells
         for address in range(start - start % self.cell_bytes, start + nbytes, self.cell_bytes):
             cell = cells.get(address)
             if cell is None:
-                if self.is_shared and what != WRITE:
-                    raise RaceError(f"{self.element(address)}: {deed(access)}, but no thread of its block has written it before")
+                if self.is_shared and kind != WRITE:
+                    raise RaceError(f"{self.element(address)}: {describe(access)}, but no thread of its block has written it before")
                 cell = cells[address] = Cell()
-            rival = cell.rival_of(access)
-            if rival is not None:
-                raise RaceError(f"{self.element(address)}: {race(rival, access)}")
-            cell.remember(access)
+            earlier = cell.conflict_with(access)
+            if earlier is not None:
+                raise RaceError(f"{self.element(address)}: {describe_race(earlier, access)}")
+            cell.record(access)
 
     def element(self, address):
-        """Name and index of what stands at an address."""
+        """Name and index of the element at an address."""
         index, rest = [0] * self.array.ndim, address - address_of(self.array)
         for axis in sorted(range(self.array.ndim), key=lambda axis: -self.array.strides[axis]):
             index[axis], rest = divmod(rest, self.array.strides[axis])
@@ -165,7 +165,7 @@ class Memory:
 
 
 class DynamicMemory(Memory):
-    """A block's dynamic shared memory. A kernel may see it as arrays of several types, so its cells have four bytes in any case."""
+    """A block's dynamic shared memory. A kernel may use it as arrays of several types, so its cells always have four bytes."""
 
     def __init__(self, array):
         super().__init__("dynamic shared memory", array, {}, is_shared=True)
@@ -175,81 +175,81 @@ class DynamicMemory(Memory):
         return f"{self.name}, byte {address - address_of(self.array)}"
 
 
-# ---------------------------------------------------------------------------- arrays that notice what is done to them
+# ---------------------------------------------------------------------------- arrays that record accesses
 
 
 class CheckedArray(np.ndarray):
-    """An array whose indices are checked. That is enough for cuda.local.array, which no other thread sees."""
+    """An array whose indices are checked. That is enough for cuda.local.array, which no other thread can access."""
 
     def __getitem__(self, index):
-        self.is_element(index, READ)
+        self.check_index(index, READ)
         return super().__getitem__(index)
 
     def __setitem__(self, index, value):
-        self.is_element(index, WRITE)
+        self.check_index(index, WRITE)
         super().__setitem__(index, value)
 
-    def is_element(self, index, what):
-        """Whether the index is that of an element, and not of a part of the array. Raises IndexError for a number out of bounds."""
-        index, numbers = index if type(index) is tuple else (index,), 0
-        for number, length in zip(index, self.shape):
-            if isinstance(number, (int, np.integer)):
-                numbers += 1
-                if not 0 <= number < length:
+    def check_index(self, index, kind):
+        """Whether the index selects a single element, not a part of the array. Raises IndexError if it is out of bounds."""
+        index, integers = index if type(index) is tuple else (index,), 0
+        for i, length in zip(index, self.shape):
+            if isinstance(i, (int, np.integer)):
+                integers += 1
+                if not 0 <= i < length:
                     element = f"{self.name()}[{', '.join(map(str, index))}]"
-                    raise IndexError(f"{element}: {deed(Access(what))}, out of bounds for shape {self.shape}")
-        return numbers == self.ndim
+                    raise IndexError(f"{element}: {describe(Access(kind))}, out of bounds for shape {self.shape}")
+        return integers == self.ndim
 
     def name(self):
-        """The variable that the kernel has for this array."""
+        """The name of the kernel's variable for this array."""
         return next((name for name, value in kernel_frame().f_locals.items() if value is self), "local array")
 
 
 class WatchedArray(CheckedArray):
-    """An array in global or shared memory, or a part of one: its memory notes when elements are read and written.
+    """An array in global or shared memory, or a part of one, which records reads and writes of elements.
 
-    A part that is read as a whole is not noticed, since NumPy does that: a twin has to say so (simulator.elements_read).
+    When NumPy reads a whole part, that is not recorded: a twin must call simulator.elements_read.
     """
 
     def __array_finalize__(self, whole):
         self.memory = getattr(whole, "memory", None)
-        self.address = None  # asked for when it is needed
+        self.address = None  # computed when needed
 
     def __getitem__(self, index):
-        if self.is_element(index, READ):
-            self.note(READ, index)
+        if self.check_index(index, READ):
+            self.record(READ, index)
         return np.ndarray.__getitem__(self, index)
 
     def __setitem__(self, index, value):
-        if self.is_element(index, WRITE):
-            self.note(WRITE, index)
+        if self.check_index(index, WRITE):
+            self.record(WRITE, index)
         else:
-            np.ndarray.__getitem__(self, index).note_all(WRITE)
+            np.ndarray.__getitem__(self, index).record_all(WRITE)
         np.ndarray.__setitem__(self, index, value)
 
     def __array_ufunc__(self, ufunc, method, *arrays, **options):
-        """What is computed from elements is no memory: an ordinary array."""
+        """Results of NumPy functions are not memory that threads share, so they are ordinary arrays."""
         return getattr(ufunc, method)(*(np.asarray(array) if isinstance(array, WatchedArray) else array for array in arrays), **options)
 
-    def note(self, what, index):
-        """One element is touched."""
+    def record(self, kind, index):
+        """Record an access to one element."""
         if self.address is None:
             self.address = address_of(self)
         index = index if type(index) is tuple else (index,)
-        offset = sum(int(number) * stride for number, stride in zip(index, self.strides))
-        self.memory.note(what, self.address + offset, self.itemsize)
+        offset = sum(int(i) * stride for i, stride in zip(index, self.strides))
+        self.memory.record(kind, self.address + offset, self.itemsize)
 
-    def note_all(self, what):
-        """All elements are touched."""
+    def record_all(self, kind):
+        """Record an access to all elements."""
         if self.flags.c_contiguous:
-            self.memory.note(what, address_of(self), self.nbytes)
+            self.memory.record(kind, address_of(self), self.nbytes)
         else:
             for index in np.ndindex(self.shape):
-                self.note(what, index)
+                self.record(kind, index)
 
     def elements_read(self, by_tensor_cores):
-        """All elements, as an ordinary array, for a twin that reads them at once."""
-        self.note_all(MULTIPLY if by_tensor_cores else READ)
+        """All elements as an ordinary array, for a twin that reads them at once."""
+        self.record_all(MULTIPLY if by_tensor_cores else READ)
         return np.asarray(self)
 
     def name(self):
@@ -257,7 +257,7 @@ class WatchedArray(CheckedArray):
 
 
 def watched(array, memory):
-    """An ordinary array as one that notices."""
+    """A view of an ordinary array that records accesses."""
     view = array.view(WatchedArray)
     view.memory = memory
     return view
@@ -268,11 +268,11 @@ def address_of(array):
     return array.__array_interface__["data"][0]
 
 
-# ------------------------------------------------------------------------ what takes the place of parts of the simulator
+# ----------------------------------------------------------------------------------- replacements of the simulator's parts
 
 
 class WatchedBlock(CooperativeBlockManager):
-    """A block whose kernel gets watched arrays."""
+    """A block whose kernel is passed watched arrays."""
 
     def run(self, grid_point, *arguments):
         self.shared_arrays = {}  # line of source -> array, and None -> the dynamic memory
@@ -283,16 +283,16 @@ class WatchedBlock(CooperativeBlockManager):
 def _watched_argument(name, argument, cells):
     array = argument._item._ary if isinstance(argument, FakeWithinKernelCUDAArray) else None
     if not isinstance(array, np.ndarray) or array.dtype.names:
-        return argument  # a number, or records
+        return argument  # a scalar, or records
     return watched(array, Memory(name, array, cells, is_shared=False))
 
 
 class WatchedCuda(FakeCUDAModule):
-    """What `cuda` is inside of a kernel, during one launch."""
+    """The `cuda` module inside a kernel, for one launch."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
-        self.global_cells = {}  # of all arguments together, since two may be the same memory
+        self.global_cells = {}  # shared by all arguments, since two may be the same memory
         self._shared = WatchedShared(self._shared, self._local)
         self._local, self._atomic = WatchedLocal(self._local), WatchedAtomic(self._atomic)
 
@@ -308,7 +308,7 @@ class WatchedLocal:
 
 
 class WatchedShared:
-    """cuda.shared. Each block has arrays of its own, one for each line of source; nothing has been written to them."""
+    """cuda.shared. Each block has its own arrays, one per source line, which start as not written."""
 
     def __init__(self, shared, local):
         self.shared, self.local = shared, local
@@ -335,54 +335,54 @@ class WatchedAtomic:
     def __getattr__(self, name):
         operation = getattr(self.atomic, name)
 
-        def noted_operation(array, *arguments):
+        def recorded_operation(array, *arguments):
             index = (0,) * array.ndim if name == "compare_and_swap" else arguments[0]
-            array.is_element(index, ATOMIC)
-            array.note(ATOMIC, index)
+            array.check_index(index, ATOMIC)
+            array.record(ATOMIC, index)
             return operation(np.asarray(array), *arguments)
 
-        return noted_operation
+        return recorded_operation
 
 
-# ------------------------------------------------------------------------------------------------------- who, what and where
+# ---------------------------------------------------------------------------------------------------------------- messages
 
-# The twins, the simulator and this module: the lines that a message names are those of the kernel.
-_NO_KERNELS = {f"gpt2_numba.gpu.{name}" for name in ("memory_access", "shared_memory", "simulator", "tensor_cores", "wgmma")}
-_NO_KERNELS |= {__name__, "numba.cuda.simulator.kernelapi"}
+# The twins, the simulator and this module: messages name the lines of the kernel that called them.
+_NOT_KERNELS = {f"gpt2_numba.gpu.{name}" for name in ("memory_access", "shared_memory", "simulator", "tensor_cores", "wgmma")}
+_NOT_KERNELS |= {__name__, "numba.cuda.simulator.kernelapi"}
 
 
 def kernel_frame(frame=None):
-    """The innermost frame of a kernel or a device function, from `frame` (by default the caller's) outwards."""
+    """The innermost frame of a kernel or device function, searched from `frame` (by default the caller's) outwards."""
     frame = frame or sys._getframe(1)
-    while frame.f_globals["__name__"] in _NO_KERNELS:
+    while frame.f_globals["__name__"] in _NOT_KERNELS:
         frame = frame.f_back
     return frame
 
 
 def _variable_of_line(filename, line):
-    """The variable that a line of source assigns to."""
+    """The variable that a source line assigns to."""
     assignment = re.match(r"\s*(\w+)\s*=", linecache.getline(filename, line))
     return assignment[1] if assignment else "shared array"
 
 
-def race(earlier, later):
+def describe_race(earlier, later):
     """Both accesses, and what is missing between them."""
     if earlier.block is not later.block:
-        return f"{deed(earlier, True)}, {deed(later, True)}, and blocks run in any order"
-    if later.what == MULTIPLY:
+        return f"{describe(earlier, with_block=True)}, {describe(later, with_block=True)}, and blocks run in any order"
+    if later.kind == MULTIPLY:
         missing = "fence_async and barrier"
     elif earlier.warp == later.warp:
         missing = "barrier or sync_warp"
     else:
         missing = "barrier"
-    return f"{deed(earlier)}, {deed(later)}, with no {missing} between"
+    return f"{describe(earlier)}, {describe(later)}, with no {missing} between"
 
 
-def deed(access, with_block=False):
-    """Who does what, in which line."""
-    who = "tensor cores" if access.what == MULTIPLY else f"thread {access.number}"
+def describe(access, with_block=False):
+    """Which thread has done what, in which line."""
+    subject = "tensor cores" if access.kind == MULTIPLY else f"thread {access.thread_id}"
     if with_block:
         x, y, z = access.block
-        who += f" of block {(x, y, z) if y or z else x}"
+        subject += f" of block {(x, y, z) if y or z else x}"
     line = next(line for start, stop, line in access.code.co_lines() if start <= access.instruction < stop)
-    return f"{who} {access.what} it ({os.path.basename(access.code.co_filename)}:{line})"
+    return f"{subject} {access.kind} it ({os.path.basename(access.code.co_filename)}:{line})"

@@ -1,7 +1,11 @@
 """Sums and maxima over the threads of a warp and of a block, and over the rows of a matrix, each in a fixed order.
 
-Floating-point addition is not associative: the order of a sum decides its last bits. Every order here is fixed by the data's
-shape, never by which thread happens to come first, so the same run gives the same bits again. There are no atomics.
+Floating-point addition is not associative: the order of a sum determines its last bits. Here the order depends only on the shape of the
+data, never on which thread is faster, so repeating a run reproduces its bits. There are no atomics.
+
+The plain kernels have their own block_sum and block_max in block_sum.py, which are simpler to read: halving in shared memory, for a power
+of two of threads. The fast kernels need these: two barriers instead of ten for 256 threads, and any number of whole warps. The two add in
+different orders, so replacing one by the other would change bits.
 """
 
 import numpy as np
@@ -10,11 +14,12 @@ from numba import cuda, float32
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.float32_math import maximum
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, store1
+from gpt2_numba.integers import ceil_div
 
 WARP_SIZE = 32
 ALL_LANES = 0xFFFFFFFF
-MAX_WARPS = 32  # of a block: 1,024 threads are the hardware's limit
-LOWEST = np.float32(-1.0e38)  # identity of a maximum; finite, and so is any difference to it, times a few
+MAX_WARPS = 32  # per block: the hardware's limit is 1,024 threads
+LOWEST = np.float32(-1.0e38)  # start value of a maximum; differences from it stay finite, even times a few
 ZERO = np.float32(0.0)
 
 if SIMULATING:
@@ -23,25 +28,25 @@ if SIMULATING:
     install()
 
     def warp_sum(value):
-        """Sum of `value` over the 32 threads of a warp; every thread gets it. Twin for the simulator."""
+        """The sum of `value` over the 32 threads of a warp, returned to every thread. Twin for the simulator."""
         return butterfly(value, np.add)
 
     def warp_max(value):
-        """Largest `value` among the 32 threads of a warp; every thread gets it. Twin for the simulator."""
+        """The largest `value` of the 32 threads of a warp, returned to every thread. Twin for the simulator."""
         return butterfly(value, np.maximum)
 
 else:
 
     @cuda.jit(device=True)
     def warp_sum(value):
-        """Sum of `value` (float32) over the 32 threads of a warp; every thread gets it. All 32 must call."""
+        """The sum of `value` (float32) over the 32 threads of a warp, returned to every thread. All 32 must call it."""
         for distance in (16, 8, 4, 2, 1):
             value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
         return value
 
     @cuda.jit(device=True)
     def warp_max(value):
-        """Largest `value` (float32) among the 32 threads of a warp; every thread gets it. All 32 must call."""
+        """The largest `value` (float32) of the 32 threads of a warp, returned to every thread. All 32 must call it."""
         for distance in (16, 8, 4, 2, 1):
             value = maximum(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
         return value
@@ -49,66 +54,85 @@ else:
 
 @cuda.jit(device=True)
 def block_sum(value):
-    """Sum of `value` (float32) over all threads of a block (whole warps); every thread gets it. All must call."""
-    of_warps = cuda.shared.array(MAX_WARPS, float32)
+    """The sum of `value` (float32) over all threads of a block (whole warps), returned to every thread. All must call it."""
+    warp_sums = cuda.shared.array(MAX_WARPS, float32)
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     value = warp_sum(value)
-    cuda.syncthreads()  # a block may call this twice: nobody still reads the sums of the first time
+    cuda.syncthreads()  # warp_sums is the same memory in every call: a thread may still be reading the previous sums
     if lane == 0:
-        of_warps[warp] = value
+        warp_sums[warp] = value
     cuda.syncthreads()
-    value = of_warps[lane] if lane < cuda.blockDim.x // WARP_SIZE else ZERO
+    value = warp_sums[lane] if lane < cuda.blockDim.x // WARP_SIZE else ZERO
     return warp_sum(value)
 
 
 @cuda.jit(device=True)
 def block_max(value):
-    """Largest `value` (float32) among all threads of a block (whole warps); every thread gets it. All must call."""
-    of_warps = cuda.shared.array(MAX_WARPS, float32)
+    """The largest `value` (float32) of all threads of a block (whole warps), returned to every thread. All must call it."""
+    warp_maxima = cuda.shared.array(MAX_WARPS, float32)
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     value = warp_max(value)
     cuda.syncthreads()
     if lane == 0:
-        of_warps[warp] = value
+        warp_maxima[warp] = value
     cuda.syncthreads()
-    value = of_warps[lane] if lane < cuda.blockDim.x // WARP_SIZE else LOWEST
+    value = warp_maxima[lane] if lane < cuda.blockDim.x // WARP_SIZE else LOWEST
     return warp_max(value)
 
 
 # Sums over the rows of a matrix (N, C), for gradients of biases and of LayerNorm's parameters, take two steps:
-#   1. The rows are cut into chunks. A block takes one chunk and COLUMNS_PER_WARP columns; each of its warps adds up every
-#      COLUMN_WARPS-th row, eight columns a thread; `add_up_warps` joins the warps; the chunk's sum goes to row `chunk` of `partials`.
-#   2. `accumulate_partials` adds up the rows of `partials` and adds them to the result.
+#   1. The rows are divided into chunks. A block takes one chunk and COLUMNS_PER_WARP columns; each of its warps adds up every
+#      COLUMN_WARPS-th row, eight columns per thread; `add_up_warps` adds the warps' sums; the total goes to row `chunk` of `partials`.
+#   2. `accumulate_partials` adds up the rows of `partials` and adds their sum to the result.
 COLUMNS_PER_WARP = WARP_SIZE * WIDTH
 COLUMN_WARPS = 2 if SIMULATING else 8  # the simulator starts an operating-system thread for each CUDA thread
-# Chunks times blocks of columns: about as many blocks of 256 threads as an H200 holds at once, four on each of its 132 multiprocessors.
+# Chunks times column blocks: about the blocks of 256 threads that an H200 runs at once, four on each of its 132 multiprocessors.
 COLUMN_BLOCKS = 8 if SIMULATING else 528
 
 
 def column_blocks(C):
-    """How many blocks lie side by side over C columns."""
-    return -(-C // COLUMNS_PER_WARP)
+    """Number of blocks side by side that cover C columns."""
+    return ceil_div(C, COLUMNS_PER_WARP)
 
 
-def most_chunks(C):
-    """Into how many chunks the rows of C columns are cut at most."""
+def max_chunks(C):
+    """Maximum number of chunks for a matrix of C columns."""
     return max(1, COLUMN_BLOCKS // column_blocks(C))
 
 
 def chunk_rows(N, C):
-    """Into how many chunks the rows of an (N, C) matrix are cut, and how many rows each has. Depends on its shape alone: bits repeat."""
-    rows = max(COLUMN_WARPS, -(-N // most_chunks(C)))
-    return -(-N // rows), rows
+    """(number of chunks, rows per chunk) of an (N, C) matrix. They depend on its shape alone, so that bits are reproducible."""
+    rows = max(COLUMN_WARPS, ceil_div(N, max_chunks(C)))
+    return ceil_div(N, rows), rows
 
 
 def partials_size(C):
-    """How many float32 one matrix of partial sums over C columns may need."""
-    return most_chunks(C) * C
+    """Maximum size of a matrix of partial sums over C columns, in float32 elements."""
+    return max_chunks(C) * C
+
+
+LOADS_IN_FLIGHT = 4  # per thread, in sums over rows: a single one would not saturate the memory bandwidth
+IN_FLIGHT = LOADS_IN_FLIGHT * WIDTH  # elements
+
+
+@cuda.jit(device=True)
+def add_rows8(total, array, start, stride, count):
+    """total[0:8] += the eight elements of `array` at start + r * stride, r = 0, 1, ..., count - 1, in this order."""
+    x = cuda.local.array(IN_FLIGHT, float32)
+    for first in range(0, count, LOADS_IN_FLIGHT):
+        for r in range(LOADS_IN_FLIGHT):
+            if first + r < count:
+                load8(array, start + (first + r) * stride, x, r * WIDTH)
+            else:
+                for k in range(WIDTH):
+                    x[r * WIDTH + k] = ZERO
+        for k in range(IN_FLIGHT):
+            total[k % WIDTH] += x[k]
 
 
 @cuda.jit(device=True)
 def add_up_warps(values):
-    """values[0:8] of lane i in warp 0 becomes the sum over the block's COLUMN_WARPS warps, first to last. All must call."""
+    """Set values[0:8] of each lane of warp 0 to its sum over the block's COLUMN_WARPS warps, first to last. All threads must call it."""
     staging = cuda.shared.array((COLUMN_WARPS, COLUMNS_PER_WARP), float32)
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     cuda.syncthreads()
@@ -123,21 +147,21 @@ def add_up_warps(values):
             values[k] = total
 
 
-# Step 2: a block takes 32 columns, four threads side by side with eight columns each, and ADDERS rows of threads one below the other.
-ADDED_COLUMNS = 32
-THREADS_SIDE_BY_SIDE = ADDED_COLUMNS // WIDTH
+# Step 2: a block takes 32 columns with ADDERS rows of threads. A row of threads, an adder, is four threads with eight columns each.
+BLOCK_COLUMNS = 32
+ADDER_THREADS = BLOCK_COLUMNS // WIDTH
 ADDERS = 8 if SIMULATING else 64
-STAGING = (ADDERS, ADDED_COLUMNS + 1)  # one column more: then the eight rows of threads of a warp write to different banks
+STAGING_SHAPE = (ADDERS, BLOCK_COLUMNS + 1)  # padded by a column, so that the eight adders of a warp write to different banks
 
 
 @cuda.jit(cache=True)
 def accumulate_partials_kernel(first, second, third, partials, chunks):
-    """Adder r adds up chunks r, r + ADDERS, ...; then the adders' sums are added, first to last. blockIdx.y: which result."""
-    staging = cuda.shared.array(STAGING, float32)
+    """Adder r adds up chunks r, r + ADDERS, ...; then the adders' sums are added, first to last. blockIdx.y selects the result."""
+    staging = cuda.shared.array(STAGING_SHAPE, float32)
     result = first if cuda.blockIdx.y == 0 else second if cuda.blockIdx.y == 1 else third
     C = result.shape[0]
-    adder, side = cuda.threadIdx.x // THREADS_SIDE_BY_SIDE, cuda.threadIdx.x % THREADS_SIDE_BY_SIDE
-    c = cuda.blockIdx.x * ADDED_COLUMNS + side * WIDTH
+    adder, first_column = cuda.threadIdx.x // ADDER_THREADS, cuda.threadIdx.x % ADDER_THREADS * WIDTH
+    c = cuda.blockIdx.x * BLOCK_COLUMNS + first_column
     total = cuda.local.array(WIDTH, float32)
     x = cuda.local.array(WIDTH, float32)
     for k in range(WIDTH):
@@ -148,14 +172,14 @@ def accumulate_partials_kernel(first, second, third, partials, chunks):
             for k in range(WIDTH):
                 total[k] += x[k]
     for k in range(WIDTH):
-        staging[adder, side * WIDTH + k] = total[k]
+        staging[adder, first_column + k] = total[k]
     cuda.syncthreads()
-    column = cuda.blockIdx.x * ADDED_COLUMNS + cuda.threadIdx.x
-    if cuda.threadIdx.x < ADDED_COLUMNS and column < C:
-        of_all = staging[0, cuda.threadIdx.x]
+    column = cuda.blockIdx.x * BLOCK_COLUMNS + cuda.threadIdx.x
+    if cuda.threadIdx.x < BLOCK_COLUMNS and column < C:
+        block_total = staging[0, cuda.threadIdx.x]
         for other in range(1, ADDERS):
-            of_all += staging[other, cuda.threadIdx.x]
-        store1(result, column, load1(result, column) + of_all)
+            block_total += staging[other, cuda.threadIdx.x]
+        store1(result, column, load1(result, column) + block_total)
 
 
 def accumulate_partials(results, partials, chunks):
@@ -165,6 +189,6 @@ def accumulate_partials(results, partials, chunks):
     partials [r] float32, flat: (chunks, number of results, C)
     """
     first, second, third = (*results, *results[:1], *results[:1])[:3]
-    grid = (-(-first.shape[0] // ADDED_COLUMNS), len(results))
-    threads = ADDERS * THREADS_SIDE_BY_SIDE
+    grid = (ceil_div(first.shape[0], BLOCK_COLUMNS), len(results))
+    threads = ADDERS * ADDER_THREADS
     accumulate_partials_kernel[grid, threads, compute_stream()](first, second, third, partials, chunks)

@@ -1,21 +1,22 @@
 """A block's shared memory as one array of bytes, filled by asynchronous copies and read in the tensor cores' layout.
 
-    memory = shared_bytes()                          # all of it; what lies where is a matter of byte offsets, fixed beforehand
-    copy16_async(memory, offset, array, index)       # 16 bytes on their way from the GPU's memory; no register, no waiting
-    commit_copies()                                  # ... what was asked for so far is a group
-    wait_for_copies(0)                               # ... until no more than 0 groups of this thread are on their way
+    memory = shared_bytes()                          # all of it; the kernel divides it up by fixed byte offsets
+    copy16_async(memory, offset, array, index)       # start a copy of 16 bytes from global memory: no register, no wait
+    commit_copies()                                  # ... the copies started so far are a group
+    wait_for_copies(0)                               # ... until at most 0 groups of this thread are in flight
     cuda.syncthreads()                               # ... and the other threads' copies have arrived as well
 
-Kernels that work on eight numbers at a time, whatever their type, count numbers instead of bytes:
+Kernels that work on eight elements at a time, whatever their type, count elements instead of bytes:
 
-    numbers = shared_numbers(inp)                    # the same memory as an array of the type of `inp`
-    copy8_async(numbers, place, inp, index)
-    load8(numbers, place, x)
+    elements = shared_elements(inp)                  # the same memory as an array of the type of `inp`
+    copy8_async(elements, position, inp, index)
+    load8(elements, position, x)
 
-Offsets are uint32 and count bytes; indices are int64 and count an array's elements in C order. Both must be multiples of what is moved.
+Offsets are uint32 and count bytes; positions and indices are int64 and count an array's elements in C order. All must be multiples of the
+size moved.
 
-The twins for the simulator are strict: bytes that a copy will bring are 0xFF (NaN) from the moment of asking until the wait, so that
-whoever reads too early, or asks while others still read, gets NaN. Shared memory itself is NaN when a block starts.
+The twins for the simulator are strict: the target of a copy is 0xFF (NaN) from the start of the copy until the wait, so a thread that reads
+too early, or starts a copy while others still read, causes a NaN. All shared memory is NaN when a block starts.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ from numba.cuda.extending import intrinsic
 from gpt2_numba.gpu.backend import SIMULATING, bfloat16_supported, compute_stream, gpu_available
 from gpt2_numba.gpu.memory_access import WIDTH
 
-ANY_KERNEL_MAY_USE = 48 << 10  # bytes of shared memory of a block; for more the kernel's own limit must be raised first
+DEFAULT_SHARED_BYTES = 48 << 10  # per block; to use more, the kernel's limit must be raised first
 
 if SIMULATING:
     import threading
@@ -57,28 +58,28 @@ if SIMULATING:
         threading.current_thread().copies[-1].append((target, source))
 
     def copy16_async(memory, offset, array, index):
-        """16 bytes of `array` from element `index` to byte `offset` of shared memory. Twin for the simulator."""
+        """Copy 16 bytes of `array` from element `index` to byte `offset` of shared memory. Twin for the simulator."""
         _copy_async(memory, offset, array, index, 16)
 
-    def shared_numbers(array):
+    def shared_elements(array):
         """The block's dynamic shared memory, as an array of the type of `array`. Twin for the simulator."""
         return dynamic_shared_memory().view(elements_of(array).dtype)
 
-    def copy8_async(numbers, place, array, index):
-        """Eight numbers of `array` from element `index` to element `place` of `numbers`. Twin for the simulator."""
-        _copy_async(numbers.view(np.uint8), place * numbers.itemsize, array, index, WIDTH * numbers.itemsize)
+    def copy8_async(elements, position, array, index):
+        """Copy eight elements of `array` from `index` to `position` of `elements`. Twin for the simulator."""
+        _copy_async(elements.view(np.uint8), position * elements.itemsize, array, index, WIDTH * elements.itemsize)
 
     def copy4_async(memory, offset, array, index):
-        """4 bytes of `array` from element `index` to byte `offset` of shared memory. Twin for the simulator."""
+        """Copy 4 bytes of `array` from element `index` to byte `offset` of shared memory. Twin for the simulator."""
         _copy_async(memory, offset, array, index, 4)
 
     def commit_copies():
-        """Make a group of this thread's copies since the last call. Twin for the simulator."""
+        """Make this thread's copies since the last call a group. Twin for the simulator."""
         threading.current_thread().copies.append([])
 
     def wait_for_copies(left):
-        """Wait until at most `left` of this thread's groups are on their way. Twin for the simulator."""
-        groups = threading.current_thread().copies  # the last one has not been committed
+        """Wait until at most `left` of this thread's groups are in flight. Twin for the simulator."""
+        groups = threading.current_thread().copies  # the last one is not committed yet
         while len(groups) - 1 > left:
             for target, source in groups.pop(0):
                 target[:] = elements_read(source)
@@ -88,7 +89,7 @@ if SIMULATING:
         threading.current_thread().sync_warp()
 
     def _matrices(memory, offset):
-        """ldmatrix: every lane names one row of eight; returns the four 8 x 8 matrices of 16-bit numbers."""
+        """ldmatrix: each lane gives the offset of one row of eight. Returns the four 8 x 8 matrices of 16-bit elements."""
         rows = meet_warp(elements_read(_bytes(memory, offset, 16)), np.stack)
         return rows.view(np.uint16).reshape(4, 8, 8)
 
@@ -97,11 +98,11 @@ if SIMULATING:
         return tuple(matrices[:, row, 2 * column : 2 * column + 2].astype("<u2").copy().view("<u4")[:, 0])
 
     def load_matrices(memory, offset):
-        """Four 8 x 8 matrices of 16-bit numbers, two numbers of each to a lane. Twin for the simulator."""
+        """Load four 8 x 8 matrices of 16-bit elements, two elements of each per lane. Twin for the simulator."""
         return _pairs(_matrices(memory, offset))
 
     def load_matrices_transposed(memory, offset):
-        """Four 8 x 8 matrices of 16-bit numbers, transposed, two numbers of each to a lane. Twin for the simulator."""
+        """Load four 8 x 8 matrices of 16-bit elements, transposed, two elements of each per lane. Twin for the simulator."""
         return _pairs(_matrices(memory, offset).swapaxes(1, 2))
 
     def store32(memory, offset, word):
@@ -121,15 +122,15 @@ if SIMULATING:
         _bytes(memory, offset, 16).view(np.uint32)[:] = first, second, third, fourth
 
     def copy16_out(array, index, memory, offset):
-        """16 bytes from byte `offset` of shared memory to `array`, element `index`. Twin for the simulator."""
+        """Copy 16 bytes from byte `offset` of shared memory to element `index` of `array`. Twin for the simulator."""
         _elements(array, index, 16)[:] = elements_read(_bytes(memory, offset, 16))
 
-    def most_shared_bytes():
-        """How many bytes of dynamic shared memory a block may have. In the simulator few: small arrays then go beyond it, too."""
+    def max_shared_bytes():
+        """Maximum dynamic shared memory of a block, in bytes. Little in the simulator, so that small arrays exceed it, too."""
         return 2 << 10
 
     def raise_shared_memory_limit(kernel, nbytes, args):
-        """The simulator has no such limit."""
+        """Does nothing: the simulator has no limit."""
 
 else:
     from llvmlite import ir
@@ -144,30 +145,30 @@ else:
 
     @intrinsic
     def copy16_async(typingctx, memory, offset, array, index):
-        """16 bytes of `array` from element `index` to byte `offset` of shared memory, past the L1 cache.
+        """Copy 16 bytes of `array` from element `index` to byte `offset` of shared memory, bypassing the L1 cache.
 
         PTX ISA: cp.async.cg.shared.global.
         """
         return types.void(memory, types.uint32, array, types.int64), _copy_async("cp.async.cg.shared.global [$0], [$1], 16;")
 
     def _has_async_copies():
-        """Asked while compiling. GPUs before Ampere copy at once: right for threads that read only what they have copied themselves."""
+        """Decided at compile time. GPUs before Ampere copy synchronously: correct for threads that read only what they copied themselves."""
         return bfloat16_supported() or not gpu_available()
 
     @cuda.jit(device=True, inline="always")
-    def shared_numbers(array):
-        """The block's dynamic shared memory, as an array of the type of `array`: load8 and store8 take it as any other."""
+    def shared_elements(array):
+        """The block's dynamic shared memory, as an array of the type of `array`, for load8 and store8."""
         return cuda.shared.array(0, array.dtype, alignment=1024)
 
     @intrinsic
-    def copy8_async(typingctx, numbers, place, array, index):
-        """Eight numbers of `array` from element `index` to element `place` of `numbers`, from shared_numbers: 16 or 32 bytes."""
+    def copy8_async(typingctx, elements, position, array, index):
+        """Copy eight elements of `array` from `index` to `position` of `elements` (of shared_elements): 16 or 32 bytes."""
 
         def codegen(context, builder, signature, args):
-            numbers_type, _, array_type, _ = signature.args
+            elements_type, _, array_type, _ = signature.args
             nbytes = array_type.dtype.bitwidth // 8
             offset = builder.mul(builder.trunc(args[1], I32), ir.Constant(I32, nbytes))
-            to = shared_address(context, builder, numbers_type, args[0], offset)
+            to = shared_address(context, builder, elements_type, args[0], offset)
             source = global_address(context, builder, array_type, args[2], args[3])
             for start in range(0, WIDTH * nbytes, 16):
                 if _has_async_copies():
@@ -178,11 +179,11 @@ else:
                 inline_ptx(builder, instruction, [], [to, source], touches_memory=True)
             return context.get_dummy_value()
 
-        return types.void(numbers, types.int64, array, types.int64), codegen
+        return types.void(elements, types.int64, array, types.int64), codegen
 
     @intrinsic
     def copy4_async(typingctx, memory, offset, array, index):
-        """4 bytes of `array` from element `index` to byte `offset` of shared memory. PTX ISA: cp.async.ca.shared.global."""
+        """Copy 4 bytes of `array` from element `index` to byte `offset` of shared memory. PTX ISA: cp.async.ca.shared.global."""
         return types.void(memory, types.uint32, array, types.int64), _copy_async("cp.async.ca.shared.global [$0], [$1], 4;")
 
     def _copy_async(instruction):
@@ -196,7 +197,7 @@ else:
 
     @intrinsic
     def commit_copies(typingctx):
-        """Make a group of this thread's copies since the last call. PTX ISA: cp.async.commit_group."""
+        """Make this thread's copies since the last call a group. PTX ISA: cp.async.commit_group."""
 
         def codegen(context, builder, signature, args):
             if _has_async_copies():
@@ -207,9 +208,9 @@ else:
 
     @intrinsic
     def wait_for_copies(typingctx, left):
-        """Wait until at most `left` (a constant) of this thread's groups are on their way. PTX ISA: cp.async.wait_group."""
+        """Wait until at most `left` (a constant) of this thread's groups are in flight. PTX ISA: cp.async.wait_group."""
         if not isinstance(left, types.IntegerLiteral):
-            return None  # Numba asks again, with the constant
+            return None  # Numba tries again, with the constant
 
         def codegen(context, builder, signature, args):
             if _has_async_copies():
@@ -220,7 +221,7 @@ else:
 
     @cuda.jit(device=True, inline="always")
     def sync_warp():
-        """Wait for the other 31 threads of the warp; what they wrote to shared memory is seen after."""
+        """Wait for the other 31 threads of the warp. What they wrote to shared memory before is then visible."""
         cuda.syncwarp()
 
     def _load(instruction, results, numba_type):
@@ -242,16 +243,16 @@ else:
 
     @intrinsic
     def load_matrices(typingctx, memory, offset):
-        """Four 8 x 8 matrices of 16-bit numbers from shared memory, as four uint32 a lane. All 32 lanes of a warp must call.
+        """Load four 8 x 8 matrices of 16-bit elements from shared memory, as four uint32 per lane. All 32 lanes of a warp must call it.
 
-        A row of a matrix is 16 bytes, at any multiple of 16: lane 8 k + r gives the offset of row r of matrix k. Word k of lane
+        A row of a matrix is 16 bytes, at any multiple of 16: lane 8 k + r passes the offset of row r of matrix k. Word k of lane
         4 r + c then holds elements 2 c (low half) and 2 c + 1 of row r of matrix k. PTX ISA: ldmatrix.sync.aligned.m8n8.x4.
         """
         return _load_matrices(memory)
 
     @intrinsic
     def load_matrices_transposed(typingctx, memory, offset):
-        """As load_matrices, with each matrix transposed: word k of lane 4 r + c holds elements r of its rows 2 c and 2 c + 1.
+        """load_matrices with each matrix transposed: word k of lane 4 r + c holds element r of rows 2 c (low half) and 2 c + 1 of matrix k.
 
         PTX ISA: ldmatrix.sync.aligned.m8n8.x4.trans.
         """
@@ -291,7 +292,7 @@ else:
 
     @intrinsic
     def copy16_out(typingctx, array, index, memory, offset):
-        """16 bytes from byte `offset` of shared memory to `array`, element `index`: one load, one store."""
+        """Copy 16 bytes from byte `offset` of shared memory to element `index` of `array`: one load, one store."""
 
         def codegen(context, builder, signature, args):
             address = shared_address(context, builder, signature.args[2], args[2], args[3])
@@ -306,14 +307,14 @@ else:
 
         return types.void(array, types.int64, memory, types.uint32), codegen
 
-    def most_shared_bytes():
-        """How many bytes of dynamic shared memory a block may have on this GPU: a KB less than all, for a kernel's other arrays."""
+    def max_shared_bytes():
+        """Maximum dynamic shared memory of a block on this GPU, in bytes, less 1 KB for a kernel's static arrays."""
         return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - 1024
 
-    _raised = set()
+    _raised = set()  # (kernel, signature, nbytes): setting the limit once is enough
 
     def raise_shared_memory_limit(kernel, nbytes, args):
-        """Let `kernel`, compiled for arguments like `args`, have blocks with `nbytes` of shared memory. Once for each is enough."""
+        """Allow blocks of `kernel`, compiled for the types of `args`, to have `nbytes` of dynamic shared memory."""
         from numba.cuda.cudadrv.driver import binding, driver
 
         signature = tuple(kernel.typeof_pyval(arg) for arg in args)
@@ -327,6 +328,6 @@ else:
 
 def launch_with_shared_memory(kernel, grid, threads, nbytes, *args):
     """kernel[grid, threads](*args) on the compute stream, each block with `nbytes` of dynamic shared memory."""
-    if nbytes > ANY_KERNEL_MAY_USE:
+    if nbytes > DEFAULT_SHARED_BYTES:
         raise_shared_memory_limit(kernel, nbytes, args)
     kernel[grid, threads, compute_stream(), nbytes](*args)

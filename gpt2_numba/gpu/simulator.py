@@ -1,11 +1,11 @@
-"""A faster, stricter heart for Numba's simulator, and twins of the warp instructions, which it does not have.
+"""A faster, stricter scheduler for Numba's simulator, and twins of the warp instructions, which the simulator lacks.
 
-Numba's simulator gives each CUDA thread an operating-system thread and lets them race for Python's interpreter lock, watched by a
-loop that polls. Only one of them can run at a time anyway. So here they take turns: thread 0 runs until it must wait for others, at
-a barrier or at a warp instruction, then thread 1, and so on. The same threads serve block after block. That is many times faster,
-runs in the same order every time, and notices at once when threads wait for others that will never come.
+Numba's simulator runs each CUDA thread in an operating-system thread. These compete for Python's interpreter lock, watched by a polling
+loop, though only one can run at a time anyway. So here they take turns: thread 0 runs until it must wait for others, at a barrier or a warp
+instruction, then thread 1, and so on. The same threads run block after block. This is many times faster, is deterministic, and detects at
+once when threads wait for others that never arrive.
 
-`install()` puts it in the place of the simulator's own `BlockManager`; the modules of gpu/ that have twins call it.
+`install()` replaces the simulator's `BlockManager`; the modules of gpu/ that have twins call it.
 """
 
 import os
@@ -22,41 +22,41 @@ class _Abandoned(BaseException):
 
 
 class Meeting:
-    """Where threads leave a value each and wait until all have come. `result` is what the last to come makes of the values."""
+    """A point where threads wait for each other, each with a value. The last to arrive computes `result` from all values."""
 
     def __init__(self, what):
         self.what, self.values, self.result = what, {}, None
 
 
 class SimulatedThread(threading.Thread):
-    """One CUDA thread; Numba's fake `cuda` module asks threading.current_thread() for its indices and barriers."""
+    """One CUDA thread. Numba's fake `cuda` module takes indices and barriers from threading.current_thread()."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.turn = threading.Lock()  # held: not this thread's turn. A bare lock is several times faster than a Semaphore.
+        self.turn = threading.Lock()  # held: not this thread's turn. A plain lock is several times faster than a Semaphore.
         self.turn.acquire()
         self.start()
 
     def begin(self, block, thread_id, block_index, thread_index):
-        """Prepare for a block: who this thread is there."""
+        """Prepare to run one thread of a block."""
         self.block, self.thread_id, self.blockIdx, self.threadIdx = block, thread_id, block_index, thread_index
         self.started, self.finished, self.abandoned, self.waits_at = False, False, False, None
-        self.copies = [[]]  # groups of asynchronous copies on their way, see shared_memory.py
-        self.products = []  # of a warpgroup, begun and not waited for, see wgmma.py
-        self.barriers = self.warp_barriers = 0  # passed so far; these and the next for race_detector.py
-        self.fences = []  # for each fence_async so far, how many barriers had been passed
+        self.copies = [[]]  # groups of asynchronous copies in flight, see shared_memory.py
+        self.products = []  # products of the warpgroup in flight, see wgmma.py
+        self.barriers = self.warp_barriers = 0  # passed so far; these and `fences` are for race_detector.py
+        self.fences = []  # for each fence_async so far, the number of barriers passed before it
 
     def run(self):
-        # All on one processor: a turn is passed on twice as fast, and only one thread runs at a time anyway.
+        # All on one processor: switching is twice as fast, and only one thread runs at a time anyway.
         if hasattr(os, "sched_setaffinity"):
             allowed = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})  # of this thread alone
+            os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})  # 0 is this thread
         while True:
             self.turn.acquire()
             self.started, error = True, None
             try:
                 self.block.work()
-            except BaseException as raised:  # told to the block, which reports it from the thread that launched the kernel
+            except BaseException as raised:  # the block raises it in the thread that launched the kernel
                 error = raised
             self.finished = True
             self.block.thread_has_finished(self, error)
@@ -78,11 +78,11 @@ class SimulatedThread(threading.Thread):
         return self.block.meet_in_block(self, value, lambda values: int(any(values.values())))
 
 
-_threads = []  # serve every block of every kernel
+_threads = []  # shared by all blocks of all kernels
 
 
 class CooperativeBlockManager:
-    """Runs the blocks of a kernel; same interface as numba.cuda.simulator.kernel.BlockManager."""
+    """Runs the blocks of a kernel. Same interface as numba.cuda.simulator.kernel.BlockManager."""
 
     def __init__(self, f, grid_dim, block_dim, debug):
         from numba.cuda.simulator.kernelapi import Dim3
@@ -95,7 +95,10 @@ class CooperativeBlockManager:
         self.threads = _threads[: len(self.indices)]
 
     def run(self, grid_point, *args):
-        """Run one block to its end. Raises what a thread raised, with the thread's place in front of the message."""
+        """Run one block to its end. An exception of a thread is raised with the thread's indices in front of its message.
+
+        Raises RuntimeError if threads wait for others that never arrive.
+        """
         block_index = self.make_index(*grid_point)
         self.work = lambda: self.kernel(*args)
         self.live, self.failed = len(self.threads), None
@@ -111,22 +114,22 @@ class CooperativeBlockManager:
         if self.failed is not None:
             thread, error = self.failed
             self.abandon()
-            place = f"tid={list(thread.threadIdx)} ctaid={list(thread.blockIdx)}"
-            raise type(error)(f"{place}: {error}").with_traceback(error.__traceback__)
+            indices = f"tid={list(thread.threadIdx)} ctaid={list(thread.blockIdx)}"
+            raise type(error)(f"{indices}: {error}").with_traceback(error.__traceback__)
         if self.live:
             waiting = sorted({thread.waits_at.what for thread in self.threads if not thread.finished})
             self.abandon()
             raise RuntimeError(
-                f"threads wait for others that never come, at {' and '.join(waiting)}. "
-                "Is a barrier or a warp instruction under a condition that differs from thread to thread?"
+                f"threads wait for others that never arrive, at {' and '.join(waiting)}. "
+                "Is a barrier or a warp instruction under a condition that differs between threads?"
             )
 
     def next_turn(self):
-        """Wake the next thread that can run, or, if there is none, the one that launched the kernel."""
+        """Wake the next thread that can run or, if there is none, the one that launched the kernel."""
         (self.ready.popleft().turn if self.ready else self.is_over).release()
 
     def meet(self, thread, meeting, value, expected, conclude):
-        """Leave `value` at a meeting of `expected` threads and wait for them. Returns conclude(thread id -> value) to all."""
+        """Wait for `expected` threads. Returns to each of them conclude(values), where values maps thread ids to what they brought."""
         meeting.values[thread.thread_id] = value
         if len(meeting.values) == expected:
             self.conclude(meeting, conclude, thread)
@@ -139,16 +142,16 @@ class CooperativeBlockManager:
                 raise _Abandoned
         return meeting.result
 
-    def conclude(self, meeting, conclude, last_to_come=None):
+    def conclude(self, meeting, conclude, last_arrived=None):
         meeting.result = conclude(meeting.values)
         for thread_id in meeting.values:
             thread = self.threads[thread_id]
-            if thread is not last_to_come:
+            if thread is not last_arrived:
                 thread.waits_at = None
                 self.ready.append(thread)
 
     def meet_in_block(self, thread, value, conclude):
-        """Meet all threads of the block that have not returned, as at a GPU's barrier."""
+        """Wait for all threads of the block that have not returned, as a GPU's barrier does."""
         meeting = self.at_barrier = self.at_barrier or Meeting("cuda.syncthreads")
         if len(meeting.values) + 1 == self.live:
             self.at_barrier = None
@@ -157,7 +160,7 @@ class CooperativeBlockManager:
         return result
 
     def meet_in_warp(self, thread, value, conclude, size=WARP_SIZE, name="warp"):
-        """Meet the other threads of the warp, or of a warpgroup of 128, all of which must come."""
+        """Wait for all other threads of the warp, or of a warpgroup of 128. None may have returned."""
         group = thread.thread_id // size
         if len(self.threads) < (group + 1) * size:
             raise RuntimeError(f"a {name} instruction needs blocks of whole {name}s of {size} threads, got {len(self.threads)}")
@@ -169,19 +172,19 @@ class CooperativeBlockManager:
     def thread_has_finished(self, thread, error):
         self.live -= 1
         if isinstance(error, _Abandoned):
-            self.is_over.release()  # to `abandon`
+            self.is_over.release()  # `abandon` waits for it
         elif error is not None:
             self.failed = (thread, error)
             self.is_over.release()
         else:
             barrier = self.at_barrier
-            if barrier is not None and len(barrier.values) == self.live:  # the others were waiting for this one only
+            if barrier is not None and len(barrier.values) == self.live:  # the others were waiting only for this one
                 self.at_barrier = None
                 self.conclude(barrier, barrier.conclude)
             self.next_turn()
 
     def abandon(self):
-        """Unwind the threads that are in the middle of their work, so that they can serve the next block."""
+        """Unwind the threads that have started and not finished, so that they can run the next block."""
         for thread in self.threads:
             if thread.started and not thread.finished:
                 thread.abandoned = True
@@ -190,7 +193,7 @@ class CooperativeBlockManager:
 
 
 def install():
-    """Put this in the place of the simulator's own way to run blocks."""
+    """Replace the simulator's scheduler by this one."""
     from numba.cuda.simulator import kernel
 
     kernel.BlockManager = CooperativeBlockManager
@@ -200,20 +203,20 @@ _LANES = np.arange(WARP_SIZE)
 
 
 def meet_warp(value, conclude):
-    """Leave `value` and wait for the other threads of the warp. All get what conclude makes of the list of 32 values."""
+    """Wait for the other threads of the warp. Returns conclude(list of the 32 threads' values) to each of them."""
     thread = threading.current_thread()
     return thread.block.meet_in_warp(thread, value, lambda values: conclude([values[thread_id] for thread_id in sorted(values)]))
 
 
 def meet_warpgroup(value, conclude):
-    """As meet_warp, for the 128 threads of a warpgroup."""
+    """meet_warp for the 128 threads of a warpgroup."""
     thread = threading.current_thread()
     meet = thread.block.meet_in_warp
     return meet(thread, value, lambda values: conclude([values[thread_id] for thread_id in sorted(values)]), 128, "warpgroup")
 
 
 def butterfly(value, combine, distances=(16, 8, 4, 2, 1)):
-    """Combine the values of a warp in the order in which shuffles over these distances do; every thread gets its lane's result."""
+    """Combine the values of a warp in the order of xor shuffles over these distances. Returns each thread its own lane's result."""
 
     def conclude(values):
         lanes = np.array(values)
@@ -225,18 +228,18 @@ def butterfly(value, combine, distances=(16, 8, 4, 2, 1)):
 
 
 def elements_of(array):
-    """All elements of a kernel's argument as one NumPy axis. Inside a kernel the simulator wraps arrays twice."""
+    """A kernel argument as a one-dimensional NumPy array. Inside a kernel the simulator wraps arrays twice."""
     item = getattr(array, "_item", array)
     return getattr(item, "_ary", item).reshape(-1)
 
 
 def elements_read(part, by_tensor_cores=False):
-    """A part of an array, of which a twin reads all elements at once. Where races are looked for (race_detector.py) this is noted."""
+    """The elements of part of an array, all read by a twin at once. While the race detector is on, it records the read."""
     return part.elements_read(by_tensor_cores) if hasattr(part, "elements_read") else part
 
 
 def dynamic_shared_memory():
-    """The block's dynamic shared memory as uint8, full of 0xFF (NaN) when the block starts."""
+    """The block's dynamic shared memory as uint8, filled with 0xFF (NaN) when the block starts."""
     from numba.cuda.simulator.kernel import _get_kernel_context
 
     block, memory = threading.current_thread().block, _get_kernel_context().shared.array(0, np.dtype(np.uint8))

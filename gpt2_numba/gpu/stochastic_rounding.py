@@ -1,11 +1,11 @@
-"""Rounding up or down at random, so that the mean is right.
+"""Stochastic rounding: up or down at random, so that the mean is right.
 
-A bfloat16 weight has 8 bits of mantissa. An update smaller than half of its last bit would be lost by rounding to the nearest, every
-step anew, and the weight would stand still. Rounded up with a probability that equals the part cut off, it arrives on average.
+A bfloat16 weight has 8 bits of mantissa. Rounding to nearest would lose an update smaller than half of the last bit, in every step, and
+the weight would never change. If the result is rounded up with a probability equal to the fraction cut off, the update arrives on average.
 
-The noise is a hash of the element's index and a seed: no state, and the same whatever the launch. It is Squirrel Eiserloh's
-"SquirrelNoise5" (2021, CC BY 3.0), as in llm.c. All arithmetic is modulo 2**32, done in uint64 and masked, so that the same
-lines serve on the GPU, in the simulator and on NumPy arrays.
+The noise is a hash of the element's index and a seed: it has no state and does not depend on the launch. It is Squirrel Eiserloh's
+"SquirrelNoise5" (2021, CC BY 3.0), as in llm.c. All arithmetic is modulo 2**32, done in uint64 and masked, so that the same code runs on
+the GPU, in the simulator and on NumPy arrays.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ squirrel_noise_on_device = cuda.jit(device=True)(squirrel_noise)
 
 @cuda.jit(device=True)
 def round_to_bfloat16_stochastically(value, index, seed):
-    """A float32 whose lower 16 bits are zero: `value` rounded up or down. index (int), seed (uint64) choose the noise."""
+    """`value` rounded up or down to a float32 whose lower 16 bits are zero. index (int) and seed (uint64) select the noise."""
     if value != value:  # NaN, on a GPU 0x7fffffff: noise would carry into the sign and leave -0
         return value
     noise = squirrel_noise_on_device(uint64(index), seed) & _LOW_HALF

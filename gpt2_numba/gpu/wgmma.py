@@ -1,29 +1,29 @@
-"""Products of 64 x 64 tiles on Hopper's tensor cores, started by a warpgroup of four warps, which goes on while they run.
+"""Products of 64 x 64 tiles on Hopper's tensor cores. A warpgroup, four warps, starts them and continues with other work while they run.
 
-A *tile* is 64 rows of 64 bfloat16 numbers in shared memory: 8,192 bytes that begin at a multiple of 1,024. A row is 128 bytes, eight
-*pieces* of 16; piece k of row r stands at place k ^ (r % 8) of its row ("128-byte swizzle"). So eight pieces of one column, which the
-tensor cores read together, lie in all 32 banks and not in four.
+A *tile* is 64 rows of 64 bfloat16 elements in shared memory: 8,192 bytes at a multiple of 1,024. A row is 128 bytes, eight *pieces* of 16;
+piece k of row r is stored at position k ^ (r % 8) of its row ("128-byte swizzle"). So eight pieces of one column, which the tensor cores
+read together, are spread over all 32 banks instead of four.
 
-Of a 64 x 64 matrix in registers each warp has 16 rows, which lie in its threads as tensor_cores.py tells for 16 x 8 and 16 x 16. So with
-warp w = 0..3, lane = 4 g + c (g = 0..7, c = 0..3), counted in C order whatever axes the local arrays have,
+Of a 64 x 64 matrix in registers each warp holds 16 rows, distributed over its threads as in tensor_cores.py for 16 x 8 and 16 x 16. With
+warp w = 0..3, lane = 4 g + c (g = 0..7, c = 0..3) and indices counted in C order, whatever the axes of the local arrays:
 
     float32, result[32]:     result[4 n + 2 half + i] is element (16 w + 8 half + g,  8 n + 2 c + i)     n = 0..7, half = 0..1, i = 0..1
     bfloat16, factor[16]:    factor[2 n + half] holds the same two elements, i = 0 in the lower half
 
-and a result becomes the next product's first factor by packing its neighbours, without a word between threads.
+So packing neighbouring elements of a result gives the first factor of the next product, with no exchange between threads.
 
     k = tile_descriptor(memory, K_TILE)
     begin_multiply_transposed(scores, q, k)       scores  = q kᵀ     q: a factor or a tile
     begin_multiply_add(out, weights, v)           out    += w v      w: a factor
-    ...                                           other work: the products run
-    wait_for_products(1, scores)                  all but the last one are done; scores may be read
+    ...                                           other work, while the products run
+    wait_for_products(1, scores)                  all but the last are done; scores may be read
     wait_for_products(0, out)                     all are done
 
-Between the call and its wait nobody may touch the result, the factor or the tiles. Tiles written by the threads themselves, copies
-included, need `fence_async` in every writing thread and then a barrier, since tensor cores read shared memory by a way of their own.
+Between the call and its wait no thread may access the result, the factor or the tiles. If threads have written a tile, by copies or stores,
+every writing thread must call `fence_async`, followed by a barrier, since tensor cores read shared memory through the async proxy.
 
 PTX ISA 9.0, section 9.7.15, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate". Only for compute capability 9.0 (sm_90a).
-The twins for the simulator compute at once but hand over the result at the wait, and notice what changed meanwhile.
+The twins for the simulator compute at once, but deliver the result at the wait, and detect factors that have changed in the meantime.
 """
 
 from numba import types
@@ -31,12 +31,12 @@ from numba.cuda.extending import intrinsic
 
 from gpt2_numba.gpu.backend import SIMULATING
 
-TILE = 64  # rows of a tile, and numbers in a row
+TILE = 64  # rows of a tile, and elements per row
 ROW_BYTES = 2 * TILE
 TILE_BYTES = TILE * ROW_BYTES
 WARPGROUP = 128  # threads
-RESULT_SIZE = TILE * TILE // WARPGROUP  # float32 numbers a thread holds of a result
-FACTOR_SIZE = RESULT_SIZE // 2  # words of two bfloat16 numbers it holds of a factor
+RESULT_SIZE = TILE * TILE // WARPGROUP  # float32 elements of a result per thread
+FACTOR_SIZE = RESULT_SIZE // 2  # words of two bfloat16 elements of a factor per thread
 
 if SIMULATING:
     import threading
@@ -50,10 +50,10 @@ if SIMULATING:
     _THREAD, _INDEX = np.ogrid[:WARPGROUP, :RESULT_SIZE]
     _ROW = _THREAD // 32 * 16 + _INDEX // 2 % 2 * 8 + _THREAD % 32 // 4
     _COLUMN = _INDEX // 4 * 8 + _THREAD % 4 * 2 + _INDEX % 2
-    _PLACE = np.arange(8) ^ np.arange(TILE)[:, None] % 8  # of piece k in row r
+    _POSITION = np.arange(8) ^ np.arange(TILE)[:, None] % 8  # of piece k in row r
 
     class _Tile:
-        """A tile's place in shared memory."""
+        """The descriptor of a tile in shared memory."""
 
         def __init__(self, memory, offset):
             if offset % 1024:
@@ -61,11 +61,13 @@ if SIMULATING:
             self.offset, self.stored = offset, memory[offset : offset + TILE_BYTES]
 
         def matrix(self):
-            pieces = np.take_along_axis(elements_read(self.stored, by_tensor_cores=True).reshape(TILE, 8, 16), _PLACE[:, :, None], axis=1)
+            pieces = np.take_along_axis(
+                elements_read(self.stored, by_tensor_cores=True).reshape(TILE, 8, 16), _POSITION[:, :, None], axis=1
+            )
             return bfloat16_values(pieces.reshape(TILE, ROW_BYTES).view(np.uint16))
 
     def _matrix(factors):
-        """The matrix that 128 threads hold, each a factor's share; or the one in the tile that all of them name."""
+        """The matrix of which 128 threads hold a share each, or which is in the tile that all of them name."""
         if not isinstance(factors[0], _Tile):
             matrix = np.empty((TILE, TILE), np.float32)
             matrix[_ROW, _COLUMN] = bfloat16_values(np.array(factors, np.uint32).view(np.uint16)).reshape(WARPGROUP, -1)
@@ -95,7 +97,7 @@ if SIMULATING:
         _begin(result, a, b, lambda a, b: a @ b, accumulate=True)
 
     def wait_for_products(left, result):
-        """Wait until at most `left` products run. Twin for the simulator."""
+        """Wait until at most `left` products are running. Twin for the simulator."""
         products = threading.current_thread().products
         while len(products) > left:
             target, product, factors, before = products.pop(0)
@@ -104,11 +106,11 @@ if SIMULATING:
             target[:] = product
 
     def copy_row16_async(memory, offset, array, start, row, stride):
-        """16 bytes of `array` from element start + row * stride to byte `offset`. Twin for the simulator."""
+        """Copy 16 bytes of `array` from element start + row * stride to byte `offset`. Twin for the simulator."""
         copy16_async(memory, offset, array, start + row * stride)
 
     def fence_async():
-        """The simulator has one way to shared memory; this is for race_detector.py alone. Twin for the simulator."""
+        """Record the fence for race_detector.py; the simulator itself does not need it. Twin for the simulator."""
         thread = threading.current_thread()
         thread.fences.append(thread.barriers)
 
@@ -117,12 +119,12 @@ else:
 
     from gpt2_numba.gpu.inline_ptx import F32, I32, I64, data_pointer, inline_ptx, shared_address
 
-    # The descriptor of a tile, 64 bits (PTX ISA 9.7.15.5.1): swizzle (1 << 62: 128 bytes), distance of groups of eight rows
-    # (bits 32-45: 1,024 bytes), the other distance (bits 16-29: not used with this swizzle, 1), address (bits 0-13); all in units
-    # of 16 bytes. Only the lower word differs from tile to tile, so only that is computed.
+    # The descriptor of a tile, 64 bits (PTX ISA 9.7.15.5.1): swizzle mode (1 << 62: 128 bytes), stride between groups of eight rows
+    # (bits 32-45: 1,024 bytes), leading dimension offset (bits 16-29: not used with this swizzle, 1), address (bits 0-13); sizes and
+    # address in units of 16 bytes. Only the lower word differs between tiles, so only that is computed.
     _DESCRIPTOR_HIGH = 1 << 30 | 1024 // 16
     _DESCRIPTOR_LOW = 1 << 16
-    # One instruction multiplies 16 columns of `a`; how far the descriptor moves from one to the next, in units of 16 bytes:
+    # One instruction multiplies 16 columns of `a`. How far the descriptor advances from one to the next, in units of 16 bytes:
     _DEPTH, _STEPS = 16, TILE // 16
     _ALONG_ROW = _DEPTH * 2 // 16
     _DOWN_ROWS = _DEPTH * ROW_BYTES // 16
@@ -135,16 +137,16 @@ else:
             builder.store(value, builder.gep(pointer, [ir.Constant(I32, k)]))
 
     def _assembly(builder, text, constraints, arguments, results):
-        """Call inline PTX that must stay where it stands, among other memory accesses too. Returns the values of `results`."""
+        """Call inline PTX that must keep its order, also among memory accesses. Returns one value for each type in `results`."""
         function = ir.FunctionType(ir.LiteralStructType(results), [argument.type for argument in arguments])
         call = builder.call(ir.InlineAsm(function, text, ",".join([*constraints, "~{memory}"]), side_effect=True), arguments)
         return [builder.extract_value(call, k) for k in range(len(results))]
 
     def _begin(b_transposed, accumulate):
-        """Generates the code of a product: four instructions over the depth of 64, between fence and commit.
+        """Code generation of a product: four instructions over the depth of 64, between fence and commit.
 
-        fence: what was written to the registers of `result` and of `a` before is seen by the instructions (9.7.15.7.1).
-        They read and write `result` long after they were started, so its registers are given in and taken back in one asm.
+        The fence makes earlier writes to the registers of `result` and `a` visible to the instructions (9.7.15.7.1). These read and write
+        `result` long after they start, so a single asm statement has its registers as inputs and outputs.
         """
 
         def codegen(context, builder, signature, args):
@@ -154,7 +156,7 @@ else:
             a_is_tile = not isinstance(a_type, types.Array)
             a = [args[1]] if a_is_tile else _load_all(builder, data_pointer(context, builder, a_type, args[1]), FACTOR_SIZE)
             before = _load_all(builder, target, RESULT_SIZE) if accumulate else []
-            # "&": a register of the result is none of the factors', as it is written while they are still needed
+            # "&": no register of the result may also be one of a factor, since results are written while factors are still needed
             constraints = ["=&f"] * RESULT_SIZE + [str(k) for k in range(len(before))] + ["r"] * (len(a) + 1)
             first_a = RESULT_SIZE + len(before)
             b_step = _ALONG_ROW if b_transposed else _DOWN_ROWS
@@ -185,17 +187,17 @@ else:
 
     @intrinsic
     def begin_multiply_add(typingctx, result, a, b):
-        """result += a b.  Arguments as above."""
+        """result += a b.  Arguments as for begin_multiply_transposed."""
         return _signature(result, a), _begin(b_transposed=False, accumulate=True)
 
     @intrinsic
     def wait_for_products(typingctx, left, result):
-        """Wait until at most `left` (a constant) of the products begun by this warpgroup still run; then `result` may be read.
+        """Wait until at most `left` (a constant) of this warpgroup's products are still running; then `result` may be read.
 
-        wgmma.wait_group (9.7.15.7.3). The registers of the result go through the instruction, so that no use of them moves before it.
+        wgmma.wait_group (9.7.15.7.3). The registers of `result` pass through the asm, so that the compiler moves no use of them before it.
         """
         if not isinstance(left, types.IntegerLiteral):
-            return None  # Numba asks again, with the constant
+            return None  # Numba tries again, with the constant
 
         def codegen(context, builder, signature, args):
             target = data_pointer(context, builder, signature.args[1], args[1])
@@ -209,7 +211,7 @@ else:
 
     @intrinsic
     def tile_descriptor(typingctx, memory, offset):
-        """The lower word of the descriptor of the tile at byte `offset` of shared memory; the upper word is the same for all."""
+        """The lower word of the descriptor of the tile at byte `offset` of shared memory. The upper word is the same for all tiles."""
 
         def codegen(context, builder, signature, args):
             address = shared_address(context, builder, signature.args[0], args[0], args[1])
@@ -219,7 +221,7 @@ else:
 
     @intrinsic
     def fence_async(typingctx):
-        """What this thread wrote to shared memory before is seen by products that begin later (after a barrier: all threads').
+        """Make this thread's earlier writes to shared memory visible to later products; after a barrier, those of all calling threads.
 
         fence.proxy.async (9.7.13.4).
         """
@@ -232,10 +234,10 @@ else:
 
     @intrinsic
     def copy_row16_async(typingctx, memory, offset, array, start, row, stride):
-        """16 bytes of `array` from element start + row * stride to byte `offset` of shared memory: copy16_async for the rows of a matrix.
+        """Copy 16 bytes of `array` from element start + row * stride to byte `offset` of shared memory: copy16_async for rows of a matrix.
 
-        Where only `row` changes, the address takes one instruction, a multiply-add of 32-bit numbers to a 64-bit one; from an index, as
-        copy16_async has it, three: 16 more in attention's loop over tiles, of 300.
+        If only `row` changes, the address takes one instruction, a 32-bit multiply added to a 64-bit value. The index of copy16_async takes
+        three: 16 more instructions in attention's loop over tiles, which has 300.
         """
 
         def codegen(context, builder, signature, args):

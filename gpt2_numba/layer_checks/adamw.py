@@ -1,6 +1,6 @@
-"""AdamW against the paper's algorithm, and bfloat16 parameters that are rounded stochastically, bit by bit and on average.
+"""AdamW against the paper's algorithm; and the stochastic rounding of bfloat16 parameters, bit by bit and on average.
 
-The fast launcher updates parameters that lie in several ranges, between others that must stay as they are.
+The fast launcher updates parameters in several ranges, with others in between that must not change.
 """
 
 import math
@@ -17,7 +17,7 @@ from gpt2_numba.layers import adamw as textbook
 from gpt2_numba.layers.fast import adamw as fast
 
 SEED = 5
-# Betas that float32 holds exactly: then 1 - beta is exact, too.
+# Betas that float32 represents exactly: then 1 - beta is exact too.
 BETA1, BETA2, EPS, DECAY = float(np.float32(0.9)), float(np.float32(0.95)), 1e-3, 0.2
 LEARNING_RATE, SCALE = 2.0**-6, float(np.float32(0.37))
 
@@ -28,15 +28,21 @@ def reference_rows(s, normal):
     params, m, v = normal(count), np.zeros(count), np.zeros(count)
     for t in (1, 2, 3):
         grads, decay = normal(count), 0.2 * (t != 2)
-        expected = algorithm_of_the_paper(*(array.tolist() for array in (params, grads, m, v)), 0.1, 0.9, 0.95, 1e-3, decay, 0.7, t)
-        textbook.adamw_update(params, grads, m, v, np.array([0.0, 0.7]), 0.1, 0.9, 0.95, 1e-3, decay, t)
-        for name, came, right in zip(("params", "m", "v"), (params, m, v), expected):
-            # A dozen roundings of numbers no larger than a few units.
-            yield compare(f"adamw, step {t}", name, came, np.array(right), 16 * 2.0**-53 * 4)
+        expected = paper_algorithm(
+            *(array.tolist() for array in (params, grads, m, v)),
+            learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=decay, grad_scale=0.7, t=t,
+        )  # fmt: skip
+        textbook.adamw_update(
+            params, grads, m, v, np.array([0.0, 0.7]), learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=decay, t=t
+        )  # fmt: skip
+        for name, got, right in zip(("params", "m", "v"), (params, m, v), expected):
+            # A dozen roundings of values no larger than a few units.
+            yield compare(f"adamw, step {t}", name, got, np.array(right), 16 * 2.0**-53 * 4)
 
 
-def algorithm_of_the_paper(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
-    """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python's floats. Returns lists params, m, v."""
+# Eleven parameters: those of adamw_update, with the gradients' scale as a number.
+def paper_algorithm(params, grads, m, v, learning_rate, beta1, beta2, eps, weight_decay, grad_scale, t):
+    """Algorithm 2 of Loshchilov, Hutter 2017, one parameter at a time, in Python floats. Returns lists params, m, v."""
     new_params, new_m, new_v = [], [], []
     for theta, g, mean, square in zip(params, grads, m, v):
         g *= grad_scale
@@ -49,10 +55,10 @@ def algorithm_of_the_paper(params, grads, m, v, learning_rate, beta1, beta2, eps
     return new_params, new_m, new_v
 
 
-def errors_of(params, grads, m, after_v, decay, t):
-    """Bounds for the parameters before they are rounded, m and v. All arrays of the updated parameters; after_v as it is after the step.
+def update_errors(params, grads, m, after_v, decay, t):
+    """Bounds for the parameters before they are rounded, for m and for v. Arrays of the updated parameters only; after_v: v after the step.
 
-    A handful of roundings each; m may cancel, so they count relative to what is added.
+    A handful of roundings each; the terms of m may cancel, so these count relative to the terms.
     """
     few = 8 * UNIT
     m_size = BETA1 * np.abs(m) + (1 - BETA1) * np.abs(grads) * SCALE
@@ -62,7 +68,7 @@ def errors_of(params, grads, m, after_v, decay, t):
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     count = s.C * s.C
     params, grads = normal(count), normal(count)
     zeros, means, squares = np.zeros(count), normal(count), np.abs(normal(count))
@@ -84,23 +90,23 @@ def plain_calls(s, normal, functions):
 
 
 def plain_errors(after, before, storage, decay, t):
-    """Bounds for the parameters, m and v. A bfloat16 parameter is rounded stochastically: it may be either neighbour."""
-    bounds = errors_of(before.params, before.grads, before.m, after.v, decay, t)
+    """Bounds for the parameters, m and v. A bfloat16 parameter is rounded stochastically, to either neighbour."""
+    bounds = update_errors(before.params, before.grads, before.m, after.v, decay, t)
     return {**bounds, "params": bounds["params"] + either_neighbour(after.params, bounds["params"], storage)}
 
 
 def either_neighbour(params, errors, storage):
-    """How far from `params` a number is that has been rounded up or down to the storage type, after errors: nothing in float32."""
+    """The distance that rounding `params`, off by `errors`, up or down to the storage type may add: 0 for float32."""
     return 2 * half_ulp(np.abs(params) + errors, storage) if storage == BFLOAT16_BITS else 0
 
 
-GAP = 40  # numbers among `params` that are not to be updated
+GAP = 40  # elements among `params` that are not updated
 
 
-def scattered(count):
-    """Ranges (gpu/ranges.py) that lie in three orders in three arrays, for `count` numbers to be updated among count + GAP parameters.
+def scattered_ranges(count):
+    """Ranges (gpu/ranges.py) that lie in a different order in each of three arrays, for `count` elements among count + GAP parameters.
 
-    Returns the table, the places of these numbers among parameters and among gradients, and which of them decay.
+    Returns the table, the indices of these elements among the parameters and among the gradients, and which of them decay.
     """
     lengths, gaps, order, decays = np.array([8, 16, count - 72, 48]), np.array([8, 16, 32, 40]), [2, 0, 3, 1], np.array([1, 0, 1, 0])
     starts = np.cumsum(lengths) - lengths
@@ -113,13 +119,13 @@ def scattered(count):
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     count = s.C * s.C + 8  # a multiple of eight, but not of a block's share
-    ranges, in_params, in_grads, decays = scattered(count)
+    ranges, in_params, in_grads, decays = scattered_ranges(count)
     hyper = dict(beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=DECAY)
     params, grads = normal(count + GAP), normal(count)
 
-    def values_of_step(t, rate=LEARNING_RATE, beta1=BETA1, beta2=BETA2, scale=SCALE):
+    def step_tensors(t, rate=LEARNING_RATE, beta1=BETA1, beta2=BETA2, scale=SCALE):
         return dict(
             step_values=read(np.array([rate, 1 - beta1**t, 1 - beta2**t], np.float32), "f32"),
             rounding_seed=read(np.array([SEED]), "u32"),
@@ -130,28 +136,28 @@ def fast_calls(s, normal, storage):
         tensors = dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"))
         if has_master:
             tensors["master"] = changed(params[in_params], "f32")
-        tensors |= values_of_step(t) | dict(ranges=read(ranges, "i64"))
+        tensors |= step_tensors(t) | dict(ranges=read(ranges, "i64"))
 
         def launch(a):
             arrays = a.m, a.v, a.master if has_master else None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges
-            for first, stop in (0, 16), (16, count):  # in two launches, a range each at least
+            for first, stop in (0, 16), (16, count):  # two launches, each with at least one range
                 fast.adamw_update(a.params, a.grads, *arrays, **hyper, first=first, stop=stop)
 
         def reference(a):
-            mine = a.master if has_master else a.params[in_params]
+            weights = a.master if has_master else a.params[in_params]
             for which, decay in (decays, DECAY), (~decays, 0.0):
-                arrays = [array[which] for array in (mine, a.grads[in_grads], a.m, a.v)]
+                arrays = [array[which] for array in (weights, a.grads[in_grads], a.m, a.v)]
                 textbook.adamw_update(*arrays, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t)
-                mine[which], _, a.m[which], a.v[which] = arrays
-            a.params[in_params] = mine
+                weights[which], _, a.m[which], a.v[which] = arrays
+            a.params[in_params] = weights
 
         def errors(after, before, storage):
-            mine = before.master if has_master else before.params[in_params]
-            bounds = errors_of(mine, before.grads[in_grads], before.m, after.v, DECAY, t)
-            weights = bounds["params"]
-            all_params = np.zeros(count + GAP)  # no error where nothing is to be updated
-            all_params[in_params] = weights + either_neighbour(after.params[in_params], weights, storage)
-            return {**bounds, "master": weights, "params": all_params}
+            weights = before.master if has_master else before.params[in_params]
+            bounds = update_errors(weights, before.grads[in_grads], before.m, after.v, DECAY, t)
+            master_errors = bounds["params"]
+            params_errors = np.zeros(count + GAP)  # no error where nothing is updated
+            params_errors[in_params] = master_errors + either_neighbour(after.params[in_params], master_errors, storage)
+            return {**bounds, "master": master_errors, "params": params_errors}
 
         return Call("adamw_update", name, tensors, launch, errors, reference, check)
 
@@ -161,19 +167,19 @@ def fast_calls(s, normal, storage):
         return
 
     def check_master(call, storage):
-        # Here the parameters' very bits are known: the master's, rounded with noise that is known.
+        # Here even the bits of the parameters are known: the master weights, rounded with known noise.
         results, rows = run_on_device(call, storage)
         after, before = run_on_host(call, storage)
         errors = call.errors(after, before, storage)
         for name in ("m", "v", "master"):
-            yield compare(call.name, name, results[name], getattr(after, name), errors[name], FLOAT32)
+            yield compare(call.name, name, results[name], getattr(after, name), error_bound=errors[name], storage=FLOAT32)
         expected = bfloat16_values(_stochastically_rounded(results["master"], in_params))
         yield compare(call.name, "params", results["params"][in_params], expected, 0.0)
         yield from rows
 
-    yield call("adamw with master", 7, normal(count), np.abs(normal(count)), True, check_master)
+    yield call("adamw with master", 7, normal(count), np.abs(normal(count)), has_master=True, check=check_master)
 
-    # From 1.0 a quarter of the way to the next bfloat16: rounded to the nearest it would stay for ever, so it must move on average.
+    # Steps from 1.0 of a quarter of the distance to the next bfloat16: rounding to nearest would never move it, so it must move on average.
     draws, step = 4096, 2.0**-10
     zeros, ones = np.zeros(draws, np.float32), np.ones(draws, np.float32)
 
@@ -181,21 +187,21 @@ def fast_calls(s, normal, storage):
         results, rows = run_on_device(call, storage)
         mean = bfloat16_values(results["params"]).astype(np.float64).mean(keepdims=True)
         deviation = 2.0**-8 * math.sqrt(0.25 * 0.75 / draws)  # of the mean of `draws` draws with probability 1/4
-        yield compare(call.name, "mean", mean, np.array([1 - step]), SPREAD * deviation)
+        yield compare(call.name, "mean", mean, expected=np.array([1 - step]), error_bound=SPREAD * deviation)
         yield from rows
 
     yield Call(
         "adamw_update",
         "adamw, tiny steps",
         dict(params=changed(ones), grads=read(ones), m=changed(zeros, "f32"), v=changed(zeros, "f32"),
-             **values_of_step(1, step, 0.5, 0.5, 1.0), ranges=read(np.array([[0, 0, 0, 0], [draws] * 4]), "i64")),
+             **step_tensors(1, rate=step, beta1=0.5, beta2=0.5, scale=1.0), ranges=read(np.array([[0, 0, 0, 0], [draws] * 4]), "i64")),
         lambda a: fast.adamw_update(a.params, a.grads, a.m, a.v, None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges,
                                     beta1=0.5, beta2=0.5, eps=0.0, weight_decay=0.0),
         check=check_mean,
     )  # fmt: skip
 
 
-def _stochastically_rounded(values, places):
-    """Bits of bfloat16 that float32 `values` are rounded to, by the definition in gpu/stochastic_rounding.py."""
-    noise = squirrel_noise(places.astype(np.uint64), np.uint64(SEED)) & np.uint64(0xFFFF)
+def _stochastically_rounded(values, indices):
+    """The bfloat16 bits that float32 `values` at `indices` round to, by the definition in gpu/stochastic_rounding.py."""
+    noise = squirrel_noise(indices.astype(np.uint64), np.uint64(SEED)) & np.uint64(0xFFFF)
     return ((values.view(np.uint32) + noise) >> np.uint64(16)).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""The two checks of a layer by its name, and both of every layer."""
+"""The two checks of a layer, by its name; and both checks of all layers."""
 
 import functools
 
@@ -11,7 +11,7 @@ from gpt2_numba.layer_checks.rows import format_table
 from gpt2_numba.layer_checks.running import check_call
 from gpt2_numba.layer_checks.sizes import REFERENCE_SIZES, production_sizes, small_sizes
 
-# Name -> the file of its checks; some files have several, which differ by options of their functions.
+# Name -> the file of its checks, and options for its functions: a file may serve several names.
 _FILES = {
     "encoder": (encoder, {}),
     "layernorm": (layernorm, {}),
@@ -37,18 +37,18 @@ def check_reference(layer, sizes=REFERENCE_SIZES):
 
 
 @functools.cache
-def functions_of(layer):
-    """Names of the textbook functions that the plain checks of one of LAYERS call, each once."""
+def layer_functions(layer):
+    """Names of the textbook functions that the plain checks of one of LAYERS call, without repetition."""
     return tuple(dict.fromkeys(call.function for call in kernel_calls(layer, REFERENCE_SIZES, FLOAT32, "plain")))
 
 
 def kernel_calls(layer, sizes, storage, kernels="fast"):
-    """The Calls that check_kernel makes, one after the other."""
-    numbers = np.random.default_rng(731).standard_normal
+    """The Calls that check_kernel makes, in order."""
+    standard_normal = np.random.default_rng(731).standard_normal
     file, options = _FILES[layer]
 
     def normal(*shape):
-        return numbers(shape, np.float32)
+        return standard_normal(shape, np.float32)
 
     if kernels == "fast":
         return file.fast_calls(sizes, normal, storage, **options)
@@ -61,14 +61,14 @@ def check_kernel(layer, precision, sizes, kernels="fast"):
     """Check the kernels of one of LAYERS on the device. Returns a list of Rows.
 
     precision  "fp32" (TF32 off), "tf32" (float32, TF32 allowed) or "bf16"
-    kernels    "fast": those of layers/fast   "plain": those of layers, in fp32
-               or a namespace with functions of your own: those of functions_of(layer) that it has are checked in place of the plain ones
-    Raises ValueError if the plain kernels are asked for another precision, or if the namespace has none of the layer's functions.
+    kernels    "fast": those of layers/fast; "plain": those of layers, in fp32;
+               or a namespace with functions of your own: those in layer_functions(layer) are checked in place of the plain ones
+    Raises ValueError for plain kernels in another precision, or if the namespace has none of the layer's functions.
     """
     if kernels != "fast" and precision != "fp32":
         raise ValueError(f"check_kernel: the plain kernels are float32 only, got precision {precision!r}")
-    if not isinstance(kernels, str) and not any(hasattr(kernels, name) for name in functions_of(layer)):
-        raise ValueError(f"check_kernel: none of {', '.join(functions_of(layer))} is among the functions to be checked")
+    if not isinstance(kernels, str) and not any(hasattr(kernels, name) for name in layer_functions(layer)):
+        raise ValueError(f"check_kernel: none of {', '.join(layer_functions(layer))} is among the functions to check")
     storage = FLOAT32 if precision == "tf32" else STORAGE[precision]
     tf32_was_allowed = tf32_allowed()
     allow_tf32(precision == "tf32")
@@ -79,9 +79,9 @@ def check_kernel(layer, precision, sizes, kernels="fast"):
 
 
 def check_all_layers():
-    """Print the table of all references and, where kernels can run, of both sets of kernels.
+    """Print the tables of all references and, where kernels can run, of both sets of kernels.
 
-    Sizes are small in the simulator, on a GPU those of GPT-2. Returns True if everything is right.
+    The sizes are small in the simulator and those of GPT-2 on a GPU. Returns True if everything is correct.
     """
     print("backward of the NumPy references against central differences, float64")
     rows = [row for layer in LAYERS for row in check_reference(layer)]
@@ -99,14 +99,14 @@ def check_all_layers():
 
 
 def _check_set(kernels, precision):
-    """Print the table of one set of kernels. Returns its Rows."""
+    """Check one set of kernels and print the table. Returns its Rows."""
     print(f"\n{kernels} kernels against the references, {precision}, {'in the simulator' if SIMULATING else 'on the GPU'}", flush=True)
     rows = []
     for layer in LAYERS:
         small = small_sizes(layer, precision, kernels)
         for sizes in small[:1] if SIMULATING else (*(small if kernels == "plain" else ()), *production_sizes(layer)):
             rows += check_kernel(layer, precision, sizes, kernels)
-    if kernels == "fast" and precision == "fp32" and real_gpu():  # attention alone has kernels of its own for TF32
+    if kernels == "fast" and precision == "fp32" and real_gpu():  # only attention has kernels of its own for TF32
         for sizes in production_sizes("attention"):
             rows += check_kernel("attention", "tf32", sizes)
     print(format_table(rows))

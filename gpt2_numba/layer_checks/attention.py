@@ -1,4 +1,4 @@
-"""Attention: how errors pass from scores through the softmax into output, log-sum-exp and gradients, head by head."""
+"""Attention: how errors propagate from the scores through the softmax to output, log-sum-exp and gradients, head by head."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ from gpt2_numba.layers.fast import attention as fast
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against central differences."""
     qkv, dout = normal((s.N, 3 * s.C)), normal((s.N, s.C))
     out, lse, dqkv = (np.full(shape, np.nan) for shape in (dout.shape, (s.B, s.NH, s.T), qkv.shape))
 
@@ -37,26 +37,26 @@ def reference_rows(s, normal):
 
 
 def queries_keys_values(s, normal):
-    """qkv. The last token's queries are large: exp must not overflow, and most of its weights vanish."""
+    """qkv. The last token's queries are large: exp must not overflow, and most of their attention weights vanish."""
     qkv = normal(s.N, 3 * s.C)
     qkv[-1, : s.C] *= 16
     return qkv
 
 
 def forward_errors(after, storage, s, steps):
-    """Bounds for out and lse. steps: in how many a query's sums grow, and are rescaled."""
-    of_out, of_lse = zip(*_for_each_head(attention_forward_errors, after, (after.out,), s, storage, steps))
-    return {"out": _rows_of(of_out, s), "lse": np.reshape(of_lse, after.lse.shape)}
+    """Bounds for out and lse. steps: the number of steps in which a query's sums grow and are rescaled."""
+    out_errors, lse_errors = zip(*_for_each_head(attention_forward_errors, after, (after.out,), s, storage, steps))
+    return {"out": _as_rows(out_errors, s), "lse": np.reshape(lse_errors, after.lse.shape)}
 
 
 def backward_errors(after, storage, s):
     """Bounds for dqkv."""
-    of_heads = _for_each_head(attention_backward_errors, after, (after.out, after.dout), s, storage)
-    return {"dqkv": np.concatenate([_rows_of(of_one, s) for of_one in zip(*of_heads)], axis=1)}
+    head_errors = _for_each_head(attention_backward_errors, after, (after.out, after.dout), s, storage)
+    return {"dqkv": np.concatenate([_as_rows(errors, s) for errors in zip(*head_errors)], axis=1)}
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     qkv = queries_keys_values(s, normal)
     forward = textbook_call(
         functions, textbook, "attention_forward",
@@ -75,7 +75,7 @@ def plain_calls(s, normal, functions):
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     qkv = queries_keys_values(s, normal)
     scratch_size = fast.attention_scratch_size(s.B, s.T, s.NH, s.HS, storage)
     forward = Call(
@@ -99,29 +99,29 @@ def fast_calls(s, normal, storage):
     )  # fmt: skip
 
 
-def _for_each_head(bounds_of_head, a, more, s, *constants):
-    """Call bounds_of_head(q, k, v, lse, *rows of the head in `more`, *constants) for all B * NH heads, in threads, with float32 arrays."""
+def _for_each_head(head_bounds, a, more, s, *constants):
+    """Call head_bounds(q, k, v, lse, *the head's rows in `more`, *constants) for all B * NH heads, in threads, with float32 arrays."""
     arrays = [*np.split(a.qkv, 3, axis=1), *more]
     arrays = [rows.reshape(s.B, s.T, s.NH, s.HS).swapaxes(1, 2).reshape(-1, s.T, s.HS) for rows in arrays]
     arrays.insert(3, a.lse.reshape(-1, s.T))
 
     def one(head):
-        return bounds_of_head(*(array[head].astype(np.float32) for array in arrays), *constants)
+        return head_bounds(*(array[head].astype(np.float32) for array in arrays), *constants)
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(one, range(s.B * s.NH)))
 
 
-def _rows_of(heads, s):
+def _as_rows(heads, s):
     """B * NH matrices (T, HS) as (N, C)."""
     return np.reshape(heads, (s.B, s.NH, s.T, s.HS)).swapaxes(1, 2).reshape(s.N, s.C)
 
 
 def weights_and_errors(q, k, lse, storage):
-    """One head's attention weights p (T, T), and by how much each may be off, relatively.
+    """One head's attention weights p (T, T), and their relative errors.
 
-    A weight is exp(score - lse). A score is off by its product's error; it, lse and their difference are rounded to float32, with
-    conversions to powers of two on the way; exp2 is off by two units in the last place. What is off in the exponent by d is off by p d.
+    A weight is exp(score - lse). A score has the error of its dot product; score, lse and their difference are rounded to float32, with
+    conversions to powers of two on the way; exp2 is off by two units in the last place. An error of d in the exponent is one of p d in p.
     """
     T, HS = q.shape
     scale = np.float32(1 / math.sqrt(HS))
@@ -129,53 +129,53 @@ def weights_and_errors(q, k, lse, storage):
     d = product_error(HS, typical_product(_lengths(q)[:, None], _lengths(k) * scale, HS), storage)
     d += UNIT * (4 + 2 * np.abs(scores) + 2 * np.abs(lse)[:, None] + np.abs(scores - lse[:, None]))
     causal = np.tri(T, dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond the diagonal
+    with np.errstate(over="ignore", invalid="ignore"):  # above the diagonal
         p = np.nan_to_num(np.exp(scores - lse[:, None])) * causal
     return p, np.expm1(d) * causal
 
 
-def rounding_of_factors(storage):
-    """Relative error of a weight or a gradient of a score as a factor of a product: it is rounded to the type of the other factor."""
+def factor_rounding(storage):
+    """Relative error of a weight or a score's gradient as a factor of a product: it is rounded to the type of the other factor."""
     return 2.0**-8 if storage == BFLOAT16_BITS else UNIT_TF32 if in_tf32(storage) else UNIT
 
 
 def attention_forward_errors(q, k, v, lse, out, storage, steps):
-    """Bounds for one head's output and log-sum-exp. q, k, v, out (T, HS), lse (T,): the reference's, float32.
+    """Bounds for one head's output and log-sum-exp. q, k, v, out (T, HS), lse (T,): from the reference, float32.
 
-    Where all weights of a query are off, relatively, by d, their sum is off by Σ p d, and so is its logarithm; besides comes what the
-    additions and the logarithm round. The sum grows step by step, and with every larger score it is multiplied, and rounded again.
-    In the output Σ p v, the errors of different keys are independent, p d and the rounding of p as a factor: SPREAD times the root of the
-    sum of their squares, each times (|v| + |out|), since the division by the row's sum takes out |out|.
+    If the weights of a query have relative errors d, their sum is off by Σ p d, and so is its logarithm; the additions and the logarithm
+    also round. The sum grows step by step; each larger score rescales it and rounds it again. In the output Σ p v, the errors of different
+    keys (p d, and the rounding of p as a factor) are independent: SPREAD times the root of the sum of their squares, each times
+    (|v| + |out|), where |out| comes from the division by the row's sum.
     """
     T, _ = q.shape
     p, d = weights_and_errors(q, k, lse, storage)
-    of_lse = (p * d).sum(axis=1) + summation_error(steps + 10, 1.0) + UNIT * (4 * math.log2(2 * T) + 2 * steps + 4 * np.abs(lse))
-    squares = np.square(p * (d + rounding_of_factors(storage)))
-    of_out = SPREAD * np.sqrt(2 * (squares @ v**2 + squares.sum(axis=1, keepdims=True) * out**2))
-    of_out += product_error(T, np.sqrt(p**2 @ v**2), storage) + UNIT * (4 + 2 * steps) * np.abs(out) + ROOT_OF_SMALLEST
-    return of_out, of_lse
+    lse_error = (p * d).sum(axis=1) + summation_error(steps + 10, 1.0) + UNIT * (4 * math.log2(2 * T) + 2 * steps + 4 * np.abs(lse))
+    squares = np.square(p * (d + factor_rounding(storage)))
+    out_error = SPREAD * np.sqrt(2 * (squares @ v**2 + squares.sum(axis=1, keepdims=True) * out**2))
+    out_error += product_error(T, np.sqrt(p**2 @ v**2), storage) + UNIT * (4 + 2 * steps) * np.abs(out) + ROOT_OF_SMALLEST
+    return out_error, lse_error
 
 
 def attention_backward_errors(q, k, v, lse, out, dout, storage):
-    """Bounds for one head's dq, dk and dv. Arguments as in forward: out and lse are what backward is given, exactly.
+    """Bounds for one head's dq, dk and dv. Arguments as in forward; out and lse are exactly the inputs of backward.
 
-    dscore = p (datt - delta). datt is off by its product's error and delta, a sum over a row, by e; p by d, relatively. Then dscore is
-    rounded as a factor. In the sums over keys (dq) and over queries (dk) these errors are independent, but for e, which is common to a
-    query: in dq it counts as e |Σ p k|, in dk it is independent again. In dv it is p that is off and rounded.
+    dscore = p (datt - delta). datt has the error of its dot product; delta, a sum over a row, is off by e; p has the relative error d. Then
+    dscore is rounded as a factor. In the sums over keys (dq) and over queries (dk) these errors are independent, except e, which is common
+    to all keys of a query: in dq it counts as e |Σ p k|, in dk it is independent again. In dv the error is that of p and its rounding.
     """
     T, HS = q.shape
     p, d = weights_and_errors(q, k, lse, storage)
-    rounding, scale = rounding_of_factors(storage), 1 / math.sqrt(HS)
+    rounding, scale = factor_rounding(storage), 1 / math.sqrt(HS)
     datt, delta = dout @ v.T, (out * dout).sum(axis=1, keepdims=True)
-    of_datt = product_error(HS, typical_product(_lengths(dout)[:, None], _lengths(v), HS), storage)
-    of_datt = of_datt + 4 * UNIT * (np.abs(datt) + np.abs(delta))
+    datt_error = product_error(HS, typical_product(_lengths(dout)[:, None], _lengths(v), HS), storage)
+    datt_error = datt_error + 4 * UNIT * (np.abs(datt) + np.abs(delta))
     e = summation_error(HS, _lengths(out * dout))[:, None]
     dscore = p * (datt - delta)
-    own = np.square(p * of_datt) + np.square(np.abs(dscore) * (d + rounding))
+    independent = np.square(p * datt_error) + np.square(np.abs(dscore) * (d + rounding))
     squares = np.square(dscore)
 
-    dq = SPREAD * np.sqrt(own @ k**2) + e * np.abs(p @ k) + product_error(T, np.sqrt(squares @ k**2), storage)
-    dk = SPREAD * np.sqrt((own + np.square(p * e)).T @ q**2) + product_error(T, np.sqrt(squares.T @ q**2), storage)
+    dq = SPREAD * np.sqrt(independent @ k**2) + e * np.abs(p @ k) + product_error(T, np.sqrt(squares @ k**2), storage)
+    dk = SPREAD * np.sqrt((independent + np.square(p * e)).T @ q**2) + product_error(T, np.sqrt(squares.T @ q**2), storage)
     dv = SPREAD * np.sqrt(np.square(p * (d + rounding)).T @ dout**2) + product_error(T, np.sqrt((p**2).T @ dout**2), storage)
     return dq * scale + ROOT_OF_SMALLEST, dk * scale + ROOT_OF_SMALLEST, dv + ROOT_OF_SMALLEST
 

@@ -1,4 +1,4 @@
-"""A call of a layer function, described so that it can be made on the host and on the device with the very same numbers.
+"""Describes a call of a layer function, so that it can be made on the host and on the device with identical inputs.
 
     Call(
         "residual_forward",
@@ -8,9 +8,9 @@
         reference=lambda a: textbook.residual_forward(a.out, a.inp, a.branch),
     )
 
-Then come the bounds of errors, as a function of what the reference gives; without them the bits must agree. `running` makes the call.
+The error bounds are a function of the reference's results; without it the bits must agree. `running` makes the call.
 
-A textbook function has the same arguments on both sides: `textbook_call` writes them once.
+A textbook function takes the same arguments on both sides: `textbook_call` writes them once.
 """
 
 from collections.abc import Callable
@@ -25,62 +25,62 @@ INTEGERS = {"i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtyp
 
 @dataclass(frozen=True)
 class Tensor:
-    """An argument of a layer function: its shape, what it holds before the call, and whether it is compared afterwards."""
+    """An array argument of a layer function: its shape, its values before the call, and whether it is compared afterwards."""
 
     shape: tuple
     kind: str = "real"  # "real": the precision's storage type; "f32"; or one of INTEGERS
     values: np.ndarray | None = None  # None: NaN
-    access: str = "w"  # "r" must not change; "w" compared with the reference, whatever it held; "scratch" neither
+    access: str = "w"  # "r": must not change; "w": compared with the reference, whatever it held before; "scratch": neither
 
     def dtype(self, storage):
         return {"real": storage, "f32": FLOAT32, **INTEGERS}[self.kind]
 
 
 def read(values, kind="real"):
-    """Must not change."""
+    """An input: must not change."""
     return Tensor(values.shape, kind, values, "r")
 
 
 def written(*shape, kind="real"):
-    """Overwritten: NaN before."""
+    """An output: NaN before the call."""
     return Tensor(shape, kind)
 
 
 def changed(values, kind="real"):
-    """Accumulated into, or computed in place."""
+    """Accumulated into, or updated in place."""
     return Tensor(values.shape, kind, values)
 
 
 def scratch(*shape, kind="real"):
-    """NaN before, and not compared afterwards. For kernels alone: the reference gets None."""
+    """Scratch memory: NaN before, not compared afterwards. For kernels only: the reference gets None."""
     return Tensor(shape, kind, None, "scratch")
 
 
 def no_error(after, before, storage):
-    """Bounds for a call whose every number is a copy, or one operation, which IEEE 754 determines: the bits must agree."""
+    """Bounds for a call whose every element is a copy or one operation, determined by IEEE 754: the bits must agree."""
     return {}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer function, which can be made on the host and on the device."""
+    """One call of a layer function, to be made on the host and on the device."""
 
-    function: str  # the name of the function that it tests
-    name: str  # in tables
+    function: str  # name of the function under test
+    name: str  # for tables
     tensors: dict  # name -> Tensor
-    launch: Callable  # of a namespace of device arrays
-    errors: Callable = no_error  # of (after, before, storage): name -> bound of the arithmetic's error; see `compare`. Missing: 0
-    reference: Callable | None = None  # of a namespace of NumPy arrays; None: `launch` takes these, too
-    check: Callable | None = None  # of (call, storage), where `check_call` will not do
-    # Of (after, before, results): puts into `after` what is defined by another result as the device has stored it, such as its sums.
+    launch: Callable  # takes a namespace of device arrays
+    errors: Callable = no_error  # (after, before, storage) -> {name: error bound of the arithmetic}, see `compare`. Missing names: 0
+    reference: Callable | None = None  # takes a namespace of NumPy arrays; None: `launch` takes these too
+    check: Callable | None = None  # (call, storage) -> rows, where `check_call` does not fit
+    # (after, before, results): sets in `after` what is defined by another result as stored on the device, such as its column sums.
     from_stored: Callable | None = None
 
 
 def textbook_call(functions, textbook, function, tensors, arguments, errors=no_error, name=None, check=None):
     """The Call of a textbook function: on the device the one in `functions`, on the host the one in `textbook`.
 
-    functions, textbook  namespaces with a function of the name `function`; `functions` is not asked for it before the call is made
-    arguments            of a namespace of arrays: the function's arguments, a tuple
+    functions, textbook  namespaces with a function named `function`; in `functions` it is looked up when the call is made
+    arguments            takes a namespace of arrays and returns the function's arguments, a tuple
     """
     return Call(
         function, name or function.replace("_", " "), tensors,

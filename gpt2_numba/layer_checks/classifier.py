@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy: the losses, and the gradients that take the logits' place."""
+"""Softmax and cross-entropy: the losses, and the gradients that overwrite the logits."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from gpt2_numba.layer_checks.calls import Call, changed, read, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
 from gpt2_numba.layer_checks.rows import compare
-from gpt2_numba.layer_checks.sizes import tokens_of
+from gpt2_numba.layer_checks.sizes import awkward_tokens
 from gpt2_numba.layer_checks.tolerances import SMALLEST, UNIT, summation_error
 from gpt2_numba.layers import classifier as textbook
 from gpt2_numba.layers.fast import classifier as fast
@@ -16,33 +16,33 @@ DLOSS = float(np.float32(0.37))
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
-    logits, targets = 3 * normal((s.N, s.Vp)), tokens_of(s).reshape(-1)
-    losses, losses_of_backward, dlogits = np.full(s.N, np.nan), np.full(s.N, np.nan), logits.copy()
-    textbook.classifier_forward_backward(losses_of_backward, dlogits, targets, DLOSS, s.V)
+    """Yield Rows that check the NumPy reference against central differences and the definition."""
+    logits, targets = 3 * normal((s.N, s.Vp)), awkward_tokens(s).reshape(-1)
+    losses, backward_losses, dlogits = np.full(s.N, np.nan), np.full(s.N, np.nan), logits.copy()
+    textbook.classifier_forward_backward(backward_losses, dlogits, targets, DLOSS, s.V)
 
     def forward():
         textbook.classifier_forward(losses, logits, targets, s.V)
 
     forward()
     expected = np.array([math.log(sum(math.exp(x) for x in row[: s.V])) - row[t] for row, t in zip(logits, targets)])
-    rounding = 8 * 2.0**-53 * np.abs(logits).max()  # of a handful of operations on numbers of this size, in float64
+    rounding = 8 * 2.0**-53 * np.abs(logits).max()  # a handful of operations on values of this size, in float64
     yield compare("classifier", "losses", losses, expected, rounding)
-    yield compare("classifier", "losses again", losses_of_backward, expected, rounding)
+    yield compare("classifier", "losses of forward_backward", backward_losses, expected, rounding)
     yield from check_gradients("classifier", forward, losses, np.full(s.N, DLOSS), {"dlogits": (logits, 0, dlogits)})
 
 
 def inputs(s, normal):
-    """logits, some beyond where exp overflows, and targets."""
+    """Logits, some so large that exp overflows, and targets."""
     logits = 3 * normal(s.N, s.Vp)
     logits[0] *= 16
-    return logits, tokens_of(s).reshape(-1)
+    return logits, awkward_tokens(s).reshape(-1)
 
 
 def loss_errors(before, V, additions):
     """The relative error of a row's sum of exponentials, and the bounds for the losses.
 
-    Terms: exp of a rounded difference. additions: through how many of them a term passes at most in the sum.
+    The terms are exp of a rounded difference. additions: the longest chain of additions that a term passes through.
     """
     used, targets = before.logits[:, :V], before.targets
     largest = used.max(axis=1)
@@ -54,19 +54,19 @@ def loss_errors(before, V, additions):
 
 
 def backward_errors(after, before, V, additions, dloss):
-    """Bounds for the losses and for the gradients, which are in the logits' place."""
+    """Bounds for the losses and for the gradients, which have overwritten the logits."""
     relative, losses = loss_errors(before, V, additions)
     used, gradients = before.logits[:, :V], np.abs(after.logits)
     gradients[np.arange(len(used)), before.targets] += dloss  # p dloss cancels against dloss
     distance = np.zeros_like(gradients)
     distance[:, :V] = used.max(axis=1, keepdims=True) - used
     bound = gradients * (relative[:, None] + UNIT * (6 + distance)) + dloss * SMALLEST
-    bound[:, V:] = 0  # of the padding: zero, exactly
+    bound[:, V:] = 0  # the gradients of the padding are exactly zero
     return {"losses": losses, "logits": bound}
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     logits, targets = inputs(s, normal)
     yield textbook_call(
         functions, textbook, "classifier_forward",
@@ -85,9 +85,9 @@ def plain_calls(s, normal, functions):
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     logits, targets = inputs(s, normal)
-    additions = s.V / min(fast.THREADS, fast.TRAINING_THREADS) + 18  # a thread's share of eight at a time, then what joins the threads
+    additions = s.V / min(fast.THREADS, fast.TRAINING_THREADS) + 18  # a thread's share, eight at a time, then the reduction over threads
     yield Call(
         "classifier_forward",
         "classifier forward",

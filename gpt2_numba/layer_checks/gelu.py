@@ -1,4 +1,4 @@
-"""GELU: the errors of one exponential and one reciprocal, or of a tanh; and dbias, a sum over rows."""
+"""GELU: the errors of an exponential and a reciprocal, or of a tanh; and of dbias, a sum over rows."""
 
 import numpy as np
 
@@ -11,18 +11,19 @@ from gpt2_numba.layers.fast import gelu as fast
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against central differences."""
     inp, dout = 2 * normal((s.N, 4 * s.C)), normal((s.N, 4 * s.C))
     out, dinp = np.full(inp.shape, np.nan), np.full(inp.shape, np.nan)
     textbook.gelu_backward(dinp, dout, inp)
-    # The constants are float32: 3 * 0.044715 in backward is not three times the rounded 0.044715 of forward.
+    # The constants are float32: the rounded 3 * 0.044715 of backward is not three times the rounded 0.044715 of forward.
     yield from check_gradients("gelu", lambda: textbook.gelu_forward(out, inp), out, dout, {"dinp": (inp, 0, dinp)}, extra=2 * UNIT)
 
 
-# By the logistic function: s = 1 / (1 + e): e is off by four units of its own, and by what its argument's three roundings make of it
-# (|2 u| s (1 - s) < 0.23 of them reaches s), s by two of the reciprocal's. Relative to x, not to out: about five, and some for the rest
-# of the formula. By tanh, which is off by two units, and by four of u's roundings times |u| (1 - tanh² u) < 0.45: 1 + tanh u is off
-# by less than five, absolutely, and out by half of that times x; tanh² u by less than ten, and half of that, times x u', reaches dinp.
+# With the logistic function, s = 1 / (1 + e): e is off by four units of its own, plus the effect of the three roundings of its argument
+# (of which |2 u| s (1 - s) < 0.23 reaches s), and s by two units of the reciprocal. That is about five units relative to x, not to out,
+# plus some for the rest of the formula. With tanh, which is off by two units, plus the four roundings of u times |u| (1 - tanh² u) < 0.45:
+# the absolute error of 1 + tanh u is below five units, and half of that times x reaches out; that of tanh² u is below ten, and half of it,
+# times x u', reaches dinp.
 
 
 def forward_errors(after, before, storage):
@@ -42,12 +43,12 @@ def backward_errors(after, before, storage):
 
 
 def in_place_errors(after, before, storage):
-    """Bounds for dinp where it takes the place of dout."""
+    """Bounds for dinp where it overwrites dout."""
     return {"dinp": dinp_error(before.dinp, after.inp)}
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     inp, dout = 2 * normal(s.N, 4 * s.C), normal(s.N, 4 * s.C)
     yield textbook_call(
         functions, textbook, "gelu_forward",
@@ -71,11 +72,11 @@ def plain_calls(s, normal, functions):
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     D = 4 * s.C
     inp, dout, dbias = 2 * normal(s.N, D), normal(s.N, D), normal(D)
 
-    def sums_of_stored(after, before, results):
+    def stored_sums(after, before, results):
         after.dbias = before.dbias + as_float(results["dinp"]).sum(axis=0, dtype=np.float64)
 
     def errors_with_dbias(after, before, storage):
@@ -113,5 +114,5 @@ def fast_calls(s, normal, storage):
         lambda a: fast.gelu_backward(a.dinp, a.dinp, a.inp, a.dbias, a.scratch),
         errors_with_dbias,
         lambda a: textbook.gelu_backward(a.dinp, a.dinp, a.inp),
-        from_stored=sums_of_stored,
+        from_stored=stored_sums,
     )

@@ -15,7 +15,7 @@ from gpt2_numba.layers.fast import layernorm as fast
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against central differences."""
     inp, weight, bias, dout = normal((s.N, s.C)), normal(s.C), normal(s.C), normal((s.N, s.C))
     out, mean, rstd = np.full(inp.shape, np.nan), np.full(s.N, np.nan), np.full(s.N, np.nan)
 
@@ -31,21 +31,21 @@ def reference_rows(s, normal):
 
 
 def inputs(s, normal):
-    """inp, weight, bias: rows of which rstd is 50, as when training begins."""
+    """inp, weight, bias. The rows have an rstd of 50, as at the start of training."""
     inp = 0.005 + 0.02 * normal(s.N, s.C)
     inp[0] += 1  # E[x²] - E[x]² would be off by a thousand times the bound
     return inp, 1 + 0.3 * normal(s.C), normal(s.C)
 
 
-def rstd_of(inp):
-    """rstd as forward leaves it: a row of one channel has no variance, but for eps."""
+def expected_rstd(inp):
+    """rstd as forward computes it. eps matters: a row of one channel has no variance."""
     return 1 / np.sqrt(inp.var(axis=1) + textbook.EPS)
 
 
 def forward_errors(after, before, storage):
     """Bounds for mean, rstd and out.
 
-    Σ (x - m)² is stationary in m, so the mean's error does not matter for rstd; the sum's does, halved by the square root.
+    Σ (x - m)² is stationary in m, so the error of the mean does not affect rstd; that of the sum does, halved by the square root.
     """
     C = after.inp.shape[1]
     mean = summation_error(C, np.sqrt(np.square(after.inp).mean(axis=1)))
@@ -56,7 +56,7 @@ def forward_errors(after, before, storage):
 
 
 def backward_errors(after, before, additions):
-    """Bounds for dinp, dweight and dbias. additions: through how many a number passes at most in a sum over a row."""
+    """Bounds for dinp, dweight and dbias. additions: the longest chain of additions that a term passes through in a sum over a row."""
     N, C = after.inp.shape
     rstd = after.rstd[:, None]
     xhat = (after.inp - after.mean[:, None]) * rstd
@@ -71,25 +71,26 @@ def backward_errors(after, before, additions):
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     inp, weight, bias = inputs(s, normal)
     yield textbook_call(
         functions, textbook, "layernorm_forward",
-        dict(out=written(s.N, s.C), mean=written(s.N, kind="f32"), rstd=written(s.N, kind="f32"), inp=read(inp), weight=read(weight), bias=read(bias)),
+        dict(out=written(s.N, s.C), mean=written(s.N, kind="f32"), rstd=written(s.N, kind="f32"),
+             inp=read(inp), weight=read(weight), bias=read(bias)),
         lambda a: (a.out, a.mean, a.rstd, a.inp, a.weight, a.bias),
         forward_errors,
     )  # fmt: skip
     yield textbook_call(
         functions, textbook, "layernorm_backward",
         dict(dinp=changed(normal(s.N, s.C)), dweight=changed(normal(s.C)), dbias=changed(normal(s.C)), dout=read(normal(s.N, s.C)),
-             inp=read(inp), weight=read(weight), mean=read(inp.mean(axis=1), "f32"), rstd=read(rstd_of(inp), "f32")),
+             inp=read(inp), weight=read(weight), mean=read(inp.mean(axis=1), "f32"), rstd=read(expected_rstd(inp), "f32")),
         lambda a: (a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd),
         lambda after, before, storage: backward_errors(after, before, s.C),
     )  # fmt: skip
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     inp, weight, bias = inputs(s, normal)
     yield Call(
         "layernorm_forward",
@@ -102,7 +103,7 @@ def fast_calls(s, normal, storage):
     )  # fmt: skip
 
     def residual_forward_errors(after, before, storage):
-        # out is that of the sum as it is stored.
+        # out is computed from the sum as it is stored.
         return forward_errors(SimpleNamespace(**{**vars(after), "inp": after.residual}), before, storage)
 
     def residual_reference(a):
@@ -120,13 +121,13 @@ def fast_calls(s, normal, storage):
         residual_reference,
     )  # fmt: skip
 
-    mean, rstd = inp.mean(axis=1), rstd_of(inp)
+    mean, rstd = inp.mean(axis=1), expected_rstd(inp)
     accumulators = dict(dweight=changed(normal(s.C)), dbias=changed(normal(s.C)))
     rest = dict(inp=read(inp), weight=read(weight), mean=read(mean, "f32"), rstd=read(rstd, "f32"),
                 scratch=scratch(fast.layernorm_scratch_size(s.C), kind="f32"))  # fmt: skip
 
     def fast_backward_errors(after, before, storage):
-        errors = backward_errors(after, before, s.C / 32 + 8)  # a lane's share, and what joins the lanes
+        errors = backward_errors(after, before, s.C / 32 + 8)  # a lane's share, and the reduction over lanes
         if hasattr(after, "dinp_sums"):
             errors["dinp_sums"] = summation_error(s.N, np.sqrt(np.square(after.dinp).sum(axis=0)) + np.abs(before.dinp_sums))
         return errors
@@ -134,7 +135,7 @@ def fast_calls(s, normal, storage):
     def backward_reference(a):
         textbook.layernorm_backward(a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd)
 
-    def sums_of_stored(after, before, results):
+    def stored_sums(after, before, results):
         after.dinp_sums = before.dinp_sums + as_float(results["dinp"]).sum(axis=0, dtype=np.float64)
 
     yield Call(
@@ -152,5 +153,5 @@ def fast_calls(s, normal, storage):
         lambda a: fast.layernorm_backward(a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd, a.scratch, a.dinp_sums),
         fast_backward_errors,
         backward_reference,
-        from_stored=sums_of_stored,
+        from_stored=stored_sums,
     )

@@ -1,4 +1,4 @@
-"""The linear layer with its bias and, from C channels to the vocabulary, without."""
+"""The linear layer with bias, and without bias from C channels to the vocabulary."""
 
 import math
 
@@ -13,7 +13,7 @@ from gpt2_numba.layers.fast import matmul as fast
 
 
 def reference_rows(s, normal, has_bias=True):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against central differences."""
     inp, weight, bias, dout = normal((s.N, s.C)), normal((s.OC, s.C)), normal(s.OC), normal((s.N, s.OC))
     bias = bias if has_bias else None
     out, dinp, dweight = np.full(dout.shape, np.nan), np.full(inp.shape, np.nan), normal(weight.shape)
@@ -47,7 +47,7 @@ def backward_errors(after, before, storage):
     dinp = typical_product(_norms(after.dout, 1)[:, None], _norms(after.weight, 0).max(), OC)
     dweight = typical_product(_norms(after.dout, 0)[:, None], _norms(after.inp, 0).max(), N) + np.abs(before.dweight).max()
     dweight_error = product_error(N, dweight, storage)
-    if storage == BFLOAT16_BITS and not SIMULATING:  # cuBLASLt rounds the product before it adds it: see gemm
+    if storage == BFLOAT16_BITS and not SIMULATING:  # cuBLASLt rounds the product before adding it: see gemm
         dweight_error = dweight_error + half_ulp(np.abs(after.dweight - before.dweight) + dweight_error, storage)
     errors = {"dinp": product_error(OC, dinp, storage), "dweight": dweight_error}
     if hasattr(before, "dbias"):
@@ -55,10 +55,10 @@ def backward_errors(after, before, storage):
     return errors
 
 
-def tensors_of(s, normal, has_bias):
-    """The arguments of matmul_forward and matmul_backward, but for scratch. Values as in a model: results of size 1.
+def forward_and_backward_tensors(s, normal, has_bias):
+    """The arguments of matmul_forward and of matmul_backward, without scratch. As in a model, the results are of order 1.
 
-    Without a bias it is the classifier, from C channels to the padded vocabulary.
+    Without a bias it is the output layer, from C channels to the padded vocabulary.
     """
     N, C, OC = s.N, s.C, s.OC if has_bias else s.Vp
     inp, weight = read(normal(N, C)), read(normal(OC, C) / np.float32(math.sqrt(C)))
@@ -70,8 +70,8 @@ def tensors_of(s, normal, has_bias):
 
 
 def plain_calls(s, normal, functions, has_bias=True):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
-    forward, backward = tensors_of(s, normal, has_bias)
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
+    forward, backward = forward_and_backward_tensors(s, normal, has_bias)
     yield textbook_call(
         functions, textbook, "matmul_forward", forward,
         lambda a: (a.out, a.inp, a.weight, a.bias if has_bias else None), forward_errors, f"{_name(has_bias)} forward",
@@ -84,8 +84,8 @@ def plain_calls(s, normal, functions, has_bias=True):
 
 
 def fast_calls(s, normal, storage, has_bias=True):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
-    forward, backward = tensors_of(s, normal, has_bias)
+    """Yield the Calls of the fast launchers, each with its error bounds."""
+    forward, backward = forward_and_backward_tensors(s, normal, has_bias)
     if has_bias:
         backward["scratch"] = scratch(fast.matmul_scratch_size(s.OC), kind="f32")
 

@@ -12,7 +12,7 @@ from gpt2_numba.layers.fast import classifier as fast
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against the definition."""
     values, mean = np.abs(normal(s.N)), np.ones(1)
     textbook.accumulate_mean(mean, values)
     expected = np.array([1 + math.fsum(values) / s.N])
@@ -20,29 +20,30 @@ def reference_rows(s, normal):
 
 
 def tensors(s, normal):
-    """The arguments, the same for both sets of kernels."""
+    """The arguments, shared by both sets of kernels."""
     return dict(mean=changed(np.ones(1, np.float32), "f32"), values=read(np.abs(normal(s.N)), "f32"))
 
 
-def errors_of(additions):
-    """Bounds for the mean. additions: through how many a number passes at most in the sum."""
+def mean_errors(additions):
+    """Bounds for the mean. additions: the longest chain of additions that a term passes through."""
     return lambda after, before, storage: {"mean": summation_error(additions, after.values.mean()) + UNIT * before.mean}
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     yield textbook_call(
-        functions, textbook, "accumulate_mean", tensors(s, normal), lambda a: (a.mean, a.values), errors_of(s.N + 2), "mean loss"
+        functions, textbook, "accumulate_mean", tensors(s, normal), lambda a: (a.mean, a.values),
+        errors=mean_errors(s.N + 2), name="mean loss",
     )  # fmt: skip
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     yield Call(
         "accumulate_mean",
         "mean loss",
         tensors(s, normal),
         lambda a: fast.accumulate_mean(a.mean, a.values),
-        errors_of(s.N / fast.THREADS + 12),
+        mean_errors(s.N / fast.THREADS + 12),
         lambda a: textbook.accumulate_mean(a.mean, a.values),
     )

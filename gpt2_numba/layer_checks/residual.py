@@ -1,4 +1,4 @@
-"""The residual stream's additions: one rounding each, which IEEE 754 determines, so that no call has bounds."""
+"""The additions of the residual stream: one rounding each, determined by IEEE 754, so no call has bounds."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from gpt2_numba.layers.fast import residual as fast
 
 
 def reference_rows(s, normal):
-    """Rows of the NumPy reference against central differences or the definition."""
+    """Yield Rows that check the NumPy reference against central differences."""
     inp, branch, dout = normal((s.N, s.C)), normal((s.N, s.C)), normal((s.N, s.C))
     out, dinp, dbranch = (np.full(inp.shape, np.nan) for _ in range(3))
     textbook.residual_backward(dinp, dbranch, dout)
@@ -18,7 +18,7 @@ def reference_rows(s, normal):
 
 
 def plain_calls(s, normal, functions):
-    """Yield the Calls of the textbook functions, taken from a namespace, each with the bounds of its errors."""
+    """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     shape = (s.N, s.C)
     yield textbook_call(
         functions, textbook, "residual_forward",
@@ -39,7 +39,7 @@ def plain_calls(s, normal, functions):
 
 
 def fast_calls(s, normal, storage):
-    """Yield the Calls of the fast launchers, each with the bounds of its errors."""
+    """Yield the Calls of the fast launchers, each with its error bounds."""
     shape = (s.N, s.C)
     yield Call(
         "residual_forward",

@@ -1,4 +1,4 @@
-"""One tensor's verdict: what came, compared element by element with what should have come, and the table of all verdicts."""
+"""The verdict on one tensor, compared element by element with its expected values, and the table of all verdicts."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from gpt2_numba.layer_checks.tolerances import half_ulp
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor's verdict. error, bound, got, expected are those of its worst element: where error / bound is largest."""
+    """The verdict on one tensor. error, bound, got and expected are those of the worst element, where error / bound is largest."""
 
     layer: str
     tensor: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def format_table(rows):
-    """The rows as a table: layer, tensor, largest error (relative to its bound), bound, verdict; below it, what failed and how."""
+    """The rows as a table: layer, tensor, error and bound of the worst element, verdict. Below it, one line for each failure."""
     width = max([30, *(len(row.layer) for row in rows)])
     lines = [f"{'layer':<{width}}  {'tensor':<12}{'largest error':>14}{'bound':>12}"]
     for row in rows:
@@ -47,17 +47,17 @@ def format_table(rows):
 
 
 def as_float(stored):
-    """An array's values as floats: bfloat16 bits are widened."""
+    """The values of an array as floats: bfloat16 bits are widened."""
     return bfloat16_values(stored) if stored.dtype == BFLOAT16_BITS else stored
 
 
 def compare(layer, tensor, got, expected, error_bound, storage=None):
-    """The Row of a tensor.
+    """Compare a tensor with its expected values. Returns a Row.
 
-    got          what came: floats, or the bits of bfloat16 as uint16
-    expected     what should have come, same shape
-    error_bound  bound of the arithmetic's error, broadcastable to the shape. 0 where there is no arithmetic: bits must agree
-    storage      the type it was rounded to at the end, which adds half a unit in the last place where there is arithmetic
+    got          floats, or the bits of bfloat16 as uint16
+    expected     floats of the same shape
+    error_bound  bound on the error of the arithmetic, broadcastable to the shape. 0 where there is no arithmetic: the bits must agree
+    storage      the type that the result was rounded to, which adds half a unit in the last place where there is arithmetic
     """
     shape = expected.shape
     as_rows = (math.prod(shape[:-1]), shape[-1])
@@ -65,10 +65,10 @@ def compare(layer, tensor, got, expected, error_bound, storage=None):
     got, expected, bounds = got.reshape(as_rows), expected.reshape(as_rows), bounds.reshape(as_rows)
     step = max(1, (1 << 18) // as_rows[1])
 
-    def worst_of(start):
+    def worst_element(start):
         rows = slice(start, start + step)
-        came = as_float(got[rows])
-        error = np.abs(came - expected[rows])
+        values = as_float(got[rows])
+        error = np.abs(values - expected[rows])
         error[~np.isfinite(error)] = np.inf
         bound = bounds[rows]
         if storage is not None:
@@ -76,10 +76,10 @@ def compare(layer, tensor, got, expected, error_bound, storage=None):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             share = np.where(error == 0, 0, error / bound)
         at = np.unravel_index(np.argmax(share), share.shape)
-        return share[at], error[at], bound[at], (start + int(at[0])) * as_rows[1] + int(at[1]), came[at], expected[rows][at]
+        return share[at], error[at], bound[at], (start + int(at[0])) * as_rows[1] + int(at[1]), values[at], expected[rows][at]
 
     with ThreadPoolExecutor() as pool:  # NumPy lets other threads run while it computes
-        worst = max(pool.map(worst_of, range(0, as_rows[0], step)), key=lambda one: one[0])
+        worst = max(pool.map(worst_element, range(0, as_rows[0], step)), key=lambda one: one[0])
     _, error, bound, flat_index, got, expected = worst
     index = tuple(int(i) for i in np.unravel_index(flat_index, shape))
     return Row(layer, tensor, shape, float(error), float(bound), index, float(got), float(expected))

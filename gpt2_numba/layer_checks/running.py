@@ -1,7 +1,7 @@
-"""Calls made on the device, with traps around them, and on the host with the reference.
+"""Makes a call on the device, with traps, and on the host with the reference.
 
-Every array lies between guard cells, which must not change and hold NaN, so that a kernel that reads past an end is found out. Outputs hold
-NaN before the call. Arrays that are only read must not change. The call is made twice, and must give the same bits.
+Every array lies between guard cells, which hold NaN, so that a kernel that reads past an end is caught, and must not change. Outputs hold
+NaN before the call. Inputs must not change. The call is made twice and must produce the same bits.
 """
 
 import math
@@ -14,7 +14,7 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_bits, compute_stream,
 from gpt2_numba.layer_checks.calls import INTEGERS
 from gpt2_numba.layer_checks.rows import Row, as_float, compare
 
-GUARD = 128  # cells on either side of every device array: 256 bytes at least, so that arrays are aligned as cudaMalloc's are
+GUARD = 128  # cells on either side of every device array: at least 256 bytes, so that arrays are aligned as cudaMalloc aligns them
 
 
 class GuardedArray:
@@ -32,7 +32,7 @@ class GuardedArray:
         self.fill()
 
     def fill(self):
-        """Put everything as it was before the call."""
+        """Restore the contents before the call."""
         self.memory.copy_to_device(self.before, stream=compute_stream())
 
     def fetch(self):
@@ -42,22 +42,22 @@ class GuardedArray:
         return stored
 
     def problem(self, stored):
-        """What has been changed that must not be, or ""."""
+        """Describe a change that must not happen, "" if there is none."""
         untouched = np.ones(stored.size, bool)
         untouched[GUARD:-GUARD] = self.tensor.access == "r"
         bits = f"u{stored.dtype.itemsize}"
         differs = np.flatnonzero((stored.view(bits) != self.before.view(bits)) & untouched)
         if not differs.size:
             return ""
-        place, value = int(differs[0]) - GUARD, as_float(stored[differs[:1]])[0]
-        if not 0 <= place < self.size:
-            return f"guard cell at {place} of {self.size} elements has been overwritten with {value:.9g}"
-        index = tuple(int(i) for i in np.unravel_index(place, self.tensor.shape))
-        return f"is only read, but at {index} has been overwritten with {value:.9g}"
+        position, value = int(differs[0]) - GUARD, as_float(stored[differs[:1]])[0]
+        if not 0 <= position < self.size:
+            return f"guard cell at {position} of {self.size} elements has been overwritten with {value:.9g}"
+        index = tuple(int(i) for i in np.unravel_index(position, self.tensor.shape))
+        return f"is an input, but at {index} has been overwritten with {value:.9g}"
 
 
 def run_on_device(call, storage):
-    """Make a call on the device, twice. Returns name -> values as stored (of what is compared), and Rows for what went wrong."""
+    """Make a call on the device, twice. Returns name -> stored values of the tensors to compare, and Rows for what went wrong."""
     arrays = {name: GuardedArray(tensor, storage) for name, tensor in call.tensors.items()}
     views = SimpleNamespace(**{name: guarded.array for name, guarded in arrays.items()})
     call.launch(views)
@@ -82,12 +82,12 @@ def run_on_device(call, storage):
         if differs.any():
             index = tuple(int(i) for i in np.unravel_index(np.argmax(differs), first.shape))
             one, other = as_float(first[index][None])[0], as_float(second[index][None])[0]
-            report(name, f"at {index} the first run gave {one:.9g}, the second {other:.9g}: bits must repeat")
+            report(name, f"at {index} the first run gave {one:.9g}, the second {other:.9g}: results must be bit-identical")
     return results, rows
 
 
 def run_on_host(call, storage):
-    """Make a call with the reference, in float64, on the numbers that the device gets. Returns namespaces: after, before."""
+    """Make a call with the reference in float64, on the values that the device gets. Returns namespaces: after, before."""
     before, after = SimpleNamespace(), SimpleNamespace()
     for name, tensor in call.tensors.items():
         values = None
@@ -103,16 +103,16 @@ def run_on_host(call, storage):
 
 
 def check_call(call, storage):
-    """Device against reference: a list of Rows, one for each tensor that is compared, more if something else went wrong."""
+    """Check the device against the reference. Returns a list of Rows: one for each tensor compared, more if anything else went wrong."""
     results, rows = run_on_device(call, storage)
     after, before = run_on_host(call, storage)
     if call.from_stored is not None:
         call.from_stored(after, before, results)
     errors = call.errors(after, before, storage)
     compared = []
-    for name, came in results.items():
+    for name, got in results.items():
         expected, bound, dtype = getattr(after, name), errors.get(name, 0.0), call.tensors[name].dtype(storage)
-        if name not in errors:  # a copy, or one addition, which IEEE 754 determines: float64, rounded once, has the same bits
+        if name not in errors:  # a copy or one addition, determined by IEEE 754: float64 rounded once has the same bits
             expected = as_float(to_storage(expected.astype(np.float32), dtype))
-        compared.append(compare(call.name, name, came, expected, bound, dtype))
+        compared.append(compare(call.name, name, got, expected, bound, dtype))
     return compared + rows

@@ -1,6 +1,6 @@
-"""How far off a right answer may be. Bounds are not chosen but derived: from the type, the length of the sum and the size of what is added.
+"""How far off a correct result may be. Bounds are derived, not chosen: from the type, the length of a sum and the size of its terms.
 
-Here is what several layers need; what is particular to one layer is in its own file.
+This file has what several layers need; what is specific to a layer is in the layer's own file.
 """
 
 import math
@@ -11,14 +11,14 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
 from gpt2_numba.gpu.gemm import tf32_allowed
 
 UNIT = 2.0**-24  # largest relative error of one rounding to float32
-UNIT_TF32 = 2.0**-11  # and to TF32
-SMALLEST = 2.0**-126  # smallest normal float32; below it exp may give 0
-ROOT_OF_SMALLEST = 2.0**-63  # what is below it has no square in float32, in which the bounds are computed
+UNIT_TF32 = 2.0**-11  # the same for TF32
+SMALLEST = 2.0**-126  # smallest normal float32; below it exp may return 0
+ROOT_OF_SMALLEST = 2.0**-63  # below this, squares underflow in float32, in which the bounds are computed
 SPREAD = 6.0
 
 
 def half_ulp(values, storage):
-    """Half the distance between neighbours of the storage type at `values`: what rounding to the nearest can change.
+    """Half the distance between neighbouring values of the storage type at `values`: the most that rounding to nearest changes.
 
     A float32 between 2^e and 2^(e+1) is a multiple of 2^(e-23), a bfloat16 one of 2^(e-7).
     """
@@ -27,24 +27,24 @@ def half_ulp(values, storage):
 
 
 def summation_error(additions, largest_partial_sum):
-    """Bound for float32 sums: SPREAD * sqrt(additions) * 2^-24 * largest_partial_sum.
+    """Bound on the error of float32 sums: SPREAD * sqrt(additions) * 2^-24 * largest_partial_sum.
 
-    Every addition rounds, by at most 2^-24 of the partial sum at that point. The roundings are as good as independent, so together
-    they grow like the square root of their number (Higham, Mary 2019, "A new approach to probabilistic rounding error analysis").
-    `additions` is the longest chain that one number passes through. The largest partial sum is the total if all terms have one
-    sign, and about the root of the sum of squares for terms of random sign, as here. An error is spread evenly over its bound, so its
-    standard deviation is 0.58 bounds: a SPREAD of 6 is 10 standard deviations, for hundreds of millions of elements, and for partial
-    sums that stray.
+    Each addition rounds by at most 2^-24 of the partial sum at that point. The rounding errors are nearly independent, so their sum grows
+    with the square root of their count (Higham, Mary 2019, "A new approach to probabilistic rounding error analysis"). `additions` is the
+    longest chain of additions that a term passes through. The largest partial sum is the total if all terms have the same sign, and about
+    the root of the sum of squares for terms of random sign, as here. An error is uniformly distributed within its bound, so its standard
+    deviation is 0.58 of the bound: a SPREAD of 6 is 10 standard deviations, enough for hundreds of millions of elements and for partial
+    sums that wander.
     """
     return SPREAD * math.sqrt(additions) * UNIT * largest_partial_sum
 
 
 def product_error(K, root_sum_squares, storage):
-    """Bound for one element of a matrix product, a sum of K products whose squares sum to root_sum_squares².
+    """Bound on the error of one element of a matrix product, a sum of K products whose squares sum to root_sum_squares².
 
-    A tensor core (bfloat16) adds 16 products in one step and cuts off what does not fit instead of rounding it: at most 2^-23, always
-    in one direction, so these errors add up linearly (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"). In TF32 it adds 8,
-    and the two factors of each product have been rounded, by 2^-11 at most: errors of different products are independent.
+    A tensor core (bfloat16) adds 16 products in one step and truncates instead of rounding: an error of at most 2^-23, always in one
+    direction, so these errors add up linearly (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"). In TF32 it adds 8, and both
+    factors of each product are rounded first, by at most 2^-11; the errors of different products are independent.
     """
     error = summation_error(K + 1, root_sum_squares)
     if in_tf32(storage):
@@ -55,10 +55,10 @@ def product_error(K, root_sum_squares, storage):
 
 
 def in_tf32(storage):
-    """Whether factors of products are rounded to TF32: float32, in a check that allows it."""
+    """Whether the factors of products are rounded to TF32: for float32, in a check that allows it."""
     return storage == FLOAT32 and tf32_allowed()
 
 
 def typical_product(a, b, K):
-    """||a|| ||b|| / sqrt(K): the root of the sum of K squared products of unrelated factors, from the lengths of the two vectors."""
+    """||a|| ||b|| / sqrt(K): the root of the sum of K squared products of unrelated factors. a, b: the lengths of the two vectors."""
     return a * b / np.float32(math.sqrt(K))

@@ -3,10 +3,10 @@
 Read them in this order: residual, gelu, layernorm, encoder, matmul, attention, classifier, global_norm, adamw. Before the first one, read
 gpu/block_sum.py, the one tool that the kernels share. The kernels that train fastest are in layers/fast.
 
-Each file has the same parts. The docstring: formulas, the backward derived, a table of the arrays. Then the reference in NumPy, the kernels, and
-last the launchers, which are the functions that the model calls. A launcher checks its arrays and looks at their type: NumPy arrays go to the
-reference (attention's to on_cpu.py, the same in tiles), device arrays to the kernel. Its checks are written as "N C" for a shape, "N 3C" if the
-second size is 3 * C, and "f32 N" for a shape and a type (gpu/argument_checks.py).
+Each file has the same parts. The docstring: formulas, the backward derived, a table of the arrays. Then the reference in NumPy, the
+kernels, and last the launchers, which are the functions that the model calls. A launcher checks its arrays and looks at their type: NumPy
+arrays go to the reference (attention's to on_cpu.py, the same in tiles), device arrays to the kernel. Its checks are written as "N C" for a
+shape, "N 3C" if the second size is 3 * C, and "f32 N" for a shape and a type (gpu/argument_checks.py).
 
 A `d` in front of a name is the derivative of the training loss: dinp[n, c] is the rate at which the loss changes as inp[n, c]
 increases. Every backward pass here is derived by one rule:

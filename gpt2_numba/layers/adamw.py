@@ -5,10 +5,10 @@
     m̂ = m / (1 - β1^t)           v̂ = v / (1 - β2^t)             t = 1, 2, ...
     param -= learning_rate (m̂ / (sqrt(v̂) + eps) + weight_decay param)
 
-Both means start at 0. After t steps the weights of the gradients in a mean add up to only 1 - β^t; dividing by that corrects it. sqrt(v̂) is about
-the size of the gradient, so m̂ / sqrt(v̂) is about ±1 for a gradient that keeps its sign, and near 0 for one that keeps changing it: the
-learning rate is roughly the largest distance that a parameter moves in a step. Weight decay pulls the parameter towards 0 and is kept out of
-the means, which is the W of AdamW. It is 0 for biases and LayerNorms.
+Both means start at 0. After t steps the weights of the gradients in a mean add up to only 1 - β^t; dividing by that corrects it. sqrt(v̂)
+is about the size of the gradient, so m̂ / sqrt(v̂) is about ±1 for a gradient that keeps its sign, and near 0 for one that keeps changing
+it: the learning rate is roughly the largest distance that a parameter moves in a step. Weight decay pulls the parameter towards 0 and is
+kept out of the means, which is the W of AdamW. It is 0 for biases and LayerNorms.
 
 Kingma, Ba 2014, "Adam" (arXiv:1412.6980); Loshchilov, Hutter 2017, "Decoupled Weight Decay Regularization" (arXiv:1711.05101).
 
@@ -19,8 +19,8 @@ Kingma, Ba 2014, "Adam" (arXiv:1412.6980); Loshchilov, Hutter 2017, "Decoupled W
     | m, v           | (count,)     | [rw] zero before the first step                                        |
     | norm_and_scale | (2,) float32 | [r] what global_norm.norm_and_scale has written: [1] is the scale      |
 
-[r] read, [rw] updated in place. The model calls this once for each run of neighbouring tensors that decay alike. There is no backward: here the
-gradients are used up.
+[r] read, [rw] updated in place. The model calls this once for each run of neighbouring tensors that decay alike. There is no backward: here
+the gradients are used up.
 """
 
 import math
@@ -29,8 +29,9 @@ import numpy as np
 from numba import cuda, njit
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
-from gpt2_numba.gpu.backend import ceil_div, compute_stream, on_host
+from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
+from gpt2_numba.integers import ceil_div
 
 ONE = np.float32(1)
 
@@ -78,6 +79,7 @@ def adamw_kernel(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta
 # --------------------------------------------------------------------------------------------------------- launcher
 
 
+# Eleven parameters: the formula has five arrays and six numbers, and each is one of them.
 def adamw_update(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t):
     """One step of AdamW. NumPy arrays go to the reference, device arrays to the kernel.
 

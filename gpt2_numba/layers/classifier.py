@@ -8,17 +8,18 @@
 The last line is what is computed: exp(largest) is taken out of the sum, and in p it cancels. Nothing changes, but exp can no longer
 overflow, and the sum is at least 1 (the largest logit contributes exp(0)).
 
-Backward, from the line before, which has no largest in it. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n, v]), so its
-logarithm rises by that divided by the sum, which is ε p[n, v]. And if v is the target, the last term, -logits[n, v], falls by ε. Multiply by dloss, divide by ε:
+Backward, from the line before, which has no largest in it. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n,
+v]), so its logarithm rises by that divided by the sum, which is ε p[n, v]. And if v is the target, the last term, -logits[n, v], falls by
+ε. Multiply by dloss, divide by ε:
 
     dlogits[n, v] = (p[n, v] - [v = targets[n]]) dloss          [...] is 1 where the equation holds, else 0
 
 dloss is the derivative of the training loss with respect to loss[n], the same for all n: 1 / N if the training loss is the mean over N tokens.
 A step against the gradient lowers every wrong logit in proportion to p and raises the target's in proportion to 1 - p.
 
-The probabilities are never stored: the gradient overwrites the logits, since (N, Vp) is the largest array of the model (for 64 x 1024 tokens
-13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at a multiple of 256 bytes;
-the padding is left out of the softmax and gets the gradient 0.
+The probabilities are never stored: the gradient overwrites the logits, since (N, Vp) is the largest array of the model (for 64 x 1024
+tokens 13 GB in float32, 6.6 in bfloat16). The vocabulary is padded from V to Vp columns, a multiple of 128, so that every row starts at a
+multiple of 256 bytes; the padding is left out of the softmax and gets the gradient 0.
 
     | array          | shape, type | classifier_forward (validation) | classifier_forward_backward (training) |
     | -------------- | ----------- | ------------------------------- | -------------------------------------- |
@@ -99,7 +100,7 @@ def classifier_forward_kernel(losses, logits, targets, V):
 
 @cuda.jit(cache=True)
 def classifier_forward_backward_kernel(losses, logits, targets, dloss, V):
-    """One block per row: first its loss, then the gradient. The thread that overwrites a logit is the only one to read it, but for the target's."""
+    """One block per row: first its loss, then the gradient. Only the target's logit is read by another thread than the one that overwrites it."""
     row, target = cuda.blockIdx.x, targets[cuda.blockIdx.x]
     largest, sum_exp = row_max_and_sum_exp(logits, row, V)
     if cuda.threadIdx.x == 0:
@@ -144,7 +145,8 @@ def classifier_forward_backward(losses, logits, targets, dloss, V):
     """Cross-entropy of every row; the logits are overwritten with their gradient.
 
     losses [w] (N,) float32, nats   logits [rw] (N, Vp)   targets [r] (N,) int32 in [0, V)
-    dloss  float, the derivative of the training loss with respect to each row's loss: 1 / N for the mean of one batch, 1 / (N * batches) over several   V at most Vp
+    dloss  float, the derivative of the training loss with respect to each row's loss: 1 / N for the mean of one batch,
+           1 / (N * batches) for the mean of several   V at most Vp
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     check_classifier("classifier_forward_backward", losses, logits, targets, V)

@@ -2,15 +2,15 @@
 
     out[b, t] = wte[tokens[b, t]] + wpe[t]
 
-Backward. Raise wpe[t, c] by a tiny ε, and out[b, t, c] rises by ε in all B sequences; raise wte[v, c] by ε, and out[b, t, c] rises by ε wherever
-the token is v. Multiply by dout, add up, divide by ε:
+Backward. Raise wpe[t, c] by a tiny ε, and out[b, t, c] rises by ε in all B sequences; raise wte[v, c] by ε, and out[b, t, c] rises by ε
+wherever the token is v. Multiply by dout, add up, divide by ε:
 
     dwpe[t] += Σ_b dout[b, t]        dwte[v] += Σ dout[b, t] over all (b, t) where tokens[b, t] = v
 
-Forward gathers rows; the second sum scatters them: many rows of dout may belong to one row of dwte. If a thread took one (b, t) and added its row
-to dwte, threads with the same token would write to the same number at the same time. Atomic additions would be safe, but would add in the
-order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here it is turned
-around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons.
+Forward gathers rows; the second sum scatters them: many rows of dout may belong to one row of dwte. If a thread took one (b, t) and added
+its row to dwte, threads with the same token would write to the same number at the same time. Atomic additions would be safe, but would add
+in the order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here it is
+turned around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons.
 
 Token and learned position embeddings: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 

@@ -2,8 +2,8 @@
 
     u = sqrt(2/π) (x + 0.044715 x³)        out = ½ x (1 + tanh u)
 
-Backward. Each number of out depends on one number of inp alone, so dinp = dout · d out / d x. x occurs twice, as the factor in front and inside
-tanh; the product rule gives a term for each:
+Backward. Each number of out depends on one number of inp alone, so dinp = dout · d out / d x. x occurs twice, as the factor in front and
+inside tanh; the product rule gives a term for each:
 
     from the factor x:    ½ (1 + tanh u)
     from tanh u:          ½ x · (1 - tanh² u) · u'        since tanh' = 1 - tanh², and by the chain rule times

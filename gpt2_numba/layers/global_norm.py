@@ -5,9 +5,10 @@
 So one bad batch cannot distort the running means of AdamW for many steps. Pascanu, Mikolov, Bengio 2012, "On the difficulty of training
 recurrent neural networks" (arXiv:1211.5063).
 
-The sum over all gradients is too long for one block, and in an ordinary launch blocks cannot wait for each other. So it takes two launches: PARTIALS
-blocks each sum the squares of a share of the gradients (`sum_of_squares`), then one block adds the partial sums (`norm_and_scale`). Which
-elements a block sums is fixed, so the bits repeat. The scale stays on the device, where AdamW reads it: the host does not wait for it.
+The sum over all gradients is too long for one block, and in an ordinary launch blocks cannot wait for each other. So it takes two launches:
+PARTIALS blocks each sum the squares of a share of the gradients (`sum_of_squares`), then one block adds the partial sums
+(`norm_and_scale`). Which elements a block sums is fixed, so the bits repeat. The scale stays on the device, where AdamW reads it: the host
+does not wait for it.
 
     | array    | shape, type        | access                                                                                      |
     | -------- | ------------------ | ------------------------------------------------------------------------------------------- |

@@ -32,8 +32,8 @@ Multiply each movement of xhat[j] by dxhat[j], add up over j, divide by ε:
                        (1)          (2)            (3)
     mean_dxhat = 1/C Σ_j dxhat[j]        mean_dxhat_xhat = 1/C Σ_j dxhat[j] xhat[j]
 
-Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove the components
-of the gradient along these two directions, (1, ..., 1) and, up to eps, xhat.
+Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove the
+components of the gradient along these two directions, (1, ..., 1) and, up to eps, xhat.
 
 Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-2.
 
@@ -55,8 +55,9 @@ import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
-from gpt2_numba.gpu.backend import ceil_div, compute_stream, on_host
+from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_sum
+from gpt2_numba.integers import ceil_div
 
 EPS = np.float32(1e-5)
 ZERO, ONE = np.float32(0), np.float32(1)  # a bare 0.0 is float64, and makes every sum that starts from it float64

@@ -2,8 +2,8 @@
 
     out[n, o] = Σ_c inp[n, c] weight[o, c] + bias[o]                           out = inp weightᵀ + bias
 
-Backward. Raise inp[n, c] by a tiny ε: every out[n, o] of that row rises by ε weight[o, c]. Raise weight[o, c]: out[n, o] of every row n rises
-by ε inp[n, c]. Raise bias[o]: out[n, o] of every row rises by ε. Multiply by dout, add up over all numbers that move, divide by ε:
+Backward. Raise inp[n, c] by a tiny ε: every out[n, o] of that row rises by ε weight[o, c]. Raise weight[o, c]: out[n, o] of every row n
+rises by ε inp[n, c]. Raise bias[o]: out[n, o] of every row rises by ε. Multiply by dout, add up over all numbers that move, divide by ε:
 
     dinp[n, c]     = Σ_o dout[n, o] weight[o, c]                               dinp = dout weight
     dweight[o, c] += Σ_n dout[n, o] inp[n, c]                                  dweight += doutᵀ inp
@@ -23,32 +23,33 @@ Forward is one matrix product, backward two of the same size, so it costs twice 
 N = B * T rows, one for each token. [r] read, [w] overwritten, [+] accumulated into.
 
 The plain kernel is the classic tiled product. If each thread computed one element of the product straight from memory, it would read a
-whole row of one factor and a whole column of the other: 2 reads for every multiplication. So a block of TILE x TILE threads loads a tile of each
-factor into shared memory, uses each number of it TILE times, then loads the next pair: memory traffic falls by a factor of TILE.
+whole row of one factor and a whole column of the other: 2 reads for every multiplication. So a block of TILE x TILE threads loads a tile of
+each factor into shared memory, uses each number of it TILE times, then loads the next pair: memory traffic falls by a factor of TILE.
 
-To train at full speed, the products are delegated to cuBLASLt, NVIDIA's library. By default it follows the BLAS convention, inherited from Fortran:
-matrices are stored column by column. Ours are stored row by row. Nothing has to be rearranged for that: a (rows, cols) array stored by rows
-is, number for number in memory, its transpose, (cols, rows), stored by columns. So the library sees the transpose of each of our arrays,
-and must write the transpose of out. Since
+To train at full speed, the products are delegated to cuBLASLt, NVIDIA's library. By default it follows the BLAS convention, inherited from
+Fortran: matrices are stored column by column. Ours are stored row by row. Nothing has to be rearranged for that: a (rows, cols) array
+stored by rows is, number for number in memory, its transpose, (cols, rows), stored by columns. So the library sees the transpose of each of
+our arrays, and must write the transpose of out. Since
 
     out = A B     is, transposed,     outᵀ = Bᵀ Aᵀ
 
-it is asked for the product of the factors in exchanged order, and what it sees of an array that is stored as B is just Bᵀ. To transpose a stored
-factor beforehand, a flag is set. Forward, out = inp weightᵀ: the first factor is weight with its flag set (the library sees weightᵀ and needs
-weight), the second is inp without (it sees inpᵀ and needs that). `gpu/gemm.py` leads to `gpu/cublaslt.py`, where this is done.
+it is asked for the product of the factors in exchanged order, and what it sees of an array that is stored as B is just Bᵀ. To transpose a
+stored factor beforehand, a flag is set. Forward, out = inp weightᵀ: the first factor is weight with its flag set (the library sees weightᵀ
+and needs weight), the second is inp without (it sees inpᵀ and needs that). `gpu/gemm.py` leads to `gpu/cublaslt.py`, where this is done.
 """
 
 import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
-from gpt2_numba.gpu.backend import SIMULATING, ceil_div, compute_stream, on_host
+from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
 from gpt2_numba.gpu.gemm import gemm
+from gpt2_numba.integers import ceil_div
 
 ZERO = np.float32(0)
-# Rows and columns of a tile. The compiler unrolls a loop of 16 steps, so that every index in it is a constant; one of 32 steps it does not, and
-# then computing the indices takes several times as long as multiplying.
+# Rows and columns of a tile. The compiler unrolls a loop of 16 steps, so that every index in it is a constant; one of 32 steps it does not,
+# and then computing the indices takes several times as long as multiplying.
 TILE = 8 if SIMULATING else 16
 # Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. Threads that store a column
 # (a_tile[x, y] below) would otherwise meet in two banks, 16 apart, and be served one after the other; with rows of 17 they spread over all.
@@ -173,15 +174,15 @@ def matmul_forward_by_library(out, inp, weight, bias):
     """matmul_forward with the product by cuBLASLt, float32 device arrays. In the simulator NumPy takes the library's place."""
     _check_forward(out, inp, weight, bias)
     (N, C), OC = inp.shape, weight.shape[0]
-    gemm(out, inp, weight, N, OC, C, transpose_b=True, bias=bias)
+    gemm(out, inp, weight, rows=N, columns=OC, inner=C, transpose_b=True, bias=bias)
 
 
 def matmul_backward_by_library(dinp, dweight, dbias, dout, inp, weight):
     """matmul_backward with the products by cuBLASLt, float32 device arrays."""
     _check_backward(dinp, dweight, dbias, dout, inp, weight)
     (N, C), OC = inp.shape, weight.shape[0]
-    gemm(dinp, dout, weight, N, C, OC)
-    gemm(dweight, dout, inp, OC, C, N, transpose_a=True, accumulate=True)
+    gemm(dinp, dout, weight, rows=N, columns=C, inner=OC)
+    gemm(dweight, dout, inp, rows=OC, columns=C, inner=N, transpose_a=True, accumulate=True)
     if dbias is not None:
         bias_backward_kernel[ceil_div(OC, THREADS), THREADS, compute_stream()](dbias, dout)
 

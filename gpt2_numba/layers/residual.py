@@ -18,8 +18,8 @@ anything (He et al. 2015, arXiv:1512.03385; 2016, "Identity Mappings", arXiv:160
 
 N = B * T rows, one for each token. [r] read, [w] overwritten.
 
-The model has one array for the gradient of the stream, at whatever depth backward has reached. Here it is both dout and dinp; the backward of
-the branch then adds the branch's share to it.
+The model has one array for the gradient of the stream, at whatever depth backward has reached. Here it is both dout and dinp; the backward
+of the branch then adds the branch's share to it.
 """
 
 from numba import cuda

@@ -1,1 +1,1 @@
-"""Several processes that train one model: who they are, what they tell each other, and how the model is shared out over them."""
+"""Training one model with several processes: how they meet, communicate and watch each other, and how ZeRO partitions the model."""

@@ -1,9 +1,9 @@
-"""Do all processes mean the same training? Asked before it begins: a difference would show as a hang, or as wrong numbers, or never.
+"""Checks that all processes run the same training, before it begins: a difference would show later as a hang, or as wrong results.
 
-    settings = together(group, lambda: choose(...))             a mistake that only some hosts make is every process's, and told once
+    settings = together(group, lambda: choose(...))             a mistake on only some hosts stops every process, and is reported once
     check_agreement(group, facts_of_settings(settings) | facts_of_versions(device) | facts_of_files(paths))
 
-A fact is a name and a short value. Every process raises the same SharedError, so one of them can tell it for all.
+A fact is a name and a short value. Every process raises the same SharedError, so one of them can report it for all.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ from pathlib import Path
 from gpt2_numba.errors import SharedError, UserError
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-MOST_TOLD = 5  # differences, or values of one of them, in one message
-END_BYTES = 64 << 10  # of a file, which is told by its size and its two ends: shards of gigabytes need not be read
+MAX_REPORTED = 5  # differences, or values of one of them, in one message
+END_BYTES = 64 << 10  # of a file, which is identified by its size and its two ends: shards of gigabytes need not be read
 ABSENT = "none"
 
-# What the bits of a training depend on, as distributions are called. Of those for CUDA 12 and 13 at most one is there.
+# The distributions that the bits of a training depend on. Of a pair for CUDA 12 and 13 at most one is installed.
 LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "mpi4py")
 LIBRARIES_FOR_GPU = (
-    "numba-cuda", "nvmath-python", "nccl4py", "nvidia-cudnn-frontend", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink",
-    "nvidia-nvjitlink-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12",
+    "numba-cuda", "nvmath-python", "nccl4py", "nvidia-cudnn-frontend", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu12",
+    "nvidia-nvjitlink", "nvidia-nvjitlink-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12",
 )  # fmt: skip
 
 
 def check_agreement(group, facts):
     """Raise SharedError, the same at every rank, if the ranks' facts differ.
 
-    group  parallel/group.py's         facts  {name: value} of this rank, of JSON's types
+    group  a Group         facts  {name: value} of this rank, of JSON's types
     """
-    # First a digest: what all agree on need not travel, and with many shards that is much.
+    # First a digest: facts that all agree on need not be sent, and many shards make many facts.
     if len(set(group.gather(_digest(json.dumps(facts, sort_keys=True).encode())))) == 1:
         return
     hosts, facts_by_rank = zip(*group.gather([group.host, facts]))
     names = dict.fromkeys(itertools.chain(*facts_by_rank))
     values = {name: [facts.get(name, ABSENT) for facts in facts_by_rank] for name in names}
-    unequal = {name: of_ranks for name, of_ranks in values.items() if any(value != of_ranks[0] for value in of_ranks)}
-    differences = [f"{name}: {_who_has_what(of_ranks, hosts)}" for name, of_ranks in unequal.items()]
+    unequal = {name: by_rank for name, by_rank in values.items() if any(value != by_rank[0] for value in by_rank)}
+    differences = [f"{name}: {_values_with_ranks(by_rank, hosts)}" for name, by_rank in unequal.items()]
     raise SharedError(
         f"all processes must run with the same settings, versions and files; they differ in: {'; '.join(_shortened(differences))}. "
         f"Give all the same command, and all hosts the same installation and data"
@@ -51,9 +51,9 @@ def check_agreement(group, facts):
 
 
 def together(group, work):
-    """work() at every rank, where it may raise UserError; if it does at any, every rank raises a SharedError that says whose it is.
+    """Return work(). If it raises UserError at any rank, raise at every rank a SharedError that says which ranks.
 
-    Returns what work returned. All ranks must come here, and each waits for the slowest.
+    All ranks must call it, and each waits for the slowest.
     """
     result = complaint = None
     try:
@@ -65,15 +65,15 @@ def together(group, work):
         return result
     if len(set(complaints)) == 1:
         raise SharedError(complaint)
-    told = [f"{where}: {said}" for said, where in _by_value(complaints, hosts) if said is not None]
-    raise SharedError("; ".join(_shortened(told)))
+    parts = [f"{where}: {complaint}" for complaint, where in _by_value(complaints, hosts) if complaint is not None]
+    raise SharedError("; ".join(_shortened(parts)))
 
 
 # ------------------------------------------------------------------------------------------------------------ facts
 
 
 def facts_of_settings(settings):
-    """Of Settings: all but the rank."""
+    """All Settings but the rank."""
     return {
         f"{field.name} ({field.metadata['short'] or '--' + field.name.replace('_', '-')})": getattr(settings, field.name)
         for field in dataclasses.fields(settings)
@@ -82,9 +82,9 @@ def facts_of_settings(settings):
 
 
 def facts_of_versions(device):
-    """Of this program and what it stands on; with device "gpu" also of the GPU and what belongs to it. None: not installed.
+    """The versions of this program and its libraries; with device "gpu" also the GPU and its libraries. None: not installed.
 
-    Other GPUs, as other versions, give other bits, and the slowest sets the pace: a mixture is refused as well.
+    Different GPUs give different bits, as different versions do, and the slowest sets the pace: a mixture is refused too.
     """
     facts = {"gpt2_numba's source": _digest_of_source(), "version of Python": platform.python_version()}
     facts |= {f"version of {name}": _version(name) for name in LIBRARIES + (LIBRARIES_FOR_GPU if device == "gpu" else ())}
@@ -93,17 +93,17 @@ def facts_of_versions(device):
 
         facts["GPU"] = device_name()
         if real_gpu():
-            facts |= _versions_that_libraries_tell()
+            facts |= _versions_from_libraries()
     return facts
 
 
-def _versions_that_libraries_tell():
-    """Of those that may come from the system, where no distribution tells."""
+def _versions_from_libraries():
+    """Versions reported by the libraries themselves, which may come from the system instead of a distribution."""
     from numba.cuda.cudadrv.driver import driver
     from nvmath.bindings import cublasLt
 
     versions = {"cuBLASLt": cublasLt.get_version(), "CUDA in the driver": driver.get_version()}
-    with contextlib.suppress(ImportError, RuntimeError):  # a single process does without
+    with contextlib.suppress(ImportError, RuntimeError):  # a single process does not need it
         from nccl.bindings import nccl
 
         versions["NCCL"] = nccl.get_version()
@@ -111,7 +111,7 @@ def _versions_that_libraries_tell():
 
 
 def facts_of_files(paths):
-    """Of each file its size and a digest of its two ends. Raises UserError if one cannot be read."""
+    """The size and a digest of the two ends of each file. Raises UserError if one cannot be read."""
     return {str(path): _size_and_ends(path) for path in paths}
 
 
@@ -127,7 +127,7 @@ def _size_and_ends(path):
 
 
 def _digest_of_source():
-    """Of all files of the package: a version number says nothing of a checkout that was changed."""
+    """A digest of all files of the package: a version number does not show that a checkout was changed."""
     files = sorted(PACKAGE_ROOT.rglob("*.py"))
     return _digest(b"\0".join(part for path in files for part in (path.relative_to(PACKAGE_ROOT).as_posix().encode(), path.read_bytes())))
 
@@ -143,32 +143,32 @@ def _version(distribution):
         return None
 
 
-# ------------------------------------------------------------------------------------------------------ in words
+# ------------------------------------------------------------------------------------------------------ as text
 
 
-def _who_has_what(values, hosts):
+def _values_with_ranks(values, hosts):
     """'4 on ranks 0, 2-7, but 8 on rank 1'."""
     return ", but ".join(_shortened([f"{ABSENT if value is None else value} on {where}" for value, where in _by_value(values, hosts)]))
 
 
 def _by_value(values, hosts):
-    """[(value, where it is, in words)] of values and hosts by rank, each value once."""
+    """[(value, which ranks have it, as text)], each value once. values, hosts: by rank."""
     ranks = {}
     for rank, value in enumerate(values):
         ranks.setdefault(json.dumps(value), []).append(rank)
-    return [(json.loads(value), _where(of_value, hosts)) for value, of_value in ranks.items()]
+    return [(json.loads(value), _where(value_ranks, hosts)) for value, value_ranks in ranks.items()]
 
 
 def _where(ranks, hosts):
-    """'rank 1', 'ranks 0, 2-7', 'rank 9 (host a18)'; 'host a18' if it is all ranks of one host among several."""
-    there = sorted({hosts[rank] for rank in ranks})
-    if len(there) == 1 and len(set(hosts)) > 1:
-        return f"host {there[0]}" if len(ranks) == hosts.count(there[0]) else f"{_rank_list(ranks)} (host {there[0]})"
+    """'rank 1', 'ranks 0, 2-7', 'rank 9 (host a18)'; 'host a18' for all ranks of one host among several."""
+    host, *other_hosts = sorted({hosts[rank] for rank in ranks})
+    if not other_hosts and len(set(hosts)) > 1:
+        return f"host {host}" if len(ranks) == hosts.count(host) else f"{_rank_list(ranks)} (host {host})"
     return _rank_list(ranks)
 
 
 def _rank_list(ranks):
-    """'rank 1' or 'ranks 0, 2-7', of ascending ranks."""
+    """'rank 1' or 'ranks 0, 2-7'. ranks: ascending."""
     runs = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
@@ -180,4 +180,4 @@ def _rank_list(ranks):
 
 
 def _shortened(parts):
-    return parts if len(parts) <= MOST_TOLD else [*parts[:MOST_TOLD], f"{len(parts) - MOST_TOLD} more"]
+    return parts if len(parts) <= MAX_REPORTED else [*parts[:MAX_REPORTED], f"{len(parts) - MAX_REPORTED} more"]

@@ -1,8 +1,8 @@
-"""All processes of a run, as each of them sees it. Alone, or by MPI on host arrays (mpi_group.py), or by NCCL between GPUs (nccl_group.py).
+"""All processes of a run, as each of them sees it: alone, by MPI on host arrays (mpi_group.py), or by NCCL between GPUs (nccl_group.py).
 
-Every process must call the same functions in the same order, with arrays of the same sizes: each waits for the others.
+Every process must call the same functions in the same order, with arrays of the same sizes: each call waits for the others.
 
-Numbers go between the arrays of the processes, in place. With 3 ranks, and bounds [0, 2, 4, 6]:
+Collectives work on arrays in place. With 3 ranks, and bounds [0, 2, 4, 6]:
 
                        rank 0          rank 1          rank 2
     before             a b c d e f     g h i j k l     m n o p q r
@@ -10,7 +10,7 @@ Numbers go between the arrays of the processes, in place. With 3 ranks, and boun
     reduce_scatter     a+g+m b+h+n ?   ? c+i+o d+j+p ? ? e+k+q f+l+r
     all_gather         all ranks: a b i j q r
 
-Words go through rank 0 (meeting.py).
+Values that are not arrays go through rank 0 (meeting.py).
 """
 
 import socket
@@ -19,87 +19,87 @@ from gpt2_numba.parallel.meeting import Meeting
 
 
 class Group:
-    """What the three have in common, and the interface of each.
+    """The interface of the three, and what they share.
 
-    rank, ranks    this process, and how many there are
-    host           its host's name
+    rank, ranks    this process, and the number of processes
+    host           the name of its host
     names          list by rank: "rank 3 on host a17, GPU 1 (NVIDIA H200)"
-    watch          None, or a parallel/watch.py Watch, which ends this process when another one fails or hangs
+    watch          None, or a Watch (watch.py), which ends this process when another one fails or hangs
     """
 
-    def __init__(self, meeting, place):
-        """meeting: a Meeting. place: what the names say of where on its host this process computes. All ranks must come here."""
+    def __init__(self, meeting, device_label):
+        """meeting: a Meeting. device_label: the device that this process computes on, for the names. All ranks must call it."""
         self.rank, self.ranks = meeting.rank, meeting.ranks
         self.host = socket.gethostname()
-        places = meeting.gather([self.host, place])
-        self.names = [f"rank {rank} on host {host}, {place}" for rank, (host, place) in enumerate(places)]
+        labels = meeting.gather([self.host, device_label])
+        self.names = [f"rank {rank} on host {host}, {label}" for rank, (host, label) in enumerate(labels)]
         meeting.names = self.names
         self._meeting, self.watch = meeting, None
 
     def connect(self):
-        """Prepare the ways that the numbers go. Once, when the watch is there, since a rank that does not come is waited for."""
+        """Set up the collectives. Call it once, after the watch is set: it waits for all ranks, and one of them may never arrive."""
 
     def begin(self):
-        """What the group is asked from here on waits for all that the compute stream (gpu/backend.py) has been asked so far."""
+        """Collectives queued from here on wait for everything queued on the compute stream (gpu/backend.py) so far."""
 
     def end(self):
-        """What the compute stream is asked from here on waits for all that the group has been asked so far."""
+        """Work queued on the compute stream from here on waits for all collectives queued so far."""
 
     def all_reduce(self, arrays):
-        """Replace each array by its sum over the ranks, which has the same bits at every rank.
+        """Replace each array by its sum over the ranks, with the same bits at every rank.
 
-        arrays  [+] list of 1-D arrays: float32, or bfloat16 kept in uint16
+        arrays  [+] list of 1-D arrays: float32, or bfloat16 stored as uint16
         """
         raise NotImplementedError
 
     def reduce_scatter(self, pieces):
-        """Sum arrays over the ranks, each part at the rank that it belongs to.
+        """Sum arrays over the ranks, each part at its own rank.
 
-        pieces  list of (array, bounds): a 1-D array as above, of which [+] part r, [bounds[r], bounds[r + 1]), becomes the sum at rank r.
-                [w] The other parts are undefined afterwards. bounds: ranks + 1 ascending positions, the same at every rank
+        pieces  list of (array, bounds): in a 1-D array as above, part r, [bounds[r], bounds[r + 1]), becomes the sum at rank r [+];
+                the other parts are undefined afterwards [w]. bounds: ranks + 1 ascending positions, the same at every rank
         """
         raise NotImplementedError
 
     def all_gather(self, pieces):
-        """Give each rank's part of an array to all the others.
+        """Copy each rank's part of an array to all the others.
 
-        pieces  as above: at rank r, part r is [r], the other parts are [w]
+        pieces  as above: at rank r, part r is read [r], the other parts are overwritten [w]
         """
         raise NotImplementedError
 
-    def gather(self, thing):
-        """Every rank's thing, at every rank: a list by rank. thing: made of JSON's types (see Meeting.gather)."""
-        self._come_together()
-        return self._meeting.gather(thing)
+    def gather(self, value):
+        """The values of all ranks, at every rank: a list by rank. value: of JSON's types (see Meeting.gather)."""
+        self._enter_collective()
+        return self._meeting.gather(value)
 
     def barrier(self):
-        """Return when all processes are here. What the GPUs have been asked may still be under way."""
+        """Wait until all processes call it. Work queued on the GPUs may still be running."""
         self.gather(None)
 
     def sum(self, values):
-        """A list of floats, each summed over the ranks, in rank order: the same bits at every rank. For few numbers, now and then."""
-        first, *others = self.gather([float(value) for value in values])
+        """A list of floats, each summed over the ranks in rank order: the same bits at every rank. Slow: for a few values now and then."""
+        totals, *others = self.gather([float(value) for value in values])
         for other in others:
-            first = [total + value for total, value in zip(first, other)]
-        return first
+            totals = [total + value for total, value in zip(totals, other)]
+        return totals
 
     def doing(self, what):
-        """Tell the watch what this process is about to do, as text: it is alive."""
+        """Report progress to the watch. what: what this process does next, as text."""
         if self.watch:
             self.watch.doing(what)
 
     def fail(self, message):
-        """Tell all the others that this process has failed. They end at once, with this message and this rank's name."""
+        """Report to all the others that this process has failed. They end at once, with this message and this rank's name."""
         if self.watch:
             self.watch.failed(message)
 
-    def _come_together(self):
-        """Tell the watch that this process comes to a point where it may wait for the others."""
+    def _enter_collective(self):
+        """Report to the watch that this process may now wait for the others."""
         if self.watch:
             self.watch.entering_collective()
 
     def close(self):
-        """An orderly end, to which all processes must come."""
+        """An orderly end. All processes must call it."""
         self.barrier()
         if self.watch:
             self.watch.close()
@@ -107,10 +107,10 @@ class Group:
 
 
 class Alone(Group):
-    """The only process: there is nobody to tell anything."""
+    """The only process: collectives do nothing."""
 
-    def __init__(self, place="CPU"):
-        super().__init__(Meeting(0, 1), place)
+    def __init__(self, device_label="CPU"):
+        super().__init__(Meeting(0, 1), device_label)
 
     def all_reduce(self, arrays):
         pass

@@ -1,12 +1,12 @@
-"""How the processes of a run talk on the host's side: rank 0 in the middle, a line to each of the others. Numbers go other ways (group.py).
+"""How the processes of a run exchange messages on the host: rank 0 has a connection to each of the others. Arrays go other ways (group.py).
 
     rank 0:    reception = Reception(ranks)
-               (its reception.invitation goes to the others: by MPI, by a file, or they know it anyway)
+               (reception.invitation reaches the others by MPI or by a file, or they know the address anyway)
                meeting = reception.wait_for_others(60)
     rank r:    meeting = attend(lambda: invitation, r, ranks, 60)
-    then all:  meeting.gather(thing) gives everyone everyone's thing
+    then all:  meeting.gather(value) returns the values of all ranks, at every rank
 
-A message is JSON in bytes: whatever a stranger sends to an open port, nothing of it is ever run.
+A message is JSON in bytes: whatever a stranger sends to the open port, none of it is ever executed.
 """
 
 import json
@@ -18,29 +18,29 @@ from multiprocessing.connection import Connection, wait
 
 from gpt2_numba.errors import UserError
 
-TALK, WATCH = "talk", "watch"  # the two lines between rank 0 and another rank
-CONNECT_SECONDS = 5  # for one attempt at one address: an address that is not reachable from here must not use up all the time
+TALK, WATCH = "talk", "watch"  # the two lines, which are TCP connections, between rank 0 and another rank
+CONNECT_SECONDS = 5  # per attempt at one address: an address that is unreachable from here must not use up all the time
 RETRY_SECONDS = 0.1
-GRACE_SECONDS = 5  # that the others wait longer than rank 0, so that it is the one who tells which ranks are missing
-LONGEST_GREETING = 10_000  # bytes; what comes before the meeting may come from anybody
+GRACE_SECONDS = 5  # the others wait this much longer than rank 0, which alone can say which ranks are missing
+MAX_GREETING = 10_000  # bytes; what arrives before the meeting may come from anybody
 
 
 class RankLost(RuntimeError):
-    """A process that the others need is gone. `rank` says which."""
+    """The process `rank`, which the others need, is gone."""
 
     def __init__(self, rank, name):
-        super().__init__(f"{name} is gone: its connection has ended. What it said last tells why")
+        super().__init__(f"{name} is gone: its connection has ended. Its last output says why")
         self.rank = rank
 
 
 class Meeting:
-    """All processes of a run, each with lines to the others by way of rank 0.
+    """All processes of a run, connected through rank 0.
 
-    rank, ranks   this process, and how many there are
-    names         what errors call the ranks, a list; whoever knows better names may put them here
+    rank, ranks   this process, and the number of processes
+    names         list by rank: the names of the ranks in error messages; Group sets better ones
     watch_lines   for parallel/watch.py, which alone reads and writes them: {rank: Connection} at rank 0, {0: Connection} at the others
-                  (multiprocessing.connection.Connection; a peer that is gone: EOFError or OSError)
-    Meeting(0, 1) is a process by itself. All else comes from Reception and attend.
+                  (multiprocessing.connection.Connection; EOFError or OSError if the peer is gone)
+    Meeting(0, 1) is a single process. Reception and attend make all others.
     """
 
     def __init__(self, rank, ranks, lines=None, watch_lines=None):
@@ -49,47 +49,47 @@ class Meeting:
         self.watch_lines = watch_lines or {}
         self._lines = lines or {}
 
-    def gather(self, thing):
-        """Everyone's thing at every rank: a list by rank. All ranks must call it, in the same order as their other gathers.
+    def gather(self, value):
+        """The values of all ranks, at every rank: a list by rank. All ranks must call it, in the same order as their other gathers.
 
-        thing: made of JSON's types; a tuple comes back as a list, and a dictionary's keys as text. Floats keep their bits.
-        Raises RankLost if a rank is gone, at rank 0 and at those who wait for it. A rank that is there but never calls is the watch's
-        affair.
+        value: of JSON's types; a tuple comes back as a list, and a dictionary's keys as text. Floats keep their bits.
+        Raises RankLost if a rank is gone, at rank 0 and at the ranks that wait for it. It is up to the watch to find a rank that is there
+        but never calls.
         """
         if self.rank != 0:
-            return self._ask(thing)
-        things = self._collect(thing)
+            return self._gather_from_rank_0(value)
+        values = self._collect(value)
         for rank, line in self._lines.items():
             try:
-                send(line, {"all": things})
+                send(line, {"all": values})
             except OSError:
                 self._lose(rank)
-        return json.loads(json.dumps(things))  # as the others get it
+        return json.loads(json.dumps(values))  # as the others receive it
 
-    def _collect(self, thing):
-        """Rank 0: what all ranks send, by rank. Whoever is ready first is heard first, so that a lost one is noticed at once."""
-        things, waiting = {0: thing}, {line: rank for rank, line in self._lines.items()}
+    def _collect(self, own):
+        """Rank 0: the values that all ranks send, by rank. Reads the lines as they become ready, to notice a lost rank at once."""
+        values, waiting = {0: own}, {line: rank for rank, line in self._lines.items()}
         while waiting:
             for line in wait(list(waiting)):
                 rank = waiting.pop(line)
                 try:
-                    things[rank] = receive(line)
+                    values[rank] = receive(line)
                 except (EOFError, OSError):
                     self._lose(rank)
-        return [things[rank] for rank in range(self.ranks)]
+        return [values[rank] for rank in range(self.ranks)]
 
     def _lose(self, lost):
-        """Rank 0: tell the others that a rank is gone, and raise RankLost."""
+        """Rank 0: report to the others that a rank is gone, and raise RankLost."""
         for rank, line in self._lines.items():
             if rank != lost:
                 with suppress(OSError):  # gone as well
                     send(line, {"lost": lost})
         raise RankLost(lost, self.names[lost])
 
-    def _ask(self, thing):
-        """Another rank: send a thing, and wait for all of them."""
+    def _gather_from_rank_0(self, value):
+        """The other ranks: send a value, and wait for all of them."""
         try:
-            send(self._lines[0], thing)
+            send(self._lines[0], value)
             answer = receive(self._lines[0])
         except (EOFError, OSError):
             raise RankLost(0, self.names[0]) from None
@@ -98,26 +98,26 @@ class Meeting:
         return answer["all"]
 
     def close(self):
-        """End all lines. The others take it for the loss of this rank, unless they do not listen any more: gather before."""
+        """Close all lines. Ranks that still listen take it for the loss of this one: gather first."""
         for line in [*self._lines.values(), *self.watch_lines.values()]:
             line.close()
 
 
-def send(line, thing):
-    """Send a thing made of JSON's types. OSError if the other end is gone."""
-    line.send_bytes(json.dumps(thing).encode())
+def send(line, value):
+    """Send a value of JSON's types. OSError if the other end is gone."""
+    line.send_bytes(json.dumps(value).encode())
 
 
-def receive(line, longest=None):
-    """Wait for a thing, of at most `longest` bytes. EOFError or OSError if the other end is gone, or says more than that."""
-    return json.loads(line.recv_bytes(longest))
+def receive(line, max_bytes=None):
+    """Wait for a value. EOFError or OSError if the other end is gone, or sends more than max_bytes."""
+    return json.loads(line.recv_bytes(max_bytes))
 
 
 class Reception:
-    """Rank 0 before the others are there: it listens at a port on all of this host's addresses.
+    """Rank 0 before the others have arrived: it listens at a port on all addresses of this host.
 
-    ranks  how many processes there will be        port  0: any that is free
-    secret True: only who knows the invitation is let in. With False it is enough to know address and port.
+    ranks   the number of processes        port  0: any free one
+    secret  True: lets in only processes that know the invitation. False: address and port are enough
     Raises UserError if the port is taken.
     """
 
@@ -127,12 +127,12 @@ class Reception:
             self._server = socket.create_server(("", port), backlog=2 * ranks)
         except OSError as error:
             raise UserError(
-                f"rank 0 must be able to listen at port {port}, and cannot: {error.strerror}. Choose another port, or start only one rank 0"
+                f"rank 0 must be able to listen on port {port}, and cannot: {error.strerror}. Choose another port, or start only one rank 0"
             ) from None
-        self._unknown = []  # lines whose other end has not said yet who it is
+        self._unknown = []  # lines whose other end has not identified itself yet
         self._arrived = {TALK: {}, WATCH: {}}  # rank -> Connection
         self.port = self._server.getsockname()[1]
-        self.invitation = {  # of JSON's types, for the other ranks
+        self.invitation = {  # for the other ranks, of JSON's types
             "host": socket.gethostname(),
             "addresses": addresses_of_this_host(),
             "port": self.port,
@@ -140,10 +140,10 @@ class Reception:
         }
 
     def wait_for_others(self, seconds):
-        """Let all other ranks in, and listen no longer. Returns the Meeting.
+        """Let all other ranks in, then stop listening. Returns the Meeting.
 
-        seconds: how long, 0 = for ever. Raises UserError that names the ranks which did not come, or says that two are the same or that
-        they disagree on their number; those who came are told the same.
+        seconds: the limit, 0 = none. Raises UserError if ranks are missing, if two are the same, or if they disagree on the number of
+        processes; the ranks that have arrived raise the same.
         """
         until, complaint = _Deadline(seconds), None
         with self._server:
@@ -151,18 +151,18 @@ class Reception:
                 arrived = {line: rank for rank, line in self._arrived[TALK].items()}
                 ready = wait([self._server, *self._unknown, *arrived], until.left())
                 if not ready:
-                    complaint = self._who_is_missing(missing, seconds)
-                for end in ready:
-                    if end is self._server:
+                    complaint = self._missing_message(missing, seconds)
+                for source in ready:
+                    if source is self._server:
                         self._unknown.append(_line(self._server.accept()[0]))
-                    elif end in arrived:  # has nothing to say before it is welcome: it has gone away again
-                        for of_kind in self._arrived.values():
-                            of_kind.pop(arrived[end], end).close()
+                    elif source in arrived:  # nothing is sent before the welcome: this is the end of its line
+                        for lines in self._arrived.values():
+                            lines.pop(arrived[source], source).close()
                     else:
-                        complaint = self._let_in(end) or complaint
-        talk, watch = (dict(sorted(of_kind.items())) for of_kind in self._arrived.values())
+                        complaint = self._let_in(source) or complaint
+        talk, watch = (dict(sorted(lines.items())) for lines in self._arrived.values())
         for line in [*talk.values(), *self._unknown]:
-            with suppress(OSError):  # gone already: the first gather will tell
+            with suppress(OSError):  # gone already: the first gather will report it
                 send(line, {"refused": complaint} if complaint else {"welcome": True})
         for line in self._unknown:
             line.close()
@@ -171,13 +171,13 @@ class Reception:
         return Meeting(0, self._ranks, talk, watch)
 
     def _missing(self):
-        return [rank for rank in range(1, self._ranks) if any(rank not in of_kind for of_kind in self._arrived.values())]
+        return [rank for rank in range(1, self._ranks) if any(rank not in lines for lines in self._arrived.values())]
 
     def _let_in(self, line):
-        """Hear who is at the other end of a line that is unknown so far. Returns a complaint, or None. Strangers are sent away."""
+        """Read the greeting of an unknown line, and close it if it is a stranger's. Returns a complaint, or None."""
         try:
-            hello = receive(line, LONGEST_GREETING)
-            token, rank, ranks, of_kind = hello["token"], hello["rank"], hello["ranks"], self._arrived[hello["kind"]]
+            hello = receive(line, MAX_GREETING)
+            token, rank, ranks, lines = hello["token"], hello["rank"], hello["ranks"], self._arrived[hello["kind"]]
         except (EOFError, OSError, ValueError, KeyError, TypeError):
             token = None
         if token != self.invitation["token"]:
@@ -186,43 +186,44 @@ class Reception:
             return None
         if ranks != self._ranks:
             return (
-                f"all processes must agree on their number, and rank 0 was told {self._ranks}, rank {rank} {ranks}: give all the same -pn"
+                f"all processes must agree on the number of processes, and rank 0 has {self._ranks}, rank {rank} {ranks}: "
+                f"give all the same -pn"
             )
-        if rank == 0 or rank in of_kind and not of_kind[rank].poll():  # whoever waits says nothing: what could be read is an end
-            return f"each process must have a rank of its own, and two say that they are rank {rank}: give each its own -pr"
+        if rank == 0 or rank in lines and not lines[rank].poll():  # a waiting rank sends nothing: if there is something to read, it is gone
+            return f"each process must have a rank of its own, and two claim to be rank {rank}: give each its own -pr"
         self._unknown.remove(line)
-        of_kind[rank] = line
+        lines[rank] = line
         if hello["kind"] == TALK:
-            with suppress(OSError):  # gone again: its line has ended, which is noticed next
-                send(line, {"heard": True})  # at once: whoever gets no answer looks elsewhere
+            with suppress(OSError):  # gone again: the end of its line is noticed next
+                send(line, {"heard": True})  # at once: a process without an answer looks elsewhere
         return None
 
-    def _who_is_missing(self, missing, seconds):
+    def _missing_message(self, missing, seconds):
         which = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
         return (
-            f"all {self._ranks} processes must come together within {seconds:g} s, and {which} did not: were they started, and do they "
+            f"all {self._ranks} processes must meet within {seconds:g} s, and {which} did not come: were they started, and can they "
             f"reach host {self.invitation['host']} at port {self.port} ({', '.join(self.invitation['addresses'])})?"
         )
 
 
 def attend(find_invitation, rank, ranks, seconds):
-    """Come to rank 0's reception as another rank. Returns the Meeting.
+    """Connect to rank 0's Reception as another rank. Returns the Meeting.
 
-    find_invitation  function that gives a Reception's invitation, or None so long as there is none. It is asked again when the one it gave
+    find_invitation  function that returns a Reception's invitation, or None as long as there is none. It is called again if the invitation
                      leads nowhere: it may be old
-    seconds          how long rank 0 is looked for, and how long it may then wait for the others; 0 = for ever
-    Raises UserError if there is no rank 0, or with what it says if it ends the meeting.
+    seconds          the limit for finding rank 0, and again for its wait for the others; 0 = none
+    Raises UserError if rank 0 is not found, or with its message if it ends the meeting.
     """
-    until, tried = _Deadline(seconds), "nobody told where it is"
+    until, tried = _Deadline(seconds), "there was no address to try"
     while True:
         invitation = find_invitation()
         for address in _addresses_from_here(invitation):
             tried = f"the last attempt was {address} at port {invitation['port']}"
-            with suppress(EOFError, OSError):  # nobody there, or somebody else
+            with suppress(EOFError, OSError):  # nothing listens here, or something else
                 return _go_to(address, invitation, rank, ranks, seconds)
         if until.left() == 0:
             raise UserError(
-                f"rank {rank} must find rank 0 within {seconds:g} s, and did not; {tried}. Was rank 0 started, and does it still run?"
+                f"rank {rank} must find rank 0 within {seconds:g} s, and did not; {tried}. Was rank 0 started, and is it still running?"
             )
         time.sleep(RETRY_SECONDS)
 
@@ -234,7 +235,7 @@ def _go_to(address, invitation, rank, ranks, seconds):
         for _ in (TALK, WATCH):
             lines.append(_line(socket.create_connection((address, invitation["port"]), CONNECT_SECONDS)))
             lines_to_close.enter_context(lines[-1])
-        for line, kind in zip(lines, (TALK, WATCH)):  # now that there are both
+        for line, kind in zip(lines, (TALK, WATCH)):  # only now, with both open
             send(line, {"token": invitation["token"], "rank": rank, "ranks": ranks, "kind": kind})
         answer = _answer(lines[0], CONNECT_SECONDS)
         if "heard" in answer:
@@ -246,48 +247,48 @@ def _go_to(address, invitation, rank, ranks, seconds):
 
 
 def _answer(line, seconds):
-    """What rank 0 says. EOFError or OSError if it says nothing for so many seconds (None: for ever), or if it is not rank 0."""
+    """Rank 0's answer. EOFError or OSError if there is none within `seconds` (None: no limit), or if it is not rank 0."""
     if not line.poll(seconds):
         raise EOFError
     try:
-        answer = receive(line, LONGEST_GREETING)
+        answer = receive(line, MAX_GREETING)
     except ValueError:
         raise EOFError from None
     return answer if isinstance(answer, dict) else {}
 
 
 def addresses_of_this_host():
-    """Where other hosts may reach this one: its name, and its IP addresses as far as it knows them, without those that mean itself."""
+    """Where other hosts may reach this one: its name, and the IP addresses that it knows, without the loopback ones."""
     name = socket.gethostname()
     found = []
-    with suppress(OSError):  # the name need not be known to its own host
+    with suppress(OSError):  # a host may not be able to resolve its own name
         found += [address[0] for *_, address in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # there need be no network
-        probe.connect(("203.0.113.1", 9))  # sends nothing: it only chooses the address of this host that leads out (RFC 5737)
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # there may be no network
+        probe.connect(("203.0.113.1", 9))  # sends nothing: only selects the address of this host that leads out (RFC 5737)
         found.append(probe.getsockname()[0])
     return [name, *dict.fromkeys(address for address in found if not address.startswith("127."))]
 
 
 def _addresses_from_here(invitation):
-    """In which order to try an invitation's addresses. On the same host neither a firewall nor an unknown name is in the way."""
+    """The addresses to try, in order. On the same host the loopback comes first: no firewall and no unknown name is in the way."""
     if invitation is None:
         return []
     return (["127.0.0.1"] if invitation["host"] == socket.gethostname() else []) + invitation["addresses"]
 
 
-def _line(connected):
-    """A Connection from a connected socket."""
-    connected.settimeout(None)
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are short, and somebody waits for each
-    return Connection(connected.detach())
+def _line(connected_socket):
+    """A Connection that takes over a connected socket."""
+    connected_socket.settimeout(None)
+    connected_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are short, and a process waits for each
+    return Connection(connected_socket.detach())
 
 
 class _Deadline:
-    """When waiting ends. seconds: from now; 0 = never."""
+    """The end of a wait. seconds: from now; 0 = never."""
 
     def __init__(self, seconds):
         self._end = time.monotonic() + seconds if seconds else None
 
     def left(self):
-        """Seconds until then, at least 0; None if there is no end."""
+        """The seconds that remain, at least 0; None if there is no end."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())

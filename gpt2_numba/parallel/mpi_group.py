@@ -1,9 +1,9 @@
-"""Processes that share numbers by MPI, on the host: for training on CPUs, and to test without a GPU what GPUs do together.
+"""Collectives by MPI, on host arrays: for training on CPUs, and for tests without a GPU.
 
-Sums are made in rank order, by this program. MPI's own MPI_Allreduce and MPI_Reduce_scatter may add in any order (the standard only advises
-the same result for the same arguments: MPI 4.1, 6.9.1), and know no bfloat16. So MPI only moves: MPI_Alltoallv takes every part to the rank
-that adds it up, MPI_Allgatherv brings it back. Thus each sum is made at one rank and copied to the others, all have its bits, and they do
-not depend on how an array is cut into parts. A ring of processes that adds on the way moves as many bytes.
+This program adds, in rank order. MPI's own MPI_Allreduce and MPI_Reduce_scatter may add in any order (the standard only recommends the same
+result for the same arguments: MPI 4.1, 6.9.1) and do not know bfloat16, so MPI only moves data: MPI_Alltoallv takes every part to the rank
+that adds it up, MPI_Allgatherv brings the sums back. Each sum is made at one rank and copied to the others, so all ranks have the same
+bits, which do not depend on how an array is cut into parts. A ring that adds along the way moves as many bytes.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from gpt2_numba.parallel.group import Group
 
 
 class MpiGroup(Group):
-    """See Group. Arrays are NumPy's or, with Numba's simulator, device arrays; those of one call have one type and go as one message."""
+    """See Group. NumPy arrays or, in Numba's simulator, device arrays; those of one call have the same type and go as one message."""
 
-    def __init__(self, meeting, place, communicator):
-        """communicator: mpi4py's, whose ranks are those of the meeting."""
-        super().__init__(meeting, place)
+    def __init__(self, meeting, device_label, communicator):
+        """communicator: mpi4py's, with the same ranks as the meeting."""
+        super().__init__(meeting, device_label)
         self._communicator = communicator
 
     def all_reduce(self, arrays):
@@ -27,45 +27,51 @@ class MpiGroup(Group):
         self.all_gather(pieces)
 
     def reduce_scatter(self, pieces):
-        self._come_together()
+        self._enter_collective()
         parts = self._parts(pieces)
-        to_all, counts = _joined([part for of_rank in parts for part in of_rank]), _counts(parts)
-        kind = _mpi_type(to_all.dtype)
-        from_all = np.empty((self.ranks, counts[self.rank]), to_all.dtype)  # my parts, as each rank has them
-        self._communicator.Alltoallv([to_all, counts, kind], [from_all, [counts[self.rank]] * self.ranks, kind])
-        _write(parts[self.rank], _sum_in_order(from_all))
+        sent, counts = _joined(_flat(parts)), _counts(parts)
+        mpi_type = _mpi_type(sent.dtype)
+        received = np.empty((self.ranks, counts[self.rank]), sent.dtype)  # row r: rank r's values of this rank's parts
+        self._communicator.Alltoallv([sent, counts, mpi_type], [received, [counts[self.rank]] * self.ranks, mpi_type])
+        _write(parts[self.rank], _sum_in_order(received))
 
     def all_gather(self, pieces):
-        self._come_together()
+        self._enter_collective()
         parts = self._parts(pieces)
-        mine, counts = _joined(parts[self.rank]), _counts(parts)
-        kind = _mpi_type(mine.dtype)
-        from_all = np.empty(sum(counts), mine.dtype)
-        self._communicator.Allgatherv([mine, kind], [from_all, counts, kind])
-        _write([part for of_rank in parts for part in of_rank], from_all)
+        sent, counts = _joined(parts[self.rank]), _counts(parts)
+        mpi_type = _mpi_type(sent.dtype)
+        received = np.empty(sum(counts), sent.dtype)
+        self._communicator.Allgatherv([sent, mpi_type], [received, counts, mpi_type])
+        _write(_flat(parts), received)
 
     def _parts(self, pieces):
-        """By rank, the parts that belong to it: lists of NumPy views."""
+        """Each rank's parts of all arrays, by rank: lists of NumPy views."""
         return [[elements_of(array)[bounds[rank] : bounds[rank + 1]] for array, bounds in pieces] for rank in range(self.ranks)]
 
 
+def _flat(parts):
+    """The parts of all ranks, rank by rank."""
+    return [part for rank_parts in parts for part in rank_parts]
+
+
 def _joined(parts):
-    """One array with all numbers of the parts, whose type must be the same."""
+    """The parts, which must have the same type, concatenated."""
     return np.concatenate(parts, dtype=parts[0].dtype, casting="no")
 
 
 def _counts(parts):
-    return [sum(part.size for part in of_rank) for of_rank in parts]
+    """How many elements each rank's parts have."""
+    return [sum(part.size for part in rank_parts) for rank_parts in parts]
 
 
-def _write(parts, numbers):
+def _write(parts, values):
     """Fill one part after the other."""
     for part in parts:
-        part[:], numbers = numbers[: part.size], numbers[part.size :]
+        part[:], values = values[: part.size], values[part.size :]
 
 
 def _sum_in_order(rows):
-    """The sum of all rows, the first first, in float32; bfloat16 is rounded once, at the end."""
+    """The sum of the rows, in order, in float32; bfloat16 is rounded once, at the end."""
     is_bfloat16 = rows.dtype == BFLOAT16_BITS
     total, *others = bfloat16_values(rows) if is_bfloat16 else rows
     for row in others:

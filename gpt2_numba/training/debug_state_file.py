@@ -1,11 +1,11 @@
-"""Debug states: one batch with the logits, loss and gradients that it must give, in llm.c's format.
+"""Debug states: one batch with its expected logits, loss and gradients, in llm.c's format.
 
     256 int32, little-endian   [0] = 20240327, [1] = 2 (version), [2] = B, [3] = T, the rest 0
     int32                      inputs (B, T), targets (B, T)
     float32                    logits (B, T, V) without the padding, loss, then the gradients of the 16 tensors in the
-                               table's order, wte with its padding
+                               order of config.parameter_shapes, wte with its padding
 
-Such a file goes with one model file. What made it, PyTorch say, is the reference that a model is compared with.
+A debug state belongs to one model file. The program that made it, for instance with PyTorch, is the reference for this one.
 """
 
 import math
@@ -20,17 +20,17 @@ from gpt2_numba.errors import UserError
 MAGIC = 20240327
 VERSION = 2
 
-_REMEDY = "Give a debug state that was written for this model, *_debug_state.bin"
+_REMEDY = "Give a debug state of this model, *_debug_state.bin"
 
 
 @dataclass(eq=False)
 class DebugState:
-    """One batch, and what comes of it.
+    """One batch and its results.
 
     inputs, targets  int32 (B, T), tokens
     logits           float32 (B, T, V)
     loss             mean over the batch, nats per token
-    gradients        of that loss: name -> float32 array of the parameter table's shape
+    gradients        of that loss: name -> float32 array of the parameter's shape
     """
 
     inputs: np.ndarray
@@ -43,8 +43,8 @@ class DebugState:
 def write_debug_state(path, config, shapes, state):
     """Write a DebugState of a model to `path`; an older file is replaced.
 
-    config  GPT2Config    shapes  name -> shape, the parameter table of model.py
-    Raises ValueError if an array has another shape than these say, OSError if the file cannot be written.
+    config  GPT2Config    shapes  name -> shape, from config.parameter_shapes
+    Raises ValueError if the shape of an array does not match these, OSError if the file cannot be written.
     """
     B, T = state.inputs.shape
     _check(state.targets, (B, T), "targets")
@@ -67,24 +67,24 @@ def write_debug_state(path, config, shapes, state):
 def read_debug_state(path, config, shapes):
     """Return the DebugState at `path`; its arrays are read-only memory maps.
 
-    config  GPT2Config    shapes  name -> shape, the parameter table of model.py
+    config  GPT2Config    shapes  name -> shape, from config.parameter_shapes
     Raises UserError if the file is missing, is not exactly a debug state, or belongs to a model of other sizes.
     """
     path = Path(path)
-    header = read_header(path, "a debug state", MAGIC, (VERSION,), _REMEDY)
+    header = read_header(path, "a debug state", magic=MAGIC, versions=(VERSION,), remedy=_REMEDY)
     B, T = int(header[2]), int(header[3])
     if B < 1 or not 1 <= T <= config.max_T:
         raise UserError(
-            f"{path}: a debug state of {config} must hold at least one row of 1 to {config.max_T} tokens, "
-            f"this one has B={B}, T={T}. {_REMEDY}"
+            f"{path}: a debug state of {config} must hold at least one row of 1 to {config.max_T} tokens, this one has B={B}, T={T}. "
+            f"{_REMEDY}"
         )
     float_shapes = [(B, T, config.V), (1,), *shapes.values()]
     count = sum(math.prod(shape) for shape in float_shapes)
     expected, size = HEADER_BYTES + 2 * 4 * B * T + 4 * count, path.stat().st_size
     if size != expected:
         raise UserError(
-            f"{path}: a debug state of {config} with B={B}, T={T} must have {expected} bytes, this file "
-            f"has {size}: it was cut off, or belongs to another model. {_REMEDY}"
+            f"{path}: a debug state of {config} with B={B}, T={T} must have {expected} bytes, this file has {size}: it was cut off, or "
+            f"belongs to another model. {_REMEDY}"
         )
     inputs, targets = np.memmap(path, dtype="<i4", mode="r", offset=HEADER_BYTES, shape=(2, B, T))
     low, high = min(inputs.min(), targets.min()), max(inputs.max(), targets.max())
@@ -94,7 +94,7 @@ def read_debug_state(path, config, shapes):
     ends = np.cumsum([math.prod(shape) for shape in float_shapes])[:-1]
     pieces = [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends), float_shapes)]
     logits, loss, *gradients = pieces
-    return DebugState(inputs, targets, logits, float(loss[0]), dict(zip(shapes, gradients)))
+    return DebugState(inputs, targets, logits, loss=float(loss[0]), gradients=dict(zip(shapes, gradients)))
 
 
 def _check(array, shape, name):

@@ -1,4 +1,4 @@
-"""How good is the model? Its loss on text it has not seen, its answers to multiple-choice questions, and what it writes."""
+"""How good is the model? Its loss on unseen text, its accuracy on multiple-choice questions, and samples of its text."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from gpt2_numba.data.multiple_choice import Score
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 
 SAMPLING_SEED = 1337
-SHORTEST_CONTEXT = 32  # a forward pass for sampling has 32, 64, 128, ... tokens: few different shapes, little wasted work
+SHORTEST_CONTEXT = 32  # sampling pads the context to 32, 64, 128, ... tokens: few different shapes, little wasted work
 
 
 def validate(model, loader, batches):
-    """Mean loss (nats per token) over the first `batches` batches of the validation data, which the processes share."""
+    """Mean loss (nats per token) over the first `batches` batches of the validation data, divided among the processes."""
     loader.reset()
     group, mine = model.group, 0
     for index in range(batches):
@@ -25,23 +25,23 @@ def validate(model, loader, batches):
 
 
 def answer_questions(model, questions):
-    """The model's Score on a MultipleChoice, whose questions the processes share."""
+    """The model's Score on a MultipleChoice, whose questions are divided among the processes."""
     group = model.group
     for inputs, targets, _ in questions:
         group.doing("answering multiple-choice questions")
         model.evaluate(inputs, targets)
         questions.score(model.losses_to_host())
     if questions.batches:
-        model.take_loss()  # discarded: the mean over the batches means nothing here
+        model.take_loss()  # discarded: a mean over these batches has no meaning
     mine = questions.result()
     correct, examples = group.sum([mine.correct, mine.examples])
     return Score(int(correct), int(examples))
 
 
 def sample(model, encoding, count):
-    """Text of `count` tokens that the model writes after end-of-text, always from the same random numbers.
+    """Text of `count` tokens that the model generates after end-of-text, always with the same random numbers.
 
-    encoding: a tokenizer; None: the text consists of token numbers. Each token takes a forward pass over the whole context; the logits at the last
+    encoding: a tokenizer; None returns token numbers. Each token takes a forward pass over the whole context; the logits at the last
     position give the probabilities of the next token.
     """
     coins = Xorshift64Star(SAMPLING_SEED)
@@ -53,7 +53,7 @@ def sample(model, encoding, count):
         while length < len(context):
             length *= 2
         inputs = np.zeros((1, min(length, model.T)), np.int32)
-        inputs[0, : len(context)] = context  # the padding behind it has no effect: attention is causal
+        inputs[0, : len(context)] = context  # the padding after it has no effect, since attention is causal
         model.forward(inputs)
         tokens.append(sample_from_logits(model.last_logits(len(context) - 1), coins.next_coin()))
     return " ".join(map(str, tokens[1:])) if encoding is None else encoding.decode(tokens[1:])

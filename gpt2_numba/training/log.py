@@ -1,6 +1,6 @@
-"""What a run tells about itself: main.log for plots, the line per step for the reader, and the speed in it.
+"""The logs of a run: main.log for plots, the console's line per step, and the throughput that it shows.
 
-main.log is llm.c's, so that its files can be plotted here and ours there. One line per event:
+main.log has llm.c's format, so that either program can plot the other's. One line per event:
 
     s:STEP tel:LOSS                     validation loss
     s:STEP eval:ACCURACY                accuracy of an evaluation
@@ -15,59 +15,58 @@ import numpy as np
 
 from gpt2_numba.errors import UserError
 
-# The keys of main.log and the names under which read_main_log gives them.
+# The keys of main.log, and the names under which read_main_log returns them.
 _SERIES_NAMES = {"tel": "val_loss", "eval": "eval_accuracy", "trl": "train_loss", "lr": "learning_rate", "norm": "norm"}
 
 
 class MainLog:
-    """Writes DIRECTORY/main.log; with None for a directory it writes nothing."""
+    """Writes DIRECTORY/main.log, or nothing if the directory is None."""
 
-    def __init__(self, directory, go_on=False):
-        """directory: made if absent; a main.log in it is begun anew, or added to if go_on. Raises UserError if it cannot be written."""
+    def __init__(self, directory, append=False):
+        """directory: created if absent. append: add to its main.log instead of overwriting it. Raises UserError if it cannot be written."""
         self.path = None
         if directory is None:
             return
         self.path = Path(directory) / "main.log"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            open(self.path, "a" if go_on else "w").close()
+            open(self.path, "a" if append else "w").close()
         except OSError as error:
             raise UserError(
-                f"the log directory must be one that can be written, got {str(directory)!r} ({error.strerror}): choose another with -o"
+                f"the log directory must be writable, got {str(directory)!r} ({error.strerror}): choose another with -o"
             ) from error
 
     def write_validation(self, step, loss):
-        """One validation: its step and mean loss (nats per token)."""
+        """Log a validation: its step and mean loss (nats per token)."""
         self._append(f"s:{step} tel:{loss:.4f}")
 
     def write_accuracy(self, step, accuracy):
-        """One evaluation: its step and the share of questions answered rightly."""
+        """Log an evaluation: its step and the fraction of questions answered correctly."""
         self._append(f"s:{step} eval:{accuracy:.4f}")
 
     def write_train_step(self, step, loss, learning_rate, norm):
-        """One training step: its mean loss (nats per token), learning rate, and gradient norm before clipping."""
+        """Log a training step: its mean loss (nats per token), learning rate, and gradient norm before clipping."""
         self._append(f"s:{step} trl:{loss:.4f} lr:{learning_rate:.6f} norm:{norm:.2f}")
 
     def _append(self, line):
         if self.path is not None:
-            with open(self.path, "a") as file:  # opened for every line, so that a run that is killed leaves them all
+            with open(self.path, "a") as file:  # opened for every line, so that none is lost if the run is killed
                 file.write(line + "\n")
 
 
 def read_main_log(path):
     """Read a main.log, ours or llm.c's.
 
-    Returns a dict with the keys val_loss, eval_accuracy, train_loss, learning_rate and norm; each value is a pair
-    (steps (n,) int64, rising; values (n,) float64), empty where the log has none. If a step occurs twice (a resumed run
-    appends to its log) the later one counts. Raises UserError if the file is missing or is not a main.log.
+    Returns a dict with the keys val_loss, eval_accuracy, train_loss, learning_rate and norm; each value is a pair (steps (n,) int64,
+    ascending; values (n,) float64), empty if the log has none. If a step occurs twice (a resumed run appends to its log), the later line
+    counts.
+    Raises UserError if the file is missing or is not a main.log.
     """
     path = Path(path)
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise UserError(
-            f"a main.log must be a file that can be read, got {str(path)!r} ({error.strerror}): give the log directory that a run named"
-        ) from error
+        raise UserError(f"main.log must be readable, got {str(path)!r} ({error.strerror}): give the log directory of a run") from error
 
     by_step = {name: {} for name in _SERIES_NAMES.values()}
     for number, line in enumerate(lines, start=1):
@@ -75,8 +74,8 @@ def read_main_log(path):
             step, values = _parse_line(line)
         except (KeyError, ValueError) as error:
             raise UserError(
-                f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line "
-                f"{number} of {str(path)!r}: take that line out, or give another file"
+                f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line {number} of {str(path)!r}: "
+                "delete that line, or give another file"
             ) from error
         for name, value in values.items():
             by_step[name][step] = value
@@ -91,21 +90,22 @@ def _parse_line(line):
 
 
 def _as_series(points):
-    """{step: value} -> (steps, values), by rising step."""
+    """{step: value} -> (steps, values), by ascending step."""
     steps = sorted(points)
     return np.array(steps, dtype=np.int64), np.array([points[step] for step in steps], dtype=np.float64)
 
 
-def step_line(step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_seconds, mfu, tokens_per_second, seconds_left):
-    """The line that the console shows for one training step: llm.c's, and the time left.
+# Eleven parameters, one for each figure in the line, all passed by keyword.
+def step_line(*, step, max_steps, loss, loss_z, norm, norm_z, learning_rate, step_seconds, mfu, tokens_per_second, seconds_left):
+    """The console's line for one training step: llm.c's, plus the time left.
 
     step, max_steps    counted from 0; shown from 1, so that the last line reads S/S
     loss, norm         nats per token; gradient norm before clipping
     loss_z, norm_z     their z-scores (NaN while the detector's window fills)
     step_seconds       time of this step; shown in milliseconds
-    mfu                model FLOP utilisation, a fraction of the chip's bf16 peak; None where that peak is not known
-    tokens_per_second  as Throughput.update gives it
-    seconds_left       as Throughput.seconds_left gives it
+    mfu                model FLOP utilisation, as a fraction of the chip's bf16 peak; None if that peak is unknown
+    tokens_per_second  from Throughput.update
+    seconds_left       from Throughput.seconds_left
     """
     mfu_text = "  n/a MFU" if mfu is None else f"{100 * mfu:.1f}% bf16 MFU"
     return (
@@ -123,21 +123,21 @@ def _clock(seconds):
 
 
 class Throughput:
-    """The speed of training as a moving average, and the time that is left at that speed."""
+    """Training throughput as a moving average, and the time left at that speed."""
 
-    DECAY = 0.95  # each step weighs 5 %: the average looks back about 20 steps (llm.c's value)
+    DECAY = 0.95  # a new step weighs 5 %, so the average covers about 20 steps (llm.c's value)
 
     def __init__(self, tokens_per_step):
-        """tokens_per_step: tokens of one update, over all micro-batches and ranks."""
+        """tokens_per_step: tokens of one update, all micro-batches and ranks together."""
         self._tokens_per_step = tokens_per_step
-        self._average = 0.0  # of tokens/s; begins at 0 and is too small by the factor 1 - DECAY**n after n steps
+        self._average = 0.0  # of tokens/s; starts at 0, and after n steps is too small by the factor 1 - DECAY**n
         self._steps_averaged = None  # None before the first step
         self._tokens_per_second = None
 
     def update(self, step_seconds):
-        """Take in the time of one step (seconds) and return the speed in tokens/s.
+        """Add the time of one step (seconds) and return the throughput in tokens/s.
 
-        The first step pays for compiling and warming up. Its own speed is returned but kept out of the average.
+        The first step includes compilation and warm-up: its own throughput is returned, but kept out of the average.
         """
         speed = self._tokens_per_step / step_seconds
         if self._steps_averaged is None:
@@ -150,8 +150,5 @@ class Throughput:
         return self._tokens_per_second
 
     def seconds_left(self, steps_left):
-        """Seconds that steps_left further steps take at the speed that the last update returned.
-
-        Training steps only: validation and sampling come on top.
-        """
+        """Seconds for steps_left more steps at the throughput that the last update returned, without validation and sampling."""
         return steps_left * self._tokens_per_step / self._tokens_per_second

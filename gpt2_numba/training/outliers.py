@@ -1,7 +1,7 @@
-"""Outlier detector: how unusual is this step's loss or gradient norm, measured in standard deviations?
+"""Outlier detector: how unusual is a step's loss or gradient norm, in standard deviations?
 
-A batch of garbage text shows as a sudden jump of the loss or of the gradient norm; a trainer that sees it can leave
-the update out. The measure is the z-score against a sliding window of the latest values: (value - mean) / deviation.
+A batch of garbage text shows as a jump of the loss or of the gradient norm; a trainer that sees it can skip the update. The measure is the
+z-score against a sliding window of the latest values: (value - mean) / standard deviation.
 """
 
 import math
@@ -12,33 +12,32 @@ class OutlierDetector:
     """A sliding window over the latest values, in float64."""
 
     def __init__(self, window=128):
-        """window: how many of the latest values (steps) a new one is judged by."""
+        """window: length of the window, in values (one per step)."""
         self._values = deque(maxlen=window)
 
     def values(self):
-        """The values in the window, oldest first: what a checkpoint keeps."""
+        """The values in the window, oldest first; checkpoints store them."""
         return list(self._values)
 
     def load(self, values):
-        """Go on from the values of another detector's window."""
+        """Replace the window by the values of another detector's."""
         self._values.clear()
         self._values.extend(values)
 
     def update(self, value):
-        """Take in one value and return its z-score, a Python float.
+        """Add one value to the window and return its z-score, a Python float.
 
-        NaN while the window fills (too little to judge by), 0 if all its values are equal. The window is updated first
-        and the value judged against a window that holds it, as in llm.c: one outlier among w values can thus score
-        at most sqrt(w - 1), which is 11.3 for a window of 128.
+        NaN while the window fills, 0 if all its values are equal. As in llm.c, the window already holds the value when the score is taken,
+        so a single outlier among w values scores at most sqrt(w - 1), which is 11.3 for a window of 128.
         """
         window_was_full = len(self._values) == self._values.maxlen
         self._values.append(float(value))
         if not window_was_full:
             return math.nan
 
-        # Two passes rather than E[x^2] - E[x]^2, which cancels when the deviation is small beside the mean, and afresh
-        # rather than by running sums, so that an infinite loss is forgotten when it leaves the window.
-        # fsum rounds once: over equal values the mean is that value and the deviation exactly 0.
+        # Two passes rather than E[x^2] - E[x]^2, which cancels when the deviation is small compared to the mean; from scratch rather than
+        # by running sums, so that an infinite loss is forgotten when it leaves the window. fsum rounds only once: if all values are equal,
+        # the mean is that value and the deviation exactly 0.
         mean = math.fsum(self._values) / len(self._values)
         squares = [(x - mean) * (x - mean) for x in self._values]
         deviation = math.sqrt(math.fsum(squares) / len(squares))

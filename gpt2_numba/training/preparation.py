@@ -1,7 +1,7 @@
-"""What a training run needs before its first step: settings completed, data, model, and where to begin.
+"""What a training run needs before its first step: complete settings, data, model, and the step to start from.
 
-`prepare` calls the functions below it, from top to bottom: each takes what is decided already and decides one thing more. What is not possible
-is a UserError, whose one line says what would be.
+`prepare` calls the functions below it from top to bottom; each takes what has been decided so far and decides one thing more. What is not
+possible raises a UserError, whose single line says what would be.
 """
 
 import sys
@@ -20,7 +20,7 @@ from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.attention import choose_engine, engine_name
-from gpt2_numba.memory_plan import largest_batch
+from gpt2_numba.memory_fit import largest_batch
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.own_kernels import check_own_kernels
@@ -32,30 +32,30 @@ from gpt2_numba.training.resume import Checkpoint, RunState, open_newest, restor
 from gpt2_numba.training.settings import Settings, default_gelu_fusion, with_defaults
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 
-MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free: kernels, cuBLASLt and the search of its algorithms need some
+MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free for kernels, cuBLASLt and the search of its algorithms
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that the training loop works with."""
+    """Everything that the training loop uses."""
 
-    settings: Settings  # complete: no flag is left open
+    settings: Settings  # complete: every flag has its value
     model: GPT2
-    encoding: object | None  # the tokenizer; None: samples are token numbers
+    encoding: object | None  # the tokenizer; None: samples are printed as token numbers
     train_loader: DataLoader
     val_loader: DataLoader
     questions: MultipleChoice | None
     run_state: RunState
-    first_step: int  # steps that the run has behind it
+    first_step: int  # steps already done
     max_steps: int
     grad_accum_steps: int  # micro-batches of each process in a step
     tokens_per_step: int
 
 
 def prepare(settings, group):
-    """The PreparedRun of a training. settings: as choose_machine returns them. All processes of the group call it.
+    """Return the PreparedRun of a training. settings: from choose_machine. All processes of the group call it.
 
-    What one process cannot do ends all of them, with that process's reason.
+    If one process fails, all of them end, with that process's reason.
     """
 
     def each(work, *arguments):
@@ -65,9 +65,9 @@ def prepare(settings, group):
     check_agreement(group, facts_of_settings(settings) | facts_of_versions(settings.device))
     start_from = each(open_start, settings, group)
     config, encoding = each(choose_model, settings, start_from)
-    weights = (
-        draw_initial_weights(config, parameter_shapes(config), settings.seed) if start_from is None else None
-    )  # drawn in the background
+    weights = None
+    if start_from is None:
+        weights = draw_initial_weights(config, parameter_shapes(config), settings.seed)  # drawn in the background
     settings = each(choose_precision, settings, start_from)
     kernels = each(choose_kernel_set, settings, config)
     each(choose_attention, settings)
@@ -77,7 +77,7 @@ def prepare(settings, group):
     train_loader, val_loader = each(make_loaders, settings, config, group)
     questions = each(make_questions, settings, config, group)
     check_agreement(
-        group, facts_of_files(files_of(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step}
+        group, facts_of_files(data_files(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step}
     )
     tokens_per_step = settings.batch_size * settings.sequence_length * grad_accum_steps * group.ranks
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
@@ -95,7 +95,7 @@ def prepare(settings, group):
 
 
 def choose_machine(settings):
-    """Settings with the device decided, and every flag that was not given filled in."""
+    """Settings with the device decided and every flag that was not given filled in."""
     device = settings.device if settings.device not in (None, "auto") else ("gpu" if real_gpu() else "cpu")
     if device == "gpu":
         require_gpu()
@@ -103,17 +103,17 @@ def choose_machine(settings):
 
 
 def open_start(settings, group):
-    """What the run begins with: a Checkpoint (-y 1, or only its config and params: -e FILE.bin), or None: a fresh model."""
+    """What the run starts from: a Checkpoint (-y 1), one with only config and params (-e FILE.bin), or None for a fresh model."""
     if settings.resume and not settings.log_dir:
-        raise UserError("-y 1 (resume) needs the log directory of the run that is to go on: add -o DIR")
-    there = done_checkpoints(settings.log_dir) if settings.log_dir else []
-    if settings.resume and there:
+        raise UserError("-y 1 (resume) needs the log directory of the run to resume: add -o DIR")
+    steps = done_checkpoints(settings.log_dir) if settings.log_dir else []
+    if settings.resume and steps:
         return open_newest(settings.log_dir, warn=group.rank == 0)
     if settings.resume:
-        print(f"no checkpoint in {settings.log_dir}: the run begins anew")
-    elif there:
+        print(f"no checkpoint in {settings.log_dir}: the run starts from the beginning")
+    elif steps:
         raise UserError(
-            f"{settings.log_dir} has the checkpoints of an earlier run, up to step {there[0]}: go on with it (-y 1), or name another directory (-o)"
+            f"{settings.log_dir} has checkpoints of an earlier run, up to step {steps[0]}: resume it (-y 1), or name another directory (-o)"
         )
     if settings.model.endswith(".bin"):
         return Checkpoint(0, *read_model_file(settings.model))
@@ -121,7 +121,7 @@ def open_start(settings, group):
 
 
 def choose_model(settings, start_from):
-    """The GPT2Config of the run, and its tokenizer (None if V is neither tokenizer's)."""
+    """The GPT2Config of the run and its tokenizer (None if no tokenizer has a vocabulary of V, or no samples are printed)."""
     if start_from is None:
         default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
         config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
@@ -136,14 +136,14 @@ def choose_model(settings, start_from):
     try:
         return config, encoding_for_vocab(config.V)
     except UserError as error:
-        print(f"samples will be token numbers: {error}")
+        print(f"samples will be printed as token numbers: {error}")
         return config, None
 
 
 def choose_precision(settings, start_from):
-    """Settings with the precision decided, and what follows from it.
+    """Settings with the precision decided, and the fusion of GELU, which depends on it.
 
-    "auto" is the precision of the files to start from; without any, bf16 on a GPU that has it. Plain kernels are float32.
+    "auto" is the precision of the file to start from or, without one, bf16; both only if the GPU supports bf16. Plain kernels are fp32.
     """
     precision = settings.precision
     if precision == "auto" and settings.kernels not in ("auto", "fast"):
@@ -153,13 +153,13 @@ def choose_precision(settings, start_from):
         wants_bf16 = params is None or params.dtype == BFLOAT16_BITS
         precision = "bf16" if wants_bf16 and settings.device == "gpu" and bfloat16_supported() else "fp32"
     if precision == "bf16" and settings.device == "gpu" and real_gpu() and not bfloat16_supported():
-        raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, {device_name()} has less: use --precision fp32")
+        raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, and {device_name()} has less: use --precision fp32")
     fusion = default_gelu_fusion(precision) if settings.gelu_fusion is None else settings.gelu_fusion
     return replace(settings, precision=precision, gelu_fusion=fusion)
 
 
 def choose_kernel_set(settings, config):
-    """The KernelSet of the run. A user's own functions are checked first; the table of a wrong one says which tensor, and where."""
+    """The KernelSet of the run. A user's own functions are checked first; for a wrong one, a table shows which tensor is off, and where."""
     kernels = choose_kernels(settings.kernels, settings.device, settings.precision)
     if kernels.own:
         check_own_kernels(kernels, config)
@@ -167,43 +167,42 @@ def choose_kernel_set(settings, config):
 
 
 def choose_attention(settings):
-    """Say whose attention is to be used. In fp32 there is no choice, so nothing has to be installed for one."""
+    """Choose the attention kernels. In fp32 there is no choice: --attention is ignored, and its library need not be installed."""
     choose_engine(settings.attention if settings.precision == "bf16" else "auto")
 
 
 def largest_batch_size(settings, config, ranks, kernels):
     """The micro-batch of -b auto: the largest that fits into the GPU's memory and divides the tokens of a step."""
     if settings.device != "gpu" or not real_gpu():
-        raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give the micro-batch as a number")
+        raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give -b as a number")
     free, sharing = free_gpu_bytes() - MEMORY_RESERVE, Sharing(config, 0, ranks, settings.zero_stage)
-    fitting = largest_batch(config, settings.sequence_length, options_of(settings, kernels), free, sharing)
+    largest = largest_batch(config, T=settings.sequence_length, options=model_options(settings, kernels), free_bytes=free, sharing=sharing)
     total = settings.total_batch_tokens
-    row = ranks * settings.sequence_length  # tokens of a row in every process
-    if total and total % row:
+    row_tokens = ranks * settings.sequence_length  # one row in each process
+    if total and total % row_tokens:
         raise UserError(
-            f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row}, got {total}: "
-            f"{max(1, round(total / row)) * row} is the nearest"
+            f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row_tokens}, "
+            f"got {total}: the nearest is {max(1, round(total / row_tokens)) * row_tokens}"
         )
-    return max(
-        (B for B in range(1, fitting + 1) if not total or total // row % B == 0), default=1
-    )  # 1 even if it does not fit: the model says so
+    candidates = (B for B in range(1, largest + 1) if not total or total // row_tokens % B == 0)
+    return max(candidates, default=1)  # 1 even if it does not fit, which the model reports
 
 
 def accumulation_steps(settings, ranks):
-    """How many micro-batches of each process make a step."""
-    micro_batches = settings.batch_size * settings.sequence_length * ranks
-    total = settings.total_batch_tokens or micro_batches
-    if total % micro_batches:
-        nearest = max(1, round(total / micro_batches)) * micro_batches
+    """The number of micro-batches of each process in a step."""
+    micro_step_tokens = settings.batch_size * settings.sequence_length * ranks
+    total = settings.total_batch_tokens or micro_step_tokens
+    if total % micro_step_tokens:
+        nearest = max(1, round(total / micro_step_tokens)) * micro_step_tokens
         raise UserError(
-            f"the tokens of a step (-d) must be a multiple of B * T * processes = {settings.batch_size} * {settings.sequence_length} * {ranks} = "
-            f"{micro_batches}, got {total}: {nearest} is the nearest"
+            f"the tokens of a step (-d) must be a multiple of B * T * processes = {settings.batch_size} * {settings.sequence_length} * "
+            f"{ranks} = {micro_step_tokens}, got {total}: the nearest is {nearest}"
         )
-    return total // micro_batches
+    return total // micro_step_tokens
 
 
-def files_of(settings):
-    """The files that decide how the run goes: token shards, questions, the model file to start from."""
+def data_files(settings):
+    """The files that determine the run: token shards, questions, the model file to start from."""
     files = [] if settings.train_data is None else [*find_shards(settings.train_data), *find_shards(settings.val_data)]
     return files + [settings.eval_file] * settings.hellaswag + [settings.model] * settings.model.endswith(".bin")
 
@@ -211,22 +210,22 @@ def files_of(settings):
 def make_loaders(settings, config, group):
     """Loaders for training and validation data: token shards, or the built-in corpus.
 
-    Training batches differ from process to process; validation batches are the same in all, which then take turns (see validate).
+    Training batches differ between processes; validation batches are the same in all of them, which then take turns (see validate).
     """
     if settings.train_data is None:
         train_shards, val_shards = ([tokens] for tokens in builtin_corpus())
     else:
         train_shards, val_shards = find_shards(settings.train_data), find_shards(settings.val_data)
     sizes = {"B": settings.batch_size, "T": settings.sequence_length, "vocab_size": config.V}
-    place = {"rank": group.rank, "ranks": group.ranks}
+    share = {"rank": group.rank, "ranks": group.ranks}
     val_loader = DataLoader(val_shards, **sizes)
     if settings.overfit_one_batch:
-        return DataLoader(val_shards, **sizes, **place), val_loader
-    return DataLoader(train_shards, **sizes, **place, shuffle=True), val_loader
+        return DataLoader(val_shards, **sizes, **share), val_loader
+    return DataLoader(train_shards, **sizes, **share, shuffle=True), val_loader
 
 
 def make_questions(settings, config, group):
-    """The multiple-choice questions that this process is to answer, or None if nothing is to be asked."""
+    """The multiple-choice questions for this process, or None without -h."""
     if not settings.hellaswag:
         return None
     B, T = settings.batch_size, settings.sequence_length
@@ -234,18 +233,18 @@ def make_questions(settings, config, group):
 
 
 def make_model(settings, config, group, kernels):
-    """The model, its parameters not yet loaded."""
-    return GPT2(config, settings.batch_size, settings.sequence_length, options_of(settings, kernels), group)
+    """The model, with its parameters not yet loaded."""
+    return GPT2(config, B=settings.batch_size, T=settings.sequence_length, options=model_options(settings, kernels), group=group)
 
 
-def options_of(settings, kernels):
-    """The Options of the model among the settings of the run."""
-    shared = [field.name for field in fields(Options) if field.name != "kernels"]  # the names are the same in both
+def model_options(settings, kernels):
+    """The Options of the model, taken from the settings of the run."""
+    shared = [field.name for field in fields(Options) if field.name != "kernels"]  # both classes use the same names
     return Options(kernels=kernels, **{name: getattr(settings, name) for name in shared})
 
 
 def choose_matmuls(settings, model):
-    """Say how cuBLASLt's algorithms are to be chosen: by trying, or as the library guesses. Of several processes the first tries for all."""
+    """Choose cuBLASLt's algorithms: by timing them, or the library's first choices. Rank 0 times them for all processes."""
     if not (settings.matmul_search and settings.device == "gpu" and real_gpu()):
         return take_first_algorithms()
     group = model.group
@@ -255,7 +254,7 @@ def choose_matmuls(settings, model):
     else:
         take_first_algorithms()
     if group.ranks > 1:
-        group.doing("trying algorithms for matrix products")
+        group.doing("timing algorithms for matrix products")
         model.rehearse()
         chosen = group.gather(chosen_algorithms() if group.rank == 0 else None)[0]
         if group.rank > 0:
@@ -264,13 +263,13 @@ def choose_matmuls(settings, model):
 
 
 def load_start(model, start_from, weights, train_loader, run_state, max_steps):
-    """Load what the run begins with. Returns the number of steps that it has behind it, which must be at most max_steps."""
+    """Load what the run starts from. Returns the number of steps already done. Raises UserError if they are more than max_steps."""
     if start_from is None:
         model.load_pieces(weights)
         return 0
     if start_from.step > max_steps:
         raise UserError(
-            f"the steps (-x) must be at least the {start_from.step} that the checkpoint has behind it, got {max_steps}: ask for more"
+            f"the steps (-x) must be at least the {start_from.step} that the checkpoint has already done, got {max_steps}: give a larger -x"
         )
     restore(start_from, model, train_loader, run_state)
     if start_from.states:
@@ -279,7 +278,7 @@ def load_start(model, start_from, weights, train_loader, run_state, max_steps):
 
 
 def peak_tokens_per_second(settings, config, group):
-    """What the chips could do together at their dense bf16 peak, asked for or the GPU's; None if it is not known."""
+    """Tokens/s of all chips together at their dense bf16 peak, --peak-tflops or the GPU's own; None if that is unknown."""
     peak = None
     if settings.peak_tflops:
         peak = settings.peak_tflops * 1e12
@@ -289,7 +288,7 @@ def peak_tokens_per_second(settings, config, group):
 
 
 def print_overview(settings, model, train_loader, val_loader, max_steps, grad_accum_steps):
-    """The settings, the sizes and the memory of the run, before it starts."""
+    """Print the settings, sizes and memory of the run before it starts."""
     config, machine = model.config, device_name() if settings.device == "gpu" else "CPU, by NumPy"
     rows = [(field.name.replace("_", " "), getattr(settings, field.name)) for field in fields(settings) if field.name != "kernels"]
     rows += [
@@ -300,7 +299,7 @@ def print_overview(settings, model, train_loader, val_loader, max_steps, grad_ac
         ("training tokens", f"{train_loader.num_tokens:,}"),
         ("validation tokens", f"{val_loader.num_tokens:,}"),
         ("steps", max_steps),
-        ("micro-steps a step", grad_accum_steps),
+        ("micro-steps per step", grad_accum_steps),
     ]
     if model.kernels.own:
         rows.append(("your own functions", ", ".join(model.kernels.own)))

@@ -1,16 +1,17 @@
-"""Checkpoints of a run: everything that decides its further course, written and read so that a resumed run gives the same bits.
+"""Saving and restoring the whole state of a run, so that a resumed run gives the same bits as an uninterrupted one.
 
-That is: the parameters, AdamW's averages, the float32 copies of bfloat16 parameters, the place in the data, the generator of the
-stochastic rounding, and the windows of the outlier detectors. The files are llm.c's (training/checkpoint.py), so that a
-run can move between the two programs; only the windows lie in a file of their own.
+The state consists of the parameters, AdamW's averages, the master weights (float32 copies of bfloat16 parameters), the position in the
+data, the generator of the stochastic rounding, and the windows of the outlier detectors. The files are llm.c's (training/checkpoint.py), so
+that a run can move between the two programs; only the windows are in a file of our own.
 
-Of N processes rank 0 writes what all have alike: the parameters and the windows. Each writes its parts of AdamW's averages and of the
-float32 copies, and its own place in the data. A file's parts are parts of all tensors, as llm.c cuts them with ZeRO, whatever the process
-keeps in memory: with -z 0 that is everything, and N files would say the same. From such files any number of processes goes on, with any -z:
+With N processes, rank 0 writes what they have in common: the parameters and the windows. Each process writes its parts of AdamW's averages
+and of the master weights, and its own position in the data. Every tensor is cut into N parts in the files, as in llm.c's with ZeRO,
+whatever the processes keep in memory: with -z 0 each keeps everything, and N whole files would be identical. Any number of processes can
+resume from these files, with any -z:
 
-    as many, and the same batch    with the bits of a run that never stopped
-    another number                 with the same parameters, averages and copies, cut into other parts; the data go on where they
-                                   were, see DataLoader.load_states
+    the same number and batch    the bits are those of an uninterrupted run
+    another number               parameters, averages and master weights are the same, cut into other parts; the data continue at the same
+                                 position, see DataLoader.load_states
 """
 
 import sys
@@ -38,11 +39,11 @@ from gpt2_numba.training.outliers import OutlierDetector
 from gpt2_numba.training.sampler import Xorshift64Star
 from gpt2_numba.training.state_file import TrainingState, read_state_file, write_state_file
 
-FIRST_ROUNDING_STATE = 13371337  # llm.c's of rank 0. All ranks have the same: a parameter's rounding must not depend on who keeps it
+FIRST_ROUNDING_STATE = 13371337  # llm.c's for rank 0, and ours for all ranks: rounding must not depend on which rank keeps a parameter
 
 
 class RunState:
-    """What, besides model and data, decides how a run goes on."""
+    """The state of a run that is in neither model nor data loader: outlier detectors and the generator of the stochastic rounding."""
 
     def __init__(self):
         self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
@@ -50,34 +51,34 @@ class RunState:
         self.rounding_before_update = self.rounding.state
 
     def next_rounding_seed(self):
-        """Seed of the next update's stochastic rounding."""
+        """Seed for the stochastic rounding of the next update."""
         self.rounding_before_update = self.rounding.state
         return self.rounding.next_u32()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been opened: large arrays are read-only memory maps. A model file alone is one without states."""
+    """An open checkpoint; its large arrays are read-only memory maps. A model file alone gives one without states."""
 
     step: int
     config: GPT2Config
     params: np.ndarray
-    states: tuple = ()  # one TrainingState for each process that wrote it, by rank
+    states: tuple = ()  # a TrainingState for each rank that wrote it
     loss_window: tuple | list = ()
     norm_window: tuple | list = ()
 
 
 def save(directory, step, model, loader, run_state, keep, major_every, group):
-    """Write the checkpoint of `step`: `step` updates have been made. All processes of the group call it.
+    """Write the checkpoint of `step`, after that many updates. All processes of the group call it; keep, major_every: see save_checkpoint.
 
-    Raises CheckpointFailed, at all of them, if it cannot be written.
+    Raises CheckpointFailed, in all of them, if it cannot be written.
     """
     model.synchronize()
     master = model.raw("master")
     state = TrainingState(
         Shards(model.config, group.rank, group.ranks), step,
         rounding_rng=run_state.rounding.state, rounding_rng_before_update=run_state.rounding_before_update, loader=loader.state(),
-        # llm.c keeps float32 copies of float32 parameters as well, and will not resume without them.
+        # llm.c keeps master weights for float32 parameters too, and does not resume without them.
         m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.options.precision == "fp32" else master,
     )  # fmt: skip
     files = {state_file_name(step, group.rank): lambda path: write_state_file(path, state, model.sharing.state)}
@@ -89,7 +90,7 @@ def save(directory, step, model, loader, run_state, keep, major_every, group):
 
 
 def save_or_warn(settings, step, model, loader, run_state):
-    """Save the checkpoint that the settings of the run ask for. If that fails, for lack of space for instance, the run goes on, with a warning."""
+    """Save a checkpoint as the settings require. If that fails, for instance for lack of space, print a warning: the run continues."""
     group = model.group
     group.doing(f"writing the checkpoint of step {step}")
     try:
@@ -104,7 +105,7 @@ def save_or_warn(settings, step, model, loader, run_state):
 
 
 def open_newest(directory, warn=True):
-    """The newest Checkpoint in a directory that is complete and sound; warn: of newer ones that are not. Raises UserError if there is none."""
+    """The newest intact Checkpoint in a directory. warn: print a warning for each newer, damaged one. Raises UserError if there is none."""
     return load_newest(directory, lambda step: _open(Path(directory), step), warn)
 
 
@@ -119,26 +120,26 @@ def _open(directory, step):
 
 
 def _check_state(path, step, rank, state, first):
-    """Raise UserError if the state file of a rank is not what its name says, or does not go with rank 0's."""
+    """Raise UserError if a rank's state file is not what its name says, or is from another run than rank 0's."""
     if (state.step, state.shards.rank) != (step, rank):
         raise UserError(
-            f"{path}: the file's name says step {step} and rank {rank}, its header {state.step} and {state.shards.rank}: it was altered. "
-            "Use an older checkpoint"
+            f"{path}: its name says step {step} and rank {rank}, its header step {state.step} and rank {state.shards.rank}: "
+            "it was altered. Use an older checkpoint"
         )
     if _kind(state, rank) != _kind(first, rank):
-        here, there = (_kind_in_words(one, rank) for one in (state, first))
+        this, rank_0 = (_describe_kind(one, rank) for one in (state, first))
         raise UserError(
-            f"{path}: the state files of a checkpoint must go together, this one is {here}, and rank 0's {there}: it is another run's. "
+            f"{path}: the state files of a checkpoint must be from one run, but this one is {this}, and rank 0's is {rank_0}. "
             "Use an older checkpoint"
         )
 
 
 def _kind(state, rank):
-    """What all states of a checkpoint have alike; of the parts, how a rank's would be."""
+    """What all states of a checkpoint have in common. Of the parts, those that a given rank would have."""
     return state.shards.ranks, state.shards.parts(rank), state.master is None, state.loader.shuffle
 
 
-def _kind_in_words(state, rank):
+def _describe_kind(state, rank):
     shards = state.shards
     parts = "all of them" if shards.whole else f"{'equal' if shards.even else 'unequal'} parts, {shards.local_count(rank)} of them"
     return (
@@ -148,9 +149,10 @@ def _kind_in_words(state, rank):
 
 
 def restore(checkpoint, model, loader, run_state):
-    """Set model, data and run_state to where the checkpoint was written. Raises UserError where they do not fit together.
+    """Set model, loader and run_state to the state in the checkpoint. Raises UserError if they do not fit it.
 
-    Each process calls it for itself; they may be of another number than those that wrote it. Of a model file alone, only the model is set.
+    Each process calls it separately; their number may differ from that of the processes that wrote it. From a model file alone, only the
+    model is set.
     """
     states = checkpoint.states
     if not states:
@@ -161,26 +163,26 @@ def restore(checkpoint, model, loader, run_state):
     if master is None and model.raw("master") is not None and checkpoint.params.dtype != np.float32:
         raise UserError("the checkpoint was written without master weights, and this run keeps them: resume with -w 0")
     loader.load_states([state.loader for state in states])
-    in_float32 = checkpoint.params if master is None else master  # the most exact that there is
-    _load(model, "params", in_float32 if model.options.precision == "fp32" else checkpoint.params)
-    _load(model, "master", in_float32)
+    most_exact = checkpoint.params if master is None else master
+    _load(model, "params", most_exact if model.options.precision == "fp32" else checkpoint.params)
+    _load(model, "master", most_exact)
     _load(model, "m", _whole(states, "m"))
     _load(model, "v", _whole(states, "v"))
-    run_state.rounding.state = states[0].rounding_rng  # llm.c has one for each rank; ours is rank 0's
+    run_state.rounding.state = states[0].rounding_rng  # llm.c has one per rank; we take rank 0's
     run_state.rounding_before_update = states[0].rounding_rng_before_update
     run_state.loss_outliers.load(checkpoint.loss_window)
     run_state.norm_outliers.load(checkpoint.norm_window)
 
 
 def _whole(states, name):
-    """One of the arrays m, v and master of all parameters, from the parts in all processes' states."""
+    """One of the arrays m, v and master for all parameters, assembled from the parts in all states."""
     return WholeArray(states[0].shards, [getattr(state, name) for state in states])
 
 
 def _load(model, which, values):
-    """Fill one of the model's arrays, if it has it, from an array of all parameters: this process's parts, or all of "params".
+    """Fill one of the model's arrays, if it exists, from an array of all parameters: with this process's parts, or all of "params".
 
-    In pieces, since the values lie in files of gigabytes.
+    Done in pieces, since the values are in files of gigabytes.
     """
     if model.raw(which) is None:
         return

@@ -1,8 +1,7 @@
-"""Sampling a token: a small random generator for the coin, and the inverse of the cumulative softmax.
+"""Sampling a token: a small random number generator, and the inverse of the cumulative softmax.
 
-Both are llm.c's, so that the same logits and the same seed pick the same tokens there and here (up to rounding:
-the sums here are float64). The generator is of its own so that sampling, which only looks at the model, never moves
-the random numbers that the training uses.
+Both are llm.c's, so that the same logits and seed give the same tokens in both programs (up to rounding: the sums here are float64).
+Sampling has its own generator, so that it never changes the random numbers that training uses.
 """
 
 import numpy as np
@@ -13,25 +12,25 @@ _MASK_64 = 2**64 - 1
 
 
 class Xorshift64Star:
-    """The xorshift64* generator (Vigna 2014, arXiv:1402.6246): 64 bits of state, a new one by three shifts and XORs."""
+    """The xorshift64* generator (Vigna 2014, arXiv:1402.6246): 64 bits of state, advanced by three shifts and XORs."""
 
     def __init__(self, seed=1337):
-        """seed: the first state, 1 .. 2**64 - 1. Raises ValueError for 0, from which XORs never get away."""
+        """seed: the initial state, 1 .. 2**64 - 1. Raises ValueError for anything else; 0 would stay 0 for ever."""
         if not 0 < seed <= _MASK_64:
-            raise ValueError(f"Xorshift64Star: the seed must lie in 1 .. 2**64 - 1, got {seed}")
+            raise ValueError(f"Xorshift64Star: the seed must be in 1 .. 2**64 - 1, got {seed}")
         self.state = seed
 
     def next_u32(self):
-        """The next 32 random bits, as a Python int: the high half of a product, which are its best mixed bits."""
+        """The next 32 random bits as a Python int: the high half of a 64-bit product, whose bits are the best mixed."""
         x = self.state
         x ^= x >> 12
-        x ^= (x << 25) & _MASK_64  # Python's integers grow; those of the generator have 64 bits
+        x ^= (x << 25) & _MASK_64  # Python's integers grow, the generator's have 64 bits
         x ^= x >> 27
         self.state = x
         return ((x * 0x2545F4914F6CDD1D) & _MASK_64) >> 32
 
     def next_coin(self):
-        """A uniform number in [0, 1), as a Python float: 24 bits, as many as a float32 holds exactly."""
+        """A uniform number in [0, 1) as a Python float, with 24 bits, as many as a float32 holds exactly."""
         return (self.next_u32() >> 8) / 2**24
 
 
@@ -41,8 +40,8 @@ def sample_from_logits(logits, coin):
     logits  [r] (V,) float32, without the padding of the vocabulary
     coin    [r] uniform in [0, 1)
 
-    The probabilities, laid end to end, fill the line from 0 to 1; the token is the one on whose piece the coin falls.
-    Returns it as a Python int. Raises UserError if a logit is NaN or infinite.
+    The probabilities, laid end to end, fill the interval from 0 to 1; the token is the one on whose piece the coin falls. Returns it as a
+    Python int. Raises UserError if a logit is NaN or infinite.
     """
     finite = np.isfinite(logits)
     if not finite.all():
@@ -50,8 +49,8 @@ def sample_from_logits(logits, coin):
             f"sampling needs finite logits, got {np.count_nonzero(~finite)} of {logits.size} that are not: "
             f"the training has diverged; try a lower learning rate (-l)"
         )
-    # Only differences of logits matter to the softmax; the largest as 0 keeps exp from overflowing.
+    # Softmax depends only on differences of logits; subtracting the largest keeps exp from overflowing.
     weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
     cumulative = np.cumsum(weights)
-    # side="right": the first token whose piece ends beyond the coin, so that an empty piece is never hit.
+    # side="right": the first token whose piece ends after the coin, so that an empty piece is never chosen.
     return int(np.searchsorted(cumulative, coin * cumulative[-1], side="right"))

@@ -1,8 +1,8 @@
-"""The settings of a training run, and the command line that they come from.
+"""The settings of a training run and the command line that sets them.
 
-One field of `Settings` is one flag: its short form (llm.c's), its long form (the field's name), its rule and its help
-stand beside it. A flag that is not given is None; `with_defaults` then fills in llm.c's value, or, when the run is on
-the built-in corpus, one that suits that corpus and the device. The help is written from the same tables.
+Each field of `Settings` is one flag, declared with its short form (llm.c's), its rule and its help; the long form is the field's name. A
+flag that is not given is None; `with_defaults` then fills in llm.c's value or, on the built-in corpus, one that suits the corpus and the
+device. The help text is generated from the same declarations.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from gpt2_numba.training.schedules import SCHEDULES
 
 MODEL_HELP = """\
 model descriptors (-e):
-  d6 d12 d24 d36 d48 d60 d72 d84     GPT-2 with so many layers; d12 is GPT-2 124M, d48 GPT-2 1558M
+  d6 d12 d24 d36 d48 d60 d72 d84     GPT-2 with that many layers; d12 is GPT-2 124M, d48 GPT-2 1558M
   gpt2:dX                            the same, for each X above
   gpt3:cX                            GPT-3 with X channels: 384 768 1024 1536 2048 2560 4096 12288
-  L=4,NH=4,C=128,T=128,V=257         any other: layers, heads, channels (a multiple of the heads), longest context and
-                                     vocabulary, all in tokens. T and V may be left out: T is then the sequence length
-                                     (-t), V the tokenizer's vocabulary. In memory V is rounded up to a multiple of 128
+  L=4,NH=4,C=128,T=128,V=257         any other size: layers, heads, channels (a multiple of the heads), longest context
+                                     (tokens), vocabulary size. T and V may be omitted: T is then the sequence length
+                                     (-t), V the tokenizer's vocabulary size. In memory V is rounded up to a multiple of 128
 
 examples:
   python -m gpt2_numba.train                                          built-in corpus, no network, no GPU needed
@@ -29,21 +29,18 @@ examples:
 """
 
 
-# --- What a value may be: each function takes the text of a value and returns the value, or raises ValueError with the
-# rule that the text breaks. ---
+# --- Rules: each converts the text of a value to the value, or raises ValueError with the rule that the text breaks. ---
 
 
 def _text(text):
     if not text:
-        raise ValueError("a text that is not empty")
+        raise ValueError("a non-empty string")
     return text
 
 
-def _whole_number(minimum, maximum=None, or_value=None):
-    """Rule: a whole number from minimum to maximum, or the one special value or_value."""
-    rule = f"a whole number of at least {minimum}"
-    if maximum is not None:
-        rule += f" and at most {maximum}"
+def _integer(minimum, maximum=None, or_value=None):
+    """Rule: an integer from minimum to maximum, or the one special value or_value."""
+    rule = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
     if or_value is not None:
         rule += f", or {or_value}"
 
@@ -77,7 +74,7 @@ def _number(minimum, maximum=math.inf):
 
 
 def _one_of(*words):
-    """Rule: one of a few words."""
+    """Rule: one of the given words."""
 
     def convert(text):
         if text not in words:
@@ -88,7 +85,7 @@ def _one_of(*words):
 
 
 def _or_word(word, convert):
-    """Rule: one special word, or what `convert` takes."""
+    """Rule: one special word, or a value that `convert` accepts."""
 
     def convert_or_word(text):
         if text == word:
@@ -117,11 +114,11 @@ def _on_off(text):
 
 
 def _setting(short, group, metavar, convert, help_text, unset=None):
-    """One field of Settings, with what the command line needs to know of it.
+    """One field of Settings, with what the command line needs to know about it.
 
-    short    the short flag, or None; the long one is made of the field's name
-    convert  from the text of a value to the value; ValueError holds the rule
-    unset    how the help says a default of None
+    short    the short flag, or None; the long one is derived from the field's name
+    convert  function from the text of a value to the value; raises ValueError with the rule
+    unset    how the help describes a default of None
     """
     return dataclasses.field(
         default=None, metadata={"short": short, "group": group, "metavar": metavar, "convert": convert, "help": help_text, "unset": unset}
@@ -137,60 +134,58 @@ class Settings:
         "data",
         "PATTERN",
         _text,
-        "token shards to train on, as a path or a quoted pattern; -j must come with it",
+        "token shards to train on: a path or a quoted pattern; requires -j",
         unset="the built-in corpus",
     )
-    val_data: str | None = _setting(
-        "-j", "data", "PATTERN", _text, "token shards for validation; -i must come with it", unset="the built-in corpus"
-    )
+    val_data: str | None = _setting("-j", "data", "PATTERN", _text, "token shards for validation; requires -i", unset="the built-in corpus")
 
-    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor, see below, or a model file to start from: FILE.bin")
+    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor (see below), or a model file FILE.bin to start from")
     recompute: int | None = _setting(
         "-r",
         "model",
         "LEVEL",
-        _whole_number(0, 2),
-        "what backward computes again instead of keeping it: 0 nothing (fastest, most memory), 1 GELU, 2 GELU and LayerNorm",
+        _integer(0, 2),
+        "what the backward pass recomputes instead of storing: 0 nothing (fastest, most memory), 1 GELU, 2 GELU and LayerNorm",
     )
     gelu_fusion: int | None = _setting(
         "-ge",
         "model",
         "LEVEL",
-        _whole_number(0, 2),
-        "GELU in cuBLASLt's epilogue: 0 no, 1 forward, 2 forward and backward; changes nothing on a CPU",
-        unset="2 in bf16, 0 in fp32, where cuBLASLt's GELU is exact to 11 bits only",
+        _integer(0, 2),
+        "GELU fused into cuBLASLt's epilogue: 0 never, 1 in the forward pass, 2 in both passes; no effect on a CPU",
+        unset="2 in bf16, 0 in fp32, where cuBLASLt's GELU is accurate to only 11 bits",
     )
-    seed: int | None = _setting(None, "model", "N", _whole_number(0, 2**32 - 1), "seed of the initial weights")
+    seed: int | None = _setting(None, "model", "N", _integer(0, 2**32 - 1), "seed of the initial weights")
 
     batch_size: int | str | None = _setting(
         "-b",
         "batch",
         "B",
-        _or_word("auto", _whole_number(1)),
-        "sequences per forward pass; auto = the most that fit into the GPU's memory and divide -d",
+        _or_word("auto", _integer(1)),
+        "micro-batch: sequences per forward pass of a process; auto = the largest that fits into GPU memory and divides -d",
     )
-    sequence_length: int | None = _setting("-t", "batch", "T", _whole_number(1), "tokens per sequence")
+    sequence_length: int | None = _setting("-t", "batch", "T", _integer(1), "tokens per sequence")
     total_batch_tokens: int | None = _setting(
         "-d",
         "batch",
         "TOKENS",
-        _whole_number(1),
-        "tokens per update, a multiple of B * T; beyond B * T, gradients are accumulated over several forward passes",
-        unset="B * T",
+        _integer(1),
+        "tokens per update, a multiple of B * T * processes; above that, gradients are accumulated over several micro-batches",
+        unset="B * T * processes",
     )
 
     max_steps: int | None = _setting(
-        "-x", "optimisation", "STEPS", _whole_number(1, or_value=-1), "updates to make; -1 = one pass over the data"
+        "-x", "optimisation", "STEPS", _integer(1, or_value=-1), "number of updates; -1 = one pass over the data"
     )
     schedule: str | None = _setting("-k", "optimisation", "NAME", _one_of(*SCHEDULES), "learning-rate schedule: " + ", ".join(SCHEDULES))
-    learning_rate: float | None = _setting("-l", "optimisation", "RATE", _number(0), "largest learning rate")
-    warmup_steps: int | None = _setting(
-        "-u", "optimisation", "STEPS", _whole_number(0), "steps in which the learning rate rises to its largest"
-    )
+    learning_rate: float | None = _setting("-l", "optimisation", "RATE", _number(0), "peak learning rate")
+    warmup_steps: int | None = _setting("-u", "optimisation", "STEPS", _integer(0), "steps over which the learning rate rises to its peak")
     final_lr_fraction: float | None = _setting(
-        "-q", "optimisation", "FRACTION", _number(0, 1), "last learning rate as a fraction of the largest"
+        "-q", "optimisation", "FRACTION", _number(0, 1), "final learning rate as a fraction of the peak"
     )
-    weight_decay: float | None = _setting("-c", "optimisation", "RATE", _number(0), "AdamW's weight decay, on matrices and embeddings only")
+    weight_decay: float | None = _setting(
+        "-c", "optimisation", "RATE", _number(0), "AdamW's weight decay, applied to matrices and embeddings only"
+    )
     skip_loss_z: float | None = _setting(
         "-sl", "optimisation", "Z", _number(0), "skip updates whose loss has a z-score above this; 0 = off"
     )
@@ -202,41 +197,39 @@ class Settings:
         "optimisation",
         "0|1",
         _switch,
-        "1 = train on one batch of the validation data again and again, to see that the loss falls to nearly 0",
+        "1 = train on a single batch of the validation data over and over, to check that the loss falls to nearly 0",
     )
 
-    val_every: int | None = _setting("-v", "progress", "STEPS", _whole_number(0), "steps between validations, with one at the end; 0 = off")
-    val_batches: int | None = _setting("-m", "progress", "N", _whole_number(1), "batches of B * T per validation")
+    val_every: int | None = _setting("-v", "progress", "STEPS", _integer(0), "validate every STEPS steps and at the end; 0 = off")
+    val_batches: int | None = _setting("-m", "progress", "N", _integer(1), "batches of B * T tokens per validation")
     hellaswag: bool | None = _setting(
-        "-h", "progress", "0|1", _switch, "1 = accuracy on multiple-choice questions at every validation but the first"
+        "-h", "progress", "0|1", _switch, "1 = measure accuracy on multiple-choice questions at every validation but the first"
     )
     eval_file: str | None = _setting(
-        None, "progress", "FILE", _text, "the questions of -h, made by python -m dev.data.hellaswag or by llm.c"
+        None, "progress", "FILE", _text, "the questions for -h, a file made by python -m dev.data.hellaswag or by llm.c"
     )
-    sample_every: int | None = _setting("-s", "progress", "STEPS", _whole_number(0), "steps between samples, with one at the end; 0 = off")
-    sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _whole_number(1), "tokens in a sample")
+    sample_every: int | None = _setting("-s", "progress", "STEPS", _integer(0), "print a sample every STEPS steps and at the end; 0 = off")
+    sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _integer(1), "tokens per sample")
     log_dir: str | None = _setting(
-        "-o", "progress", "DIR", _text, "directory for main.log, the picture of the loss, and checkpoints", unset="no log"
+        "-o", "progress", "DIR", _text, "directory for main.log, the loss plot and the checkpoints", unset="none"
     )
     gpu_info_every: int | None = _setting(
         "-lg",
         "progress",
         "STEPS",
-        _whole_number(1, or_value=-1),
-        "steps between lines about the GPU: clock, power, temperature, load; -1 = off",
+        _integer(1, or_value=-1),
+        "print the GPU's clock, power, temperature and load every STEPS steps; -1 = off",
     )
 
     checkpoint_every: int | None = _setting(
-        "-n", "checkpoints", "STEPS", _whole_number(0), "steps between checkpoints, with one at the end; 0 = off"
+        "-n", "checkpoints", "STEPS", _integer(0), "write a checkpoint every STEPS steps and at the end; 0 = off"
     )
-    keep_checkpoints: int | None = _setting(
-        "-nk", "checkpoints", "N", _whole_number(0), "how many checkpoints are kept, the newest; 0 = all"
-    )
+    keep_checkpoints: int | None = _setting("-nk", "checkpoints", "N", _integer(0), "keep only the N newest checkpoints; 0 = all")
     major_checkpoint_every: int | None = _setting(
-        "-nm", "checkpoints", "STEPS", _whole_number(0), "checkpoints at multiples of this are never deleted; 0 = none"
+        "-nm", "checkpoints", "STEPS", _integer(0), "never delete a checkpoint whose step is a multiple of STEPS; 0 = off"
     )
     resume: bool | None = _setting(
-        "-y", "checkpoints", "0|1", _switch, "1 = go on from the newest checkpoint in the log directory, if there is one"
+        "-y", "checkpoints", "0|1", _switch, "1 = resume from the newest checkpoint in the log directory, if there is one"
     )
 
     device: str | None = _setting(None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
@@ -245,70 +238,68 @@ class Settings:
         "machine",
         "NAME",
         _text,
-        "whose kernels on a GPU (or in the simulator): fast (compute capability 8.0 and later), plain (the ones to be read, fp32, any GPU), "
-        "plain,cublaslt (with the matrix products by NVIDIA's library), a file FILE.py with layer functions of your own, the plain ones for the "
-        "rest, or auto (fast where the GPU can, else plain,cublaslt)",
+        "kernels on a GPU or in the simulator: fast (needs compute capability 8.0 or later), plain (written to be read; fp32, any GPU), "
+        "plain,cublaslt (plain, but with NVIDIA's library for matrix products), FILE.py (your own layer functions, and plain ones for the "
+        "rest), or auto (fast if the GPU supports it, else plain,cublaslt)",
     )
     precision: str | None = _setting(
         None,
         "machine",
         "NAME",
         _one_of("auto", "fp32", "bf16"),
-        "type of weights, activations and gradients: auto (bf16 on a GPU that has it, else fp32), fp32 or bf16",
+        "type of weights, activations and gradients: auto (bf16 if the GPU supports it, else fp32), fp32 or bf16",
     )
     tf32: bool | None = _setting(
-        "-f", "machine", "0|1", _switch, "1 = matrix products in fp32 may round their inputs to TF32 (faster, on a GPU)"
+        "-f", "machine", "0|1", _switch, "1 = fp32 matrix products on a GPU may round their inputs to TF32, which is faster"
     )
     matmul_search: bool | None = _setting(
         None,
         "machine",
         "on|off",
         _on_off,
-        "on = try cuBLASLt's algorithms for each matrix product, a few seconds in all, and keep the fastest (in the log directory and "
-        "in the cache: the same run gets the same bits again); off = the library's first guess",
+        "on = time cuBLASLt's algorithms for each matrix product (a few seconds in all) and use the fastest; the choice is stored in the "
+        "log directory and in the cache, so that the same run gives the same bits again; off = the library's first choice",
     )
-    master_weights: bool | None = _setting("-w", "machine", "0|1", _switch, "1 = with bf16, AdamW keeps an fp32 copy of the weights")
+    master_weights: bool | None = _setting("-w", "machine", "0|1", _switch, "1 = in bf16, AdamW keeps an fp32 copy of the weights")
     attention: str | None = _setting(
         None,
         "machine",
         "NAME",
         _one_of("auto", "numba", "cudnn"),
-        "whose attention kernels in bf16 on a GPU: numba (this package's), cudnn (NVIDIA's library, which has to be installed and needs more "
-        "memory) or auto (the faster). fp32 always has this package's. The bits of a run depend on it",
+        "attention kernels in bf16 on a GPU: numba (this package's), cudnn (NVIDIA's library, which must be installed and needs more "
+        "memory) or auto (the faster); fp32 always uses this package's. The choice affects the bits of a run",
     )
     graph: bool | None = _setting(
         None,
         "machine",
         "on|off",
         _on_off,
-        "on = record the launches of a step as CUDA graphs and replay them; off = launch one by one; the bits are the same",
+        "on = record the launches of a step as CUDA graphs and replay them; off = launch the kernels one by one; the bits are the same",
     )
     peak_tflops: float | None = _setting(
-        None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU", unset="by the chip's name or its properties"
+        None, "machine", "TFLOPS", _number(0.001), "the chip's dense bf16 peak, for MFU", unset="derived from the chip's name or properties"
     )
 
     zero_stage: int | None = _setting(
         "-z",
         "processes",
         "STAGE",
-        _whole_number(0, 2),
-        "ZeRO: what the processes share out instead of keeping a copy each: 0 nothing, 1 AdamW's averages and the master weights, 2 the "
-        "gradients as well (more messages). With one process all are the same",
+        _integer(0, 2),
+        "ZeRO: what is partitioned over the processes instead of replicated: 0 nothing, 1 AdamW's averages and the master weights, 2 the "
+        "gradients as well (more communication); no effect with one process",
     )
     processes: int | None = _setting(
         "-pn",
         "processes",
         "N",
-        _whole_number(1),
-        "number of processes; with -pi mpi mpirun knows it",
-        unset="as many as mpirun has started",
+        _integer(1),
+        "number of processes; with -pi mpi, mpirun sets it",
+        unset="as many as mpirun started",
     )
     rank: int | None = _setting(
-        "-pr", "processes", "RANK", _whole_number(0), "with -pi tcp or fs: this process's number, from 0", unset="with -pi mpi, MPI's"
+        "-pr", "processes", "RANK", _integer(0), "with -pi tcp or fs: rank of this process, from 0", unset="MPI's rank"
     )
-    gpus_per_node: int | None = _setting(
-        "-pg", "processes", "N", _whole_number(1), "GPUs to use on each host, one a process", unset="all that there are"
-    )
+    gpus_per_node: int | None = _setting("-pg", "processes", "N", _integer(1), "GPUs to use on each host, one per process", unset="all")
     init_method: str | None = _setting(
         "-pi",
         "processes",
@@ -316,14 +307,18 @@ class Settings:
         _one_of("mpi", "tcp", "fs"),
         "how the processes find each other: mpi (started by mpirun, or by srun --mpi=pmix), tcp or fs (started by hand or by srun)",
     )
-    server_address: str | None = _setting("-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: where rank 0 listens", unset="none")
-    shared_path: str | None = _setting("-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes see", unset="none")
+    server_address: str | None = _setting(
+        "-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: the address on which rank 0 listens", unset="none"
+    )
+    shared_path: str | None = _setting(
+        "-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes can access", unset="none"
+    )
     hang_timeout: int | None = _setting(
         None,
         "processes",
         "SECONDS",
-        _whole_number(0),
-        "when no process has got on for so long, all end, and say who was in the way; 0 = wait for ever",
+        _integer(0),
+        "if no process makes progress for this long, end them all and report which one the others waited for; 0 = wait for ever",
     )
 
 
@@ -367,9 +362,9 @@ SHARD_DEFAULTS = Settings(
     graph=True,
 )
 
-# The run without any flags is for a laptop and two minutes: 614,400 tokens, a model of under a million parameters, and
-# a high learning rate, which so small a model bears. Short rows, because OpenBLAS shares out larger products of attention
-# over threads, which then wait for each other on a busy machine. It shows a sample and leaves a log without being asked.
+# The run without any flags is meant for a laptop and two minutes: 614,400 tokens, a model of under a million parameters and a high learning
+# rate, which a model this small tolerates. The sequences are short because OpenBLAS splits larger attention products over threads, which
+# then wait for each other on a busy machine. Samples and a log are on by default.
 BUILT_IN_CPU_DEFAULTS = dataclasses.replace(
     SHARD_DEFAULTS,
     model="L=4,NH=4,C=128",
@@ -399,14 +394,14 @@ BUILT_IN_GPU_DEFAULTS = dataclasses.replace(
 
 
 def default_gelu_fusion(precision):
-    """The -ge of a run that gives none. In bf16 the fastest (one H200, cuBLASLt 13.1); in fp32 the library's GELU is not exact enough."""
+    """The default of -ge. In bf16 the fastest level (one H200, cuBLASLt 13.1); in fp32 the library's GELU is not accurate enough."""
     return 2 if precision == "bf16" else 0
 
 
 def with_defaults(settings, device):
     """Settings with every flag that was not given filled in.
 
-    device: "cpu" or "gpu", on which the run will be. Fields whose default is None (see SHARD_DEFAULTS) stay None.
+    device: "cpu" or "gpu", where the run will be. Fields whose default is None (see SHARD_DEFAULTS) stay None.
     """
     if settings.train_data is not None:
         defaults = SHARD_DEFAULTS
@@ -420,11 +415,11 @@ def with_defaults(settings, device):
 
 
 def parse_settings(argv):
-    """Read the arguments of `python -m gpt2_numba.train` (a list of str, without the program's name).
+    """Parse the arguments of `python -m gpt2_numba.train` (a list of str, without the program's name).
 
-    Returns Settings in which flags that were not given are None; a flag given twice counts the last time. Prints the
-    help and exits with code 0 for --help. Raises UserError for an unknown flag, naming the nearest known one, for a
-    flag without a value, and for a value that breaks the flag's rule.
+    Returns Settings in which flags that were not given are None; of a flag given twice the last value counts. For --help, prints the help
+    and exits with code 0. Raises UserError for an unknown flag, naming the nearest known one, for a flag without a value, and for a value
+    that breaks the flag's rule.
     """
     if "--help" in argv:
         print(_help())
@@ -433,41 +428,41 @@ def parse_settings(argv):
     if (settings.train_data is None) != (settings.val_data is None):
         given, missing = ("-i", "-j") if settings.val_data is None else ("-j", "-i")
         raise UserError(
-            f"-i (training data) and -j (validation data) come together, got {given} only: add {missing}, "
-            f"or leave out both for the built-in corpus"
+            f"-i (training data) and -j (validation data) go together, got only {given}: add {missing}, or omit both for the built-in "
+            "corpus"
         )
     return settings
 
 
 def _split(argv):
-    """Cut arguments into triples (field of Settings, flag, text of its value).
+    """Yield the arguments as triples (field of Settings, flag, text of its value).
 
-    Every flag takes one value, as `-b 4` or `-b=4`, `--batch-size 4` or `--batch-size=4`. By hand, because argparse
-    reads `-step 3` as `-s tep` and, in some versions of Python, `-1e-4` as a flag.
+    Every flag takes one value: `-b 4` or `-b=4`, `--batch-size 4` or `--batch-size=4`. Not left to argparse, which reads
+    `-step 3` as `-s tep` and, in some versions of Python, `-1e-4` as a flag.
     """
-    field_of = {flag: field for field in dataclasses.fields(Settings) for flag in _flags(field)}
+    fields_by_flag = {flag: field for field in dataclasses.fields(Settings) for flag in _flags(field)}
     remaining = iter(argv)
     for argument in remaining:
         flag, equals, text = argument.partition("=")
-        if flag not in field_of:
-            raise UserError(_unknown_flag_message(flag, list(field_of)))
+        if flag not in fields_by_flag:
+            raise UserError(_unknown_flag_message(flag, list(fields_by_flag)))
         if not equals:
             text = next(remaining, None)
-            if text is None or text in field_of:
+            if text is None or text in fields_by_flag:
                 received = "nothing" if text is None else f"the flag {text}"
-                raise UserError(f"{flag} needs a value after it, got {received}: see --help for what it takes")
-        yield field_of[flag], flag, text
+                raise UserError(f"{flag} needs a value, got {received}: see --help for what it takes")
+        yield fields_by_flag[flag], flag, text
 
 
 def _unknown_flag_message(argument, known_flags):
     if not argument.startswith("-"):
-        return f"the command line is made of flags with one value each, got {argument!r} where a flag belongs: see --help"
-    # Upper case and underscores are the likeliest slips. A long flag is meant long, though a short one may share more
-    # of its few letters. Cutoff 0, so that there always is a nearest flag.
+        return f"the command line consists of flags with one value each, got {argument!r} where a flag belongs: see --help"
+    # Upper case and underscores are the likeliest slips. A long flag is compared with long ones only, though a short one may share a larger
+    # part of its few letters. With a cutoff of 0 there always is a nearest flag.
     tidied = argument.lower().replace("_", "-")
     candidates = [flag for flag in [*known_flags, "--help"] if flag.startswith("--") or not argument.startswith("--")]
     nearest = difflib.get_close_matches(tidied, candidates, n=1, cutoff=0.0)[0]
-    return f"every flag must be a known one, got {argument}: did you mean {nearest}? (--help lists them)"
+    return f"unknown flag {argument}: did you mean {nearest}? (--help lists all flags)"
 
 
 def _convert(field, flag, text):
@@ -478,7 +473,7 @@ def _convert(field, flag, text):
 
 
 def _help():
-    """The help text. argparse sets it; it is not asked to parse (see _split)."""
+    """The help text. argparse only formats it; parsing is done by _split."""
     parser = argparse.ArgumentParser(
         usage="python -m gpt2_numba.train [FLAG VALUE]...",
         add_help=False,
@@ -496,7 +491,7 @@ def _help():
 
 
 def _flags(field):
-    """The flags of a field: the short one, if it has one, and the long one."""
+    """The flags of a field: the short one, if any, and the long one."""
     short = field.metadata["short"]
     long = "--" + field.name.replace("_", "-")
     return [long] if short is None else [short, long]
@@ -515,7 +510,7 @@ def _default(field):
 
 
 def _shown(value, field):
-    """A default as one would type it."""
+    """A default as it would be typed."""
     if value is None:
         return field.metadata["unset"]
     if field.metadata["convert"] is _on_off:

@@ -1,7 +1,7 @@
 """The result of each training step, reported while the GPU is already working on the next one.
 
-The loss and the norm of a step are computed on the GPU. If the host waited for them before it queued the next step, the GPU would be idle for as
-long as queueing takes. So their copy to the host is queued, then the next step, and only then does the host look at them.
+The loss and the gradient norm of a step are computed on the GPU. If the host waited for them before queueing the next step, the GPU would
+idle while that step is being queued. So the host queues their copy, then the next step, and only then reads them.
 """
 
 import math
@@ -10,24 +10,24 @@ from gpt2_numba.training.log import Throughput, step_line
 
 
 class StepResult:
-    """Loss (nats per token) and gradient norm of one step, and their z-scores. Whoever asks for them first waits for the GPU."""
+    """Loss (nats per token) and gradient norm of one step, and their z-scores. The first call that reads them waits for the GPU."""
 
     def __init__(self, step, learning_rate, measurement, run_state):
-        """measurement: from GPT2.measure. run_state: its outlier detectors take the values in, so results must be read in order."""
-        self.step, self.learning_rate, self.end = step, learning_rate, None  # the end is known once the whole step is queued
+        """measurement: from GPT2.measure. run_state: its outlier detectors receive the values, so results must be read in order."""
+        self.step, self.learning_rate, self.end = step, learning_rate, None  # StepReports.add sets the end, when the whole step is queued
         self._measurement, self._run_state = measurement, run_state
         self._values = None
-        self.stopping = False  # whether any process had been asked to stop; known once the values have been read
+        self.stopping = False  # whether any process was asked to stop; valid once the values have been read
 
     def values(self):
-        """(loss, its z-score, norm, its z-score)"""
+        """Return (loss, its z-score, norm, its z-score). Waits for the GPU on the first call."""
         if self._values is None:
             loss, norm, self.stopping = self._measurement.wait()
             self._values = loss, self._run_state.loss_outliers.update(loss), norm, self._run_state.norm_outliers.update(norm)
         return self._values
 
     def is_outlier(self, loss_threshold, norm_threshold):
-        """True if the z-score of loss or norm is above its threshold. A threshold of 0 is off; if both are, the GPU is not waited for."""
+        """True if the z-score of loss or norm is above its threshold. A threshold of 0 is off; if both are off, returns without waiting."""
         if loss_threshold == norm_threshold == 0:
             return False
         _, loss_z, _, norm_z = self.values()
@@ -36,41 +36,41 @@ class StepResult:
 
 
 class StepReports:
-    """Prints and logs the results of steps, in order, each when the next step has been queued."""
+    """Prints and logs the results of steps in order, each after the next step has been queued."""
 
     def __init__(self, max_steps, tokens_per_step, log, overlap, peak_tokens_per_second=None):
-        """overlap: report a step when the next has been queued, otherwise at once. peak_tokens_per_second: the chip's peak, for MFU."""
+        """log: MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU."""
         self._max_steps, self._log, self._peak = max_steps, log, peak_tokens_per_second
         self._tokens_per_step, self._throughput = tokens_per_step, Throughput(tokens_per_step)
         self._overlap, self._waiting, self._begin = overlap, None, None
-        self.stopping = False  # True once a reported step was asked to be the last, in any process
+        self.stopping = False  # True once a step has been reported during which any process was asked to stop
 
     def begin(self, moment):
-        """A step begins. moment: now (gpu/moment.py)."""
+        """Call at the start of a step. moment: now (gpu/moment.py)."""
         if self._waiting is None:
             self._begin = moment
 
     def add(self, result, moment):
-        """A step has been queued up to `moment`: report the one before it, or this one if nothing overlaps."""
+        """Call when a step has been queued. Reports the step before it, or this one without overlap. moment: now, the end of the step."""
         self.finish()
         self._waiting, result.end = result, moment
         if not self._overlap:
             self.finish()
 
     def finish(self):
-        """Report the last step, once it is done. Call this before anything that prints, saves or reads the state of the run."""
+        """Report the last step, waiting for it. Call this before anything that prints, saves or reads the state of the run."""
         if self._waiting is None:
             return
         result, self._waiting = self._waiting, None
         loss, loss_z, norm, norm_z = result.values()
         self.stopping = self.stopping or result.stopping
-        # From the end of one step to the end of the next: the time between the steps counts too.
+        # From the end of one step to the end of the next, so that the time between the steps counts too.
         seconds, self._begin = result.end.seconds_since(self._begin), result.end
         tokens_per_second = self._throughput.update(seconds)
         mfu = self._tokens_per_step / seconds / self._peak if self._peak else None
         line = step_line(
-            step=result.step, max_steps=self._max_steps, loss=loss, loss_z=loss_z, norm=norm, norm_z=norm_z, learning_rate=result.learning_rate,
-            step_seconds=seconds, mfu=mfu, tokens_per_second=tokens_per_second,
+            step=result.step, max_steps=self._max_steps, loss=loss, loss_z=loss_z, norm=norm, norm_z=norm_z,
+            learning_rate=result.learning_rate, step_seconds=seconds, mfu=mfu, tokens_per_second=tokens_per_second,
             seconds_left=self._throughput.seconds_left(self._max_steps - result.step - 1),
         )  # fmt: skip
         print(line)

@@ -1,37 +1,54 @@
-"""Ctrl-C and SIGTERM as a request: the step in hand is finished, what must be kept is written, then the run ends.
+"""Ctrl-C and SIGTERM as a request to stop: the current step is finished, a checkpoint is written, then the run ends.
 
-SIGUSR1, too: mpirun hands it on to its processes and waits for them, while a SIGINT or SIGTERM makes it end them at once.
+SIGUSR1 too: mpirun (Open MPI 5) forwards it to its processes and waits for them, whereas SIGINT or SIGTERM makes it kill them at once.
 """
 
 import signal
 import threading
 
+from gpt2_numba.training.checkpoint import done_checkpoints
+
 
 class StopRequest:
-    """Use in a `with` statement around the training loop; `requested` turns True at the first signal.
+    """Use in a `with` statement around the training loop; `requested` is the name of the first signal, None before it.
 
-    A second Ctrl-C stops at once, as usual. Outside of the main thread, where Python delivers no signals, it does nothing.
+    A second Ctrl-C stops at once, as usual. Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))  # the last not on Windows
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    )  # Windows lacks the last one
 
     def __init__(self):
-        self.requested = None  # the signal's name, once it has come
+        self.requested = None
 
     def __enter__(self):
-        self._before = {}
+        self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            self._handlers = {signum: signal.signal(signum, self._handle) for signum in self.SIGNALS}
         return self
 
     def __exit__(self, *_):
-        self._give_back()
+        self._restore_handlers()
 
-    def _give_back(self):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _restore_handlers(self):
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
 
-    def _handle(self, number, _frame):
-        self.requested = signal.Signals(number).name
-        self._give_back()
-        print(f"\n{self.requested}: finishing this step (once more stops at once)", flush=True)
+    def _handle(self, signum, _frame):
+        self.requested = signal.Signals(signum).name
+        self._restore_handlers()
+        print(f"\n{self.requested}: finishing this step (a second one stops at once)", flush=True)
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did so after `step` updates."""
+
+    def __init__(self, signal_name, step, settings):
+        how = "no checkpoint was written, since no log directory was given (-o)"
+        if settings.log_dir:
+            steps = done_checkpoints(settings.log_dir)
+            how = f"there is no checkpoint in {settings.log_dir}: the same command starts from the beginning"
+            if steps:
+                how = f"to continue, add -y 1 to the command: it resumes from the checkpoint of step {steps[0]} in {settings.log_dir}"
+        super().__init__(f"stopped by {signal_name} after {step} steps; {how}")

@@ -1,7 +1,7 @@
 """Causal multi-head self-attention: every token takes a weighted mean of its own value and those of the tokens before it.
 
-Each of the NH heads, of HS = C / NH channels, has a query q, a key k and a value v for every token, HS numbers each. For the query at position t
-and the key at position s <= t:
+Each of the NH heads, of HS = C / NH channels, has a query q, a key k and a value v for every token, HS numbers each. For the query at
+position t and the key at position s <= t:
 
     score[t, s] = q[t] · k[s] / sqrt(HS)
     att[t, s]   = exp(score[t, s]) / Σ_r exp(score[t, r])             the weights: softmax, positive, adding up to 1 over s
@@ -10,11 +10,11 @@ and the key at position s <= t:
 Sums over keys s or r run up to t, sums over queries t over t >= s.
 
 The weights are T² numbers for each head of each sequence, too many to keep. So for each query forward goes over the keys once and keeps two
-running numbers and a running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When a
-larger score comes, total and weighted are multiplied by exp(largest before - largest now), which makes them what they would be had the new
-largest been subtracted from the start: "online softmax" (Milakov, Gimelshein 2018, arXiv:1805.02867). Subtracting the largest keeps exp from
-overflowing, and it cancels at the end: out = weighted / total. Backward can compute any weight again from one number that is saved for each
-query, the log of the sum of the exponentials (Dao et al. 2022, "FlashAttention", arXiv:2205.14135; one number since FlashAttention-2):
+running numbers and a running vector: the largest score so far; total = Σ exp(score - largest); weighted = Σ exp(score - largest) v[s]. When
+a larger score comes, total and weighted are multiplied by exp(largest before - largest now), which makes them what they would be had the
+new largest been subtracted from the start: "online softmax" (Milakov, Gimelshein 2018, arXiv:1805.02867). Subtracting the largest keeps exp
+from overflowing, and it cancels at the end: out = weighted / total. Backward can compute any weight again from one number that is saved for
+each query, the log of the sum of the exponentials (Dao et al. 2022, "FlashAttention", arXiv:2205.14135; one number since FlashAttention-2):
 
     lse[t] = log Σ_s exp(score[t, s]) = largest + log(total)          att[t, s] = exp(score[t, s] - lse[t])
 
@@ -45,7 +45,8 @@ Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (arXiv:1706.03762)
     | out, dout       | (N, C)            | [w]     | [r], out as forward left it. A row: the heads side by side            |
     | lse             | (B, NH, T) float32| [w]     | [r] as forward left it                                                |
 
-N = B * T rows, one for each token. [r] read, [w] overwritten. The kernels get reshaped views: qkv as (B, T, 3, NH, HS), out as (B, T, NH, HS).
+N = B * T rows, one for each token. [r] read, [w] overwritten. The kernels get reshaped views: qkv as
+(B, T, 3, NH, HS), out as (B, T, NH, HS).
 """
 
 import math
@@ -56,7 +57,7 @@ from numba import cuda
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import block_sum
-from gpt2_numba.layers.attention.on_cpu import attention_backward_on_cpu, attention_forward_on_cpu
+from gpt2_numba.layers.attention.on_cpu import attention_backward_on_cpu, attention_forward_on_cpu, by_head
 
 ZERO, MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
 QUERY, KEY, VALUE = 0, 1, 2  # third index of qkv (B, T, 3, NH, HS)
@@ -64,12 +65,8 @@ SHAPE_HINT = "lse is (B, NH, T), and C is NH * HS."
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
-
-
-def by_head(rows, lse, parts):
-    """Contiguous rows (N, parts * C), viewed as (parts, B, NH, T, HS): q, k, v (parts = 3), or one array (parts = 1)."""
-    B, NH, T = lse.shape
-    return rows.reshape(B, T, parts, NH, -1).transpose(2, 0, 3, 1, 4)
+#
+# by_head(rows, lse, parts) views contiguous rows (N, parts * C) as (parts, B, NH, T, HS): q, k, v (parts = 3), or one array (parts = 1).
 
 
 def scores_ref(q, k):
@@ -101,9 +98,10 @@ def attention_backward_ref(dqkv, dout, out, lse, qkv):
 # ---------------------------------------------------------------------------------------------------- plain kernels
 #
 # One block per query (or key) of one head, one thread per channel: here block_sum is the dot product of two vectors of HS channels, and the
-# sums over tokens are the loops. block_sum needs a power of two threads, so a head of 80 gets 128. The 48 spare threads must not return early,
-# since they have to reach every barrier: they read the last channel, to stay within the arrays, but hold 0 for one factor of every dot product
-# (q or k, and dout), and write nothing. The loops are equally long for all threads of a block, so all call block_sum equally often.
+# sums over tokens are the loops. block_sum needs a power of two threads, so a head of 80 gets 128. The 48 spare threads must not return
+# early, since they have to reach every barrier: they read the last channel, to stay within the arrays, but hold 0 for one factor of every
+# dot product (q or k, and dout), and write nothing. The loops are equally long for all threads of a block, so all call block_sum equally
+# often.
 
 
 @cuda.jit(cache=True)

@@ -1,38 +1,45 @@
-"""The encoder, fast: a warp makes a row; and the rows of dout that belong to one token are found by sorting, however often it occurs.
+"""The encoder, fast: one warp per row; in backward the rows of each token are found by sorting and shared by as many warps as they need.
 
 What is different from the plain kernels of layers/encoder.py, and what it gains. Figures: one H200, 2026-11-22, bf16, GPT-2 124M, 65,536
 tokens.
 
-    Memory is moved 16 bytes at a time: eight neighbouring channels to a step, whatever their type (gpu/memory_access.py).
+    Memory is moved 16 bytes at a time: eight neighbouring channels per load or store, whatever their type (gpu/memory_access.py).
 
-    Forward, a warp makes a row, so it looks up one token and divides nothing: in the training step 50 µs, 85 % of the rate of a copy.
+    Forward, a warp computes a row, so it looks up one token and needs no division: in the training step 50 µs, 85 % of the rate of a copy.
 
-    Backward, dwte[v] is the sum of dout over all places where the token v occurs. Here each place is read once, since the host has sorted
-    the places by token (places_by_token), while the GPU is still at work on the forward pass, and a warp adds up the places of one token in
-    that order. No atomics: the bits are the same in every run.
+    Backward, dwte[v] is the sum of dout over the places of token v, a place being an index n into the N rows. The plain kernel scans all
+    places for every v. Here each place is read once: the host sorts the places by token (places_by_token), while the GPU still runs the
+    forward pass, and a warp adds up the rows of one token in that order. No atomics: the bits are the same in every run.
 
-    A token's places are cut into pieces of at most 64, a warp each, since natural text is uneven: most of a batch's different tokens
-    occur once or twice, and one of them in every tenth place. Where a token has several pieces, a second kernel adds up their sums. Without
-    pieces the most frequent token kept everything waiting: 340 µs, and 666 with four loads in flight for each token; with both 128, 49 % of
-    the rate of a copy and 0.1 % of a training step.
+    A token's places are cut into pieces of at most 64, one warp each, since token frequencies in natural text are uneven: most of the
+    tokens in a batch occur once or twice, one fills every tenth place. If a token has several pieces, a second kernel adds up their sums.
+    Without pieces everything waited for the most frequent token: 340 µs, and 666 with four loads in flight per token; with both 128, 49 %
+    of the rate of a copy and 0.1 % of a training step.
 
-    dwpe[t] is the sum over the batch of a position's rows: a thread takes eight channels of one position.
+    dwpe[t] is the sum of a position's rows over the batch: a thread takes eight channels of one position.
 
     | array        | shape, type                         | forward | backward                                                      |
     | ------------ | ----------------------------------- | ------- | ------------------------------------------------------------- |
-    | tokens       | (B, T) int32                        | [r]     | not needed: `places` and `pieces` say the same                |
+    | tokens       | (B, T) int32                        | [r]     | not needed: `places` and `pieces` hold the same information   |
     | wte          | (Vp, C) float32 or bfloat16         | [r]     | C a multiple of 8                                             |
     | wpe          | (maxT, C) same type                 | [r]     |                                                               |
     | out, dout    | (N, C) same type                    | [w]     | [r]                                                           |
     | dwte, dwpe   | (Vp, C), (maxT, C) same type        |         | [+] the classifier adds to dwte as well: it shares wte        |
-    | places       | (N,) int32                          |         | [r] indices into N, sorted by token                           |
-    | pieces       | (P + 1, 3) int32                    |         | [r] a row a piece: see below                                  |
-    | scratch      | flat, float32                       |         | [w] sums of pieces: encoder_scratch_size(N, C)                |
+    | places       | (N,) int32                          |         | [r] 0 ... N - 1, sorted by token                              |
+    | pieces       | (P + 1, 3) int32                    |         | [r] one row per piece, see below                              |
+    | scratch      | flat, float32                       |         | [w] the pieces' sums: encoder_scratch_size(N, C)              |
 
-N = B * T; row n = b * T + t.
+N = B * T; row n = b * T + t. Row p of `pieces`:
 
-A row of `pieces`: a token; where among `places` the piece begins (it ends where the next begins); how many pieces that token has, 0 if
-this is not its first. Tokens with several pieces come first. The last row, and all that are left over, are -1, N, 0.
+    token    the token whose places piece p holds
+    start    where the piece begins in `places`; it ends where piece p + 1 begins
+    count    in a token's first piece: how many pieces the token has; in the others 0
+
+Tokens with several pieces come first, so that scratch needs rows for their pieces only. P, the most pieces that N places can have, depends
+on N and V alone, so that arrays and launches are the same for every batch. The rows that a batch leaves over, at least one, hold -1, N, 0:
+no token, no pieces, and an end for the last piece. With pieces of 3, the tokens 5 5 9 5 5 give
+
+    places  0 1 3 4 2        pieces  (5, 0, 2)  (5, 3, 0)  (9, 4, 1)  (-1, 5, 0)
 """
 
 import numpy as np
@@ -41,47 +48,48 @@ from numba import cuda, float32
 from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE
+from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, IN_FLIGHT, LOADS_IN_FLIGHT, WARP_SIZE, add_rows8
+from gpt2_numba.integers import ceil_div
 
 ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
-ROWS_PER_BLOCK = 2 if SIMULATING else 8  # of the forward pass, a warp each
-PIECES_PER_BLOCK = 2 if SIMULATING else 8  # a warp each
-PLACES_OF_A_PIECE = 3 if SIMULATING else 64  # the bits depend on it
-AT_A_TIME = 4  # loads that a thread of the backward pass has in flight
-HELD = AT_A_TIME * WIDTH
+ROWS_PER_BLOCK = 2 if SIMULATING else 8  # in forward, one warp each
+PIECES_PER_BLOCK = 2 if SIMULATING else 8  # one warp each
+PLACES_PER_PIECE = 3 if SIMULATING else 64  # the bits depend on it
+TOKEN, START, COUNT = range(3)  # columns of pieces
 
 
 # ------------------------------------------------------------------------------------------ places, sorted by token
 
 
 def most_pieces(N, V):
-    """P: into how many pieces N places are cut at most, if there are V different tokens."""
-    return min(N, V) + N // PLACES_OF_A_PIECE
+    """P: the most pieces that N places of V different tokens can have."""
+    return min(N, V) + N // PLACES_PER_PIECE
 
 
 def places_by_token(tokens, V):
-    """Sort the N places of a batch by their token, the most frequent tokens first: what `encoder_backward` needs.
+    """Sort the N places of a batch by token, the most frequent token first, and cut them into pieces, as `encoder_backward` needs them.
 
-    tokens (B, T) int32 host array, all in [0, V). Returns places (N,) and pieces (P + 1, 3), int32. Ties: by token, by place.
+    tokens (B, T) int32 host array, all in [0, V). Returns places (N,) and pieces (P + 1, 3), int32. Tokens that are equally frequent are in
+    ascending order, and so are the places of a token.
     """
     flat = tokens.reshape(-1)
     counts = np.bincount(flat, minlength=V)
     present = np.flatnonzero(counts)
     present = present[np.argsort(-counts[present], kind="stable")]
-    rank = np.zeros(V, np.uint16 if len(present) <= 1 << 16 else np.int32)  # NumPy sorts 16-bit integers by radix: ten times faster
-    rank[present] = np.arange(len(present))
-    places = np.argsort(rank[flat], kind="stable").astype(np.int32)
+    sort_key = np.zeros(V, np.uint16 if len(present) <= 1 << 16 else np.int32)  # NumPy sorts 16-bit integers by radix: ten times faster
+    sort_key[present] = np.arange(len(present))
+    places = np.argsort(sort_key[flat], kind="stable").astype(np.int32)
 
     starts = np.cumsum(counts[present]) - counts[present]
-    of_token = -(-counts[present] // PLACES_OF_A_PIECE)  # how many pieces
-    firsts = np.cumsum(of_token) - of_token
-    count = of_token.sum()
+    piece_counts = ceil_div(counts[present], PLACES_PER_PIECE)
+    first_pieces = np.cumsum(piece_counts) - piece_counts
+    used = piece_counts.sum()
+    index_in_token = np.arange(used) - np.repeat(first_pieces, piece_counts)  # 0, 1, ... for the pieces of a token
     pieces = np.full((most_pieces(flat.size, V) + 1, 3), (-1, flat.size, 0), np.int32)
-    pieces[:count, 0] = np.repeat(present, of_token)
-    pieces[:count, 1] = np.repeat(starts, of_token) + PLACES_OF_A_PIECE * (np.arange(count) - np.repeat(firsts, of_token))
-    pieces[:count, 2] = 0
-    pieces[firsts, 2] = of_token
+    pieces[:used, TOKEN] = np.repeat(present, piece_counts)
+    pieces[:used, START] = np.repeat(starts, piece_counts) + PLACES_PER_PIECE * index_in_token
+    pieces[first_pieces, COUNT] = piece_counts
     return places, pieces
 
 
@@ -90,7 +98,7 @@ def places_by_token(tokens, V):
 
 @cuda.jit(cache=True)
 def encoder_forward_kernel(out, tokens, wte, wpe):
-    """One warp makes one row: position t = blockIdx.x * ROWS_PER_BLOCK + warp of sequence b = blockIdx.y."""
+    """One warp per row: position t = blockIdx.x * ROWS_PER_BLOCK + warp of sequence b = blockIdx.y."""
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     C, T = out.shape[1], tokens.shape[1]
     t, b = cuda.blockIdx.x * ROWS_PER_BLOCK + warp, cuda.blockIdx.y
@@ -115,48 +123,38 @@ def encoder_backward_wpe_kernel(dwpe, dout, T):
     if index >= T * C:
         return
     total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
     load8(dwpe, index, total)
-    for first in range(0, N * C, AT_A_TIME * T * C):
-        for r in range(AT_A_TIME):
-            start = first + r * T * C
-            if start < N * C:
-                load8(dout, start + index, x, r * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total[k % WIDTH] += x[k]
+    add_rows8(total, dout, index, T * C, N // T)
     store8(dwpe, index, total)
 
 
 @cuda.jit(cache=True)
 def encoder_backward_wte_kernel(dwte, sums, dout, places, pieces):
-    """One warp adds up COLUMNS_PER_WARP channels of the places of one piece.
+    """One warp adds up COLUMNS_PER_WARP channels of the rows of one piece.
 
-    They go to the token's row of dwte, or, if it has several pieces, to row `piece` of sums.
+    The sum is added to the token's row of dwte or, if the token has several pieces, stored in row `piece` of sums.
     """
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     C = dout.shape[1]
     piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
     c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    if piece >= pieces.shape[0] - 1 or pieces[piece, 0] < 0 or c >= C:
+    if piece >= pieces.shape[0] - 1 or pieces[piece, TOKEN] < 0 or c >= C:
         return
-    token, first, last, is_whole = pieces[piece, 0], pieces[piece, 1], pieces[piece + 1, 1], pieces[piece, 2] == 1
+    token, start, stop, is_whole = pieces[piece, TOKEN], pieces[piece, START], pieces[piece + 1, START], pieces[piece, COUNT] == 1
     total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
+    x = cuda.local.array(IN_FLIGHT, float32)
     for k in range(WIDTH):
         total[k] = ZERO
     if is_whole:
         load8(dwte, token * C + c, total)
-    for i in range(first, last, AT_A_TIME):
-        for r in range(AT_A_TIME):
-            if i + r < last:
-                load8(dout, places[i + r] * C + c, x, r * WIDTH)
+    for first in range(start, stop, LOADS_IN_FLIGHT):  # as add_rows8, but these rows are not evenly spaced
+        for r in range(LOADS_IN_FLIGHT):
+            if first + r < stop:
+                load8(dout, places[first + r] * C + c, x, r * WIDTH)
             else:
                 for k in range(WIDTH):
                     x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
+        for k in range(IN_FLIGHT):
             total[k % WIDTH] += x[k]
     if is_whole:
         store8(dwte, token * C + c, total)
@@ -171,21 +169,12 @@ def encoder_backward_pieces_kernel(dwte, sums, pieces):
     C = dwte.shape[1]
     piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
     c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    if piece >= pieces.shape[0] - 1 or pieces[piece, 2] < 2 or c >= C:
+    if piece >= pieces.shape[0] - 1 or pieces[piece, COUNT] < 2 or c >= C:
         return
-    token, last = pieces[piece, 0], piece + pieces[piece, 2]
+    token, count = pieces[piece, TOKEN], pieces[piece, COUNT]
     total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(HELD, float32)
     load8(dwte, token * C + c, total)
-    for i in range(piece, last, AT_A_TIME):
-        for r in range(AT_A_TIME):
-            if i + r < last:
-                load8(sums, (i + r) * C + c, x, r * WIDTH)
-            else:
-                for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(HELD):
-            total[k % WIDTH] += x[k]
+    add_rows8(total, sums, piece * C + c, C, count)
     store8(dwte, token * C + c, total)
 
 
@@ -196,7 +185,7 @@ def encoder_forward(out, tokens, wte, wpe):
     """Look up token and position embeddings.
 
     out [w] (B*T, C)   tokens [r] (B, T) int32, all in [0, Vp)   wte [r] (Vp, C)   wpe [r] (maxT, C), maxT >= T
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     B, T = tokens.shape
     (Vp, C), maxT = wte.shape, wpe.shape[0]
@@ -208,17 +197,17 @@ def encoder_forward(out, tokens, wte, wpe):
     )  # fmt: skip
     check_on_device("encoder_forward", out, "layers/encoder.py")
     check_width("encoder_forward", C=C)
-    grid = (-(-T // ROWS_PER_BLOCK), B)
+    grid = (ceil_div(T, ROWS_PER_BLOCK), B)
     encoder_forward_kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
 
 
 def _most_pieces_of_split_tokens(N):
-    """A token with several pieces fills at least the first of two."""
-    return 2 * N // PLACES_OF_A_PIECE
+    """The most pieces that tokens with several can have: all but the last of such a token are full, so at least half of its pieces."""
+    return 2 * N // PLACES_PER_PIECE
 
 
 def encoder_scratch_size(N, C):
-    """How many float32 `encoder_backward` needs as scratch."""
+    """Elements of scratch, float32, that `encoder_backward` needs."""
     return _most_pieces_of_split_tokens(N) * C
 
 
@@ -226,13 +215,15 @@ def encoder_backward(dwte, dwpe, dout, places, pieces, scratch, T):
     """Gradients of encoder_forward, accumulated in a fixed order.
 
     dwte [+] (Vp, C)   dwpe [+] (maxT, C)   dout [r] (N, C)   places [r] (N,), pieces [r] (P + 1, 3) int32 from places_by_token
-    scratch [w] float32, flat, at least encoder_scratch_size(N, C)
-    Raises ValueError or TypeError where a shape or type does not fit.
+    scratch [w] float32, flat, at least encoder_scratch_size(N, C)   T: tokens per sequence, N = B * T
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = dout.shape
     (Vp, _), maxT, P = dwte.shape, dwpe.shape[0], pieces.shape[0] - 1
     if T > maxT or N % T or P < 1:
-        raise ValueError(f"encoder_backward: T = {T} must divide N = {N} and be at most maxT = {maxT}, and pieces have two rows at least")
+        raise ValueError(
+            f"encoder_backward: T = {T} must divide N = {N} and be at most maxT = {maxT}, and pieces must have at least two rows"
+        )
     check_arrays(
         "encoder_backward", {"N": N, "Vp": Vp, "C": C, "maxT": maxT, "P+1": P + 1},
         dwte=(dwte, "Vp C"), dwpe=(dwpe, "maxT C"), dout=(dout, "N C"), places=(places, "i32 N"), pieces=(pieces, "i32 P+1 3"),
@@ -240,8 +231,8 @@ def encoder_backward(dwte, dwpe, dout, places, pieces, scratch, T):
     check_on_device("encoder_backward", dout, "layers/encoder.py")
     check_width("encoder_backward", C=C)
     check_scratch("encoder_backward", scratch, encoder_scratch_size(N, C))
-    stream, columns, threads = compute_stream(), -(-C // COLUMNS_PER_WARP), PIECES_PER_BLOCK * WARP_SIZE
-    encoder_backward_wpe_kernel[-(-T * C // (THREADS * WIDTH)), THREADS, stream](dwpe, dout, T)
-    encoder_backward_wte_kernel[(-(-P // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, dout, places, pieces)
+    stream, columns, threads = compute_stream(), ceil_div(C, COLUMNS_PER_WARP), PIECES_PER_BLOCK * WARP_SIZE
+    encoder_backward_wpe_kernel[ceil_div(T * C, THREADS * WIDTH), THREADS, stream](dwpe, dout, T)
+    encoder_backward_wte_kernel[(ceil_div(P, PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, dout, places, pieces)
     if split := _most_pieces_of_split_tokens(N):
-        encoder_backward_pieces_kernel[(-(-split // PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, pieces)
+        encoder_backward_pieces_kernel[(ceil_div(split, PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, pieces)

@@ -1,29 +1,30 @@
-"""GELU, fast: the formulas of layers/gelu.py rewritten so that memory, and not arithmetic, is what the kernels wait for.
+"""GELU, fast: the formulas of layers/gelu.py rewritten so that memory, not arithmetic, limits the kernels.
 
-What is different from the plain kernels, and what it gains. Figures: one H200, 2026-11-22, bf16, as a share of the rate of a
+What is different from the plain kernels, and what it gains. Figures: one H200, 2026-11-22, bf16, as shares of the rate of a
 device-to-device copy.
 
-    One exponential instead of a tanh. tanh is some twenty ordinary instructions, which take longer than the memory does. With
+    One exponential instead of a tanh. tanh is some twenty ordinary instructions, which make the kernel compute-bound. With
     s = ½ (1 + tanh u), the logistic function of 2 u,
 
         s = 1 / (1 + exp(-2 u))        out = x s        d out / d x = s (1 + x (1 - s) 2 u')
 
     there are two special instructions, exp2 and a reciprocal, and no cancellation: forward reaches 104 %, backward 107 %. The hardware's
-    own tanh (tanh.approx.f32) is too coarse: its error of 2^-11 is absolute, where 1 + tanh u is nearly 0.
+    own tanh (tanh.approx.f32) is too coarse: its error of 2^-11 is absolute, and for negative x 1 + tanh u is nearly 0.
 
-    Memory is moved 16 bytes at a time, eight numbers to a step (gpu/memory_access.py), and forward has two loads in flight per thread.
+    Memory is moved 16 bytes at a time, eight elements per load or store (gpu/memory_access.py), and in forward each thread has two loads in
+    flight.
 
-    dbias is made in passing. dinp is the dout of the linear layer below, so its column sums are that layer's bias gradient. A thread that
-    goes down the rows has them in registers, which saves a kernel that would read dinp once more: 90 to 99 %, depending on how many blocks
-    share the rows. With cuBLASLt's derivative of the GELU in the product above (matmul_backward with before_gelu) neither is needed, which
-    wins by 5 %: 0.546 + 0.096 ms instead of 0.382 + 0.303 (GPT-2 124M, 65,536 tokens).
+    The sum for dbias is fused into backward. dinp is the dout of the linear layer below, so its column sums are that layer's bias gradient.
+    A thread that works down the rows has the terms in registers, which saves a kernel that would read dinp again: 90 to 99 %, depending on
+    how many blocks share the rows. If cuBLASLt applies the derivative of the GELU in the epilogue of the product above (matmul_backward
+    with before_gelu), no kernel of this file is needed in backward: 0.546 + 0.096 ms instead of 0.382 + 0.303 (GPT-2 124M, 65,536 tokens).
 
     | array     | shape, type                | forward | backward                                                  |
     | --------- | -------------------------- | ------- | --------------------------------------------------------- |
     | inp       | (N, D) float32 or bfloat16 | [r]     | [r] D = 4C, a multiple of 8                               |
     | out, dout | (N, D) same type           | [w]     | [r]                                                       |
-    | dinp      | (N, D) same type           |         | [w] may be the same array as dout: gradient in place      |
-    | dbias     | (D,) same type             |         | [+] Σ_rows dinp, of the rounded numbers; may be None      |
+    | dinp      | (N, D) same type           |         | [w] may be the same array as dout: then in place          |
+    | dbias     | (D,) same type             |         | [+] Σ_rows dinp, as rounded; may be None                  |
     | scratch   | flat, float32              |         | [w] partial sums: gelu_scratch_size(D); None without dbias |
 """
 
@@ -44,10 +45,11 @@ from gpt2_numba.gpu.reductions import (
     column_blocks,
     partials_size,
 )
+from gpt2_numba.integers import ceil_div
 
 THREADS = 32 if SIMULATING else 256
-EIGHTS = 2  # of numbers to a thread of the forward pass: with one load in flight a thread does not keep the memory busy
-HELD = EIGHTS * WIDTH
+VECTORS = 2  # times eight elements per thread in forward: one load in flight per thread does not keep the memory busy
+PER_THREAD = VECTORS * WIDTH  # elements
 
 # float32 constants: a bare Python literal is float64, and one of them makes the whole expression float64, up to 64 times slower on a GPU.
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
@@ -76,24 +78,24 @@ def gelu_derivative(x):
 
 @cuda.jit(cache=True)
 def gelu_forward_kernel(out, inp):
-    """A thread makes EIGHTS times eight numbers: eight beside its neighbours', and eight a block's width further on."""
-    start = (cuda.blockIdx.x * EIGHTS * cuda.blockDim.x + cuda.threadIdx.x) * WIDTH
-    x = cuda.local.array(HELD, float32)
-    for e in range(EIGHTS):
-        i = start + e * cuda.blockDim.x * WIDTH
+    """A thread computes VECTORS times eight elements: eight next to its neighbours', then eight one block's width further on."""
+    start = (cuda.blockIdx.x * VECTORS * cuda.blockDim.x + cuda.threadIdx.x) * WIDTH
+    x = cuda.local.array(PER_THREAD, float32)
+    for j in range(VECTORS):
+        i = start + j * cuda.blockDim.x * WIDTH
         if i < inp.size:
-            load8(inp, i, x, e * WIDTH)
-    for e in range(EIGHTS):
-        i = start + e * cuda.blockDim.x * WIDTH
+            load8(inp, i, x, j * WIDTH)
+    for j in range(VECTORS):
+        i = start + j * cuda.blockDim.x * WIDTH
         if i < inp.size:
-            for k in range(e * WIDTH, (e + 1) * WIDTH):
+            for k in range(j * WIDTH, (j + 1) * WIDTH):
                 x[k] *= logistic_of_2u(x[k])
-            store8(out, i, x, e * WIDTH)
+            store8(out, i, x, j * WIDTH)
 
 
 @cuda.jit(cache=True)
 def gelu_backward_kernel(dinp, dout, inp):
-    """One thread makes eight numbers."""
+    """One thread per eight elements."""
     i = cuda.grid(1) * WIDTH
     if i >= inp.size:
         return
@@ -108,7 +110,7 @@ def gelu_backward_kernel(dinp, dout, inp):
 
 @cuda.jit(cache=True)
 def gelu_backward_dbias_kernel(dinp, partials, dout, inp, rows_per_chunk):
-    """One thread goes down one chunk of rows, eight columns wide, and adds up what it writes. The plan: gpu/reductions.py.
+    """A thread works down one chunk of rows, eight columns wide, and sums what it writes: step 1 of the scheme in gpu/reductions.py.
 
     partials [w] (chunks, D), flat.
     """
@@ -127,11 +129,11 @@ def gelu_backward_dbias_kernel(dinp, partials, dout, inp, rows_per_chunk):
             load8(dout, row * D + c, d)
             for k in range(WIDTH):
                 d[k] *= gelu_derivative(x[k])
-            round8(dinp, d)  # the sums are those of what is stored
+            round8(dinp, d)  # sum what is stored
             for k in range(WIDTH):
                 total[k] += d[k]
             store8(dinp, row * D + c, d)
-    add_up_warps(total)  # not under the condition: it has barriers
+    add_up_warps(total)  # outside the condition, since it has barriers
     if warp == 0 and c < D:
         store8(partials, chunk * D + c, total)
 
@@ -142,17 +144,17 @@ def gelu_backward_dbias_kernel(dinp, partials, dout, inp, rows_per_chunk):
 def gelu_forward(out, inp):
     """out = GELU(inp).
 
-    out [w] (N, D)   inp [r] (N, D), D = 4C in GPT-2.   Raises ValueError or TypeError where a shape or type does not fit.
+    out [w] (N, D)   inp [r] (N, D), D = 4C in GPT-2.   Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, D = inp.shape
     check_arrays("gelu_forward", {"N": N, "D": D}, out=(out, "N D"), inp=(inp, "N D"))
     check_on_device("gelu_forward", inp, "layers/gelu.py")
     check_width("gelu_forward", D=D)
-    gelu_forward_kernel[-(-N * D // (THREADS * EIGHTS * WIDTH)), THREADS, compute_stream()](out, inp)
+    gelu_forward_kernel[ceil_div(N * D, THREADS * PER_THREAD), THREADS, compute_stream()](out, inp)
 
 
 def gelu_scratch_size(D):
-    """How many float32 `gelu_backward` needs as scratch for dbias."""
+    """Elements of scratch, float32, that `gelu_backward` needs for dbias."""
     return partials_size(D)
 
 
@@ -161,14 +163,14 @@ def gelu_backward(dinp, dout, inp, dbias=None, scratch=None):
 
     dinp [w] (N, D), may be dout itself   dbias [+] (D,) or None   dout, inp [r] (N, D)
     scratch [w] float32, flat, at least gelu_scratch_size(D); None without dbias
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, D = inp.shape
     check_arrays("gelu_backward", {"N": N, "D": D}, dinp=(dinp, "N D"), dout=(dout, "N D"), inp=(inp, "N D"), dbias=(dbias, "D"))
     check_on_device("gelu_backward", inp, "layers/gelu.py")
     check_width("gelu_backward", D=D)
     if dbias is None:
-        gelu_backward_kernel[-(-N * D // (THREADS * WIDTH)), THREADS, compute_stream()](dinp, dout, inp)
+        gelu_backward_kernel[ceil_div(N * D, THREADS * WIDTH), THREADS, compute_stream()](dinp, dout, inp)
         return
     check_scratch("gelu_backward", scratch, gelu_scratch_size(D))
     chunks, rows_per_chunk = chunk_rows(N, D)

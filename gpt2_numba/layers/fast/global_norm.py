@@ -2,24 +2,25 @@
 
 What is different from the plain kernels of layers/global_norm.py, and what it gains. Figures: one H200, 2026-11-22, GPT-2 124M in bf16.
 
-    All tensors lie one after the other in one array, so a single launch adds up their squares. As many blocks as fill the GPU, always the
-    same number of them, have a fixed part of the gradients each, and one block adds up the blocks: no atomics, the same bits every time.
+    All tensors lie one after the other in one array, so a single launch sums their squares. The number of blocks is fixed and fills the
+    GPU; each block sums a fixed part of the gradients, and one block adds up the blocks' sums: no atomics, the same bits every time.
 
-    Memory is moved 16 bytes at a time (gpu/memory_access.py), and a thread has four loads in flight: 66 to 68 µs for 124,475,904 gradients,
-    with the second launch 86 % of the rate of a copy, in the training step 90 %.
+    Memory is moved 16 bytes at a time (gpu/memory_access.py), and each thread has four loads in flight: 66 to 68 µs for 124,475,904
+    gradients; with the second launch 86 % of the rate of a copy, in the training step 90 %.
 
-    With ZeRO a process sums only its own parts of the gradients, which `ranges` names (gpu/ranges.py), and the processes' partial sums are
-    added up between the two launches. A thread looks for the range of every eight numbers by bisection, so that its loads stay in flight
-    together: 139 µs for half of the gradients. A process that has all of them has one range: 69 µs.
+    The scale stays on the device, where the update reads it: the host does not wait.
 
-    The scale stays on the device, where the update reads it: the host waits for nothing.
+    With ZeRO, where the processes share the work of the update (parallel/shards.py), a process sums only its own parts of the gradients,
+    which `ranges` lists (gpu/ranges.py), and the partial sums of all processes are added between the two launches. A thread finds the range
+    of every eight elements by bisection, which keeps its loads in flight together: 139 µs for half of the gradients. A process that has all
+    gradients has one range: 69 µs.
 
     | array    | shape, type               | access                                                |
     | -------- | ------------------------- | ----------------------------------------------------- |
     | partials | (BLOCKS,) float32         | [w] sums of squares, then [r]                         |
-    | grads    | (any,) float32 or bfloat16| [r] a multiple of 8 numbers                           |
-    | ranges   | (K + 1, 4) int64          | [r] where the gradients are that count                |
-    | result   | (2,) float32              | [w] the norm; what multiplies the gradients           |
+    | grads    | (any,) float32 or bfloat16| [r] a multiple of 8 elements                          |
+    | ranges   | (K + 1, 4) int64          | [r] which gradients to sum                            |
+    | result   | (2,) float32              | [w] [0] the norm, [1] the scale                       |
 """
 
 import numpy as np
@@ -33,11 +34,11 @@ from gpt2_numba.gpu.ranges import IN_GRADS, START, find_range
 from gpt2_numba.gpu.reductions import block_sum
 
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
-# A fixed number: the bits depend on it, so it must not depend on the GPU. 1,056 blocks are 8 for each of an H200's 132 multiprocessors.
+# The same on every GPU, since the bits depend on it. 1,056 blocks are 8 for each of an H200's 132 multiprocessors.
 BLOCKS = 2 if SIMULATING else 1056
 THREADS = 64 if SIMULATING else 256
-EIGHTS = 4  # of numbers that a thread has in flight
-HELD = EIGHTS * WIDTH
+VECTORS = 4  # loads of eight elements that a thread has in flight
+IN_FLIGHT = VECTORS * WIDTH  # elements
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -45,21 +46,21 @@ HELD = EIGHTS * WIDTH
 
 @cuda.jit(cache=True)
 def sum_of_squares_kernel(partials, grads, ranges):
-    """partials[block] = this block's sum of squares: a thread takes EIGHTS times eight numbers, then those a grid's width further on."""
+    """partials[block] = this block's sum of squares: a thread takes VECTORS times eight elements, then those one grid further on."""
     count = ranges[ranges.shape[0] - 1, START]
-    x = cuda.local.array(HELD, float32)
+    x = cuda.local.array(IN_FLIGHT, float32)
     total = ZERO
-    piece = EIGHTS * cuda.blockDim.x * WIDTH  # of a block
-    for start in range(cuda.blockIdx.x * piece + cuda.threadIdx.x * WIDTH, count, cuda.gridDim.x * piece):
-        for e in range(EIGHTS):
-            i = start + e * cuda.blockDim.x * WIDTH
+    block_span = VECTORS * cuda.blockDim.x * WIDTH
+    for start in range(cuda.blockIdx.x * block_span + cuda.threadIdx.x * WIDTH, count, cuda.gridDim.x * block_span):
+        for j in range(VECTORS):
+            i = start + j * cuda.blockDim.x * WIDTH
             if i < count:
                 r = find_range(ranges, i)
-                load8(grads, i - ranges[r, START] + ranges[r, IN_GRADS], x, e * WIDTH)
+                load8(grads, i - ranges[r, START] + ranges[r, IN_GRADS], x, j * WIDTH)
             else:
                 for k in range(WIDTH):
-                    x[e * WIDTH + k] = ZERO
-        for k in range(HELD):
+                    x[j * WIDTH + k] = ZERO
+        for k in range(IN_FLIGHT):
             total += x[k] * x[k]
     total = block_sum(total)
     if cuda.threadIdx.x == 0:
@@ -82,9 +83,9 @@ def norm_and_scale_kernel(result, partials, max_norm):
 
 
 def sum_of_squares(partials, grads, ranges):
-    """The squares of the gradients in `ranges`, summed in BLOCKS parts.
+    """The squares of the gradients in `ranges`, summed to BLOCKS partial sums.
 
-    Arguments as in the table above. Raises ValueError or TypeError where a shape or type does not fit.
+    Arguments as in the table above. Raises ValueError or TypeError if a shape or type does not fit.
     """
     check_arrays(
         "sum_of_squares", {"any": grads.shape[0], "K+1": ranges.shape[0], "BLOCKS": BLOCKS},
@@ -98,7 +99,7 @@ def sum_of_squares(partials, grads, ranges):
 def norm_and_scale(result, partials, max_norm):
     """The norm whose square is the sum of `partials`, and the scale that clips it to max_norm (float).
 
-    Arguments as in the table above. Raises ValueError or TypeError where a shape or type does not fit.
+    Arguments as in the table above. Raises ValueError or TypeError if a shape or type does not fit.
     """
     check_arrays("norm_and_scale", {"BLOCKS": BLOCKS}, result=(result, "f32 2"), partials=(partials, "f32 BLOCKS"))
     check_on_device("norm_and_scale", result, "layers/global_norm.py")

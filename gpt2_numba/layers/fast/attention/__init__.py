@@ -1,36 +1,38 @@
 """Attention, fast: the (T, T) matrices of scores and weights never reach the GPU's memory, and products run on tensor cores.
 
-What is different from the plain kernels of layers/attention, and what it gains. Figures: one H200, 2026-11-22, T = 1,024, launched again
-and again, milliseconds forward + backward (python -m dev.bench.attention).
+Compared with the plain kernels of layers/attention:
 
-    Work is done in tiles. A block takes some queries of one head together, goes over the keys, and uses every key and value that it has
-    copied to shared memory for all of its queries. The plain kernel has one query to a block, so each of its keys serves once.
+    Work is done in tiles. A block takes several queries of one head, loops over the keys, and uses every key and value that it has copied
+    to shared memory for all of its queries. The plain kernel has one query per block, so each key it loads is used once.
 
     Products of tiles run on tensor cores. Scores, weights and their gradients stay in the registers in which the tensor core leaves them.
 
-    The next tile is on its way from memory (cp.async) while the tensor cores work on this one.
+    While the tensor cores work on one tile, cp.async brings the next from memory.
 
-Several engines have these in common, with one signature. `choose_engine` and the type, the head size and the GPU decide which one serves:
+Several engines share these ideas and one signature (matmuls is the exception: it keeps weights in memory). `choose_engine`, the type, the
+head size and the GPU decide which one runs:
 
-    matmuls     float32: whole matrices of weights by the library's products, but only of as many sequences as the GPU's cache holds
+    matmuls     float32: whole matrices of weights, multiplied by cuBLASLt, for only as many sequences at a time as fit in the GPU's cache
     tf32        float32 where products may round to TF32 (10 bits of mantissa): tile by tile on tensor cores, as mma
     mma         bfloat16: tile by tile on tensor cores
     wgmma       bfloat16, heads of 64: the same with Hopper's larger, asynchronous instructions
-    cudnn       bfloat16: NVIDIA's library, if it is installed, where it is asked for or the faster (FASTER_BY_CUDNN)
+    cudnn       bfloat16: NVIDIA's library, if installed, when requested or where it is faster (FASTER_BY_CUDNN)
+
+One H200, 2026-11-22, T = 1,024, launched back to back, milliseconds forward + backward (python -m dev.bench.attention):
 
                             B=16, NH=25, HS=64      B=64, NH=12, HS=64
     wgmma                     0.165 + 0.492           0.308 + 0.901
     mma                       0.230 + 0.835           0.427 + 1.530
     tf32                      0.477 + 1.492           0.889 + 2.737
-    cudnn                     0.160 + 0.596           0.298 + 1.101         with bits that repeat, as all engines here
+    cudnn                     0.160 + 0.596           0.298 + 1.101         deterministic, as all engines here
     FlashAttention-2          0.254 + 0.740           0.467 + 1.380         PyTorch's, for comparison
 
     | array           | shape, type                  | forward | backward                                                                  |
     | --------------- | ---------------------------- | ------- | ------------------------------------------------------------------------- |
     | qkv, dqkv       | (N, 3C) float32 or bfloat16  | [r]     | qkv [r] saved, dqkv [w]. A row: q of all heads, then k, then v            |
-    | out, dout       | (N, C) same type             | [w]     | [r], out saved. A row: all heads, one after the other; HS a multiple of 8 |
+    | out, dout       | (N, C) same type             | [w]     | [r], out saved. A row: the heads side by side; HS a multiple of 8         |
     | lse             | (B, NH, T) float32           | [w]     | [r] saved. Natural logarithm                                              |
-    | scratch         | flat, float32                | [w]     | [w] attention_scratch_size(...) numbers: delta, or whole matrices         |
+    | scratch         | flat, float32                | [w]     | [w] attention_scratch_size(...) values: delta, or whole matrices          |
 """
 
 import functools
@@ -42,41 +44,41 @@ from gpt2_numba.layers.attention import SHAPE_HINT, sizes_of
 from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma
 
 CHOICES = ("auto", "numba", "cudnn")
-# Head sizes for which `auto` takes cuDNN on Hopper: where it was measured to be faster than the kernels here, with bits that repeat. One
-# H200, cuDNN 9.19, T=1024, forward + backward in ms, launched again and again (python -m dev.bench.attention):
-#     80 at B=8, NH=32    0.146 + 0.518    by mma    0.238 + 0.740
-#    128 at B=8, NH=16    0.081 + 0.290    by mma    0.170 + 0.565
-#     64 at B=16, NH=25   0.160 + 0.596    by wgmma  0.165 + 0.492
-# 96 has not been measured. Where cuDNN is installed, a model with these heads has other bits than where it is not.
+# Head sizes for which `auto` uses cuDNN on Hopper: those where its deterministic attention was measured to be faster than the kernels here.
+# One H200, cuDNN 9.19, T=1024, forward + backward in ms, launched back to back (python -m dev.bench.attention):
+#     80 at B=8, NH=32    0.146 + 0.518    mma    0.238 + 0.740
+#    128 at B=8, NH=16    0.081 + 0.290    mma    0.170 + 0.565
+#     64 at B=16, NH=25   0.160 + 0.596    wgmma  0.165 + 0.492
+# 96 has not been measured. With these head sizes, a model's bits depend on whether cuDNN is installed.
 FASTER_BY_CUDNN = 80, 128
 
 _choice = "auto"
 
 
 def choose_engine(name):
-    """Choose the engine for bfloat16 on a GPU, for the whole process. Before the model is made: engines differ in scratch memory.
+    """Choose the engine for bfloat16 on a GPU, for the whole process. Call it before creating the model: engines differ in scratch memory.
 
-    auto    the faster of the other two, as far as that was measured (FASTER_BY_CUDNN) and cuDNN is installed
+    auto    cudnn where it was measured to be faster (FASTER_BY_CUDNN) and is installed, numba elsewhere
     numba   the kernels of this package
     cudnn   NVIDIA's library
-    Raises ValueError if `name` is none of these, UserError if it is cudnn and that cannot be used here.
+    Raises ValueError if `name` is none of these, UserError if it is cudnn and cuDNN cannot be used here.
     """
     global _choice
     if name not in CHOICES:
         raise ValueError(f"choose_engine: name must be one of {', '.join(CHOICES)}, got {name!r}")
     if name == "cudnn":
-        cudnn.demand_cudnn()
+        cudnn.require_cudnn()
     _choice = name
 
 
 def engine_name(array, HS):
-    """Which engine serves device arrays such as this one, of heads of HS numbers: the name of its module."""
+    """Name of the engine, that is of its module, for device arrays of this type with HS channels per head."""
     return engine(array.dtype, HS).__name__.rpartition(".")[2]
 
 
 def engine(dtype, HS):
-    """The module whose attention_forward and attention_backward do the work on the device, for heads of HS numbers of a storage type."""
-    if dtype == BFLOAT16_BITS and _by_cudnn(HS):
+    """The module whose attention_forward and attention_backward run on the device, for a storage type and HS channels per head."""
+    if dtype == BFLOAT16_BITS and _uses_cudnn(HS):
         return cudnn
     if dtype == FLOAT32 and tf32_allowed() and tf32.can_serve(HS):
         return tf32
@@ -85,7 +87,7 @@ def engine(dtype, HS):
     return wgmma if HS == wgmma.HS and _on_hopper() else mma
 
 
-def _by_cudnn(HS):
+def _uses_cudnn(HS):
     if _choice == "auto":
         return HS in FASTER_BY_CUDNN and _on_hopper() and cudnn.cudnn_available()
     return _choice == "cudnn"
@@ -97,7 +99,7 @@ def _on_hopper():
 
 
 def attention_scratch_size(B, T, NH, HS, dtype):
-    """How many float32 numbers of scratch memory batches of up to (B, T) tokens need. dtype: the storage type of the activations."""
+    """Float32 values of scratch memory for batches of up to (B, T) tokens. dtype: the storage type of the activations."""
     return engine(dtype, HS).scratch_size(B, T, NH, HS)
 
 
@@ -106,7 +108,7 @@ def attention_forward(out, lse, qkv, scratch):
 
     out [w] (N, C)   lse [w] (B, NH, T), float32   qkv [r] (N, 3C)
     scratch [w] float32, at least attention_scratch_size(B, T, NH, HS, type) elements
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     sizes = sizes_of("attention_forward", out, lse)
     check_arrays("attention_forward", sizes, SHAPE_HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
@@ -118,7 +120,7 @@ def attention_backward(dqkv, dout, out, lse, qkv, scratch):
     """Gradient of attention_forward.
 
     dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)   scratch [w] as in attention_forward
-    Raises ValueError or TypeError where a shape or type does not fit.
+    Raises ValueError or TypeError if a shape or type does not fit.
     """
     sizes = sizes_of("attention_backward", out, lse)
     check_arrays(

@@ -1,19 +1,20 @@
-"""delta[t] = out[t] · dout[t], with which the backward pass of mma, tf32 and matmuls begins: 16 bytes a load, eight threads to a query."""
+"""delta[t] = out[t] · dout[t], the first step of backward in mma, tf32 and matmuls. 16 bytes per load, eight threads per query."""
 
 import numpy as np
 from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.memory_access import WIDTH, load8
+from gpt2_numba.integers import ceil_div
 
 ZERO = np.float32(0.0)
-QUERIES = 4 if SIMULATING else 32  # of one head, to a block: their results lie side by side
-THREADS_PER_QUERY = 8  # of sixteen bytes each: a head of 64 bfloat16 in one step
+QUERIES = 4 if SIMULATING else 32  # per block, all of one head: their results are contiguous
+THREADS_PER_QUERY = 8  # 16 bytes each: a head of 64 bfloat16 in one step
 
 
 @cuda.jit(cache=True)
 def delta_kernel(delta, dout, out):
-    """delta[b, h, t] = Σ_e out[b, t, h, e] dout[b, t, h, e]. Eight threads a query; the first adds up what they have, in order."""
+    """delta[b, h, t] = Σ_e out[b, t, h, e] dout[b, t, h, e]. Eight threads per query; the first adds their sums in order."""
     partial = cuda.shared.array((QUERIES, THREADS_PER_QUERY), float32)
     _, NH, T = delta.shape
     HS = out.shape[1] // NH
@@ -41,8 +42,8 @@ def delta_kernel(delta, dout, out):
 
 
 def compute_delta(scratch, dout, out, lse):
-    """Write delta to the front of scratch; returns it as an array of the shape of lse, (B, NH, T)."""
+    """Write delta to the front of scratch; return it as an array shaped as lse, (B, NH, T)."""
     B, NH, T = lse.shape
     delta = scratch[: B * NH * T].reshape(lse.shape)
-    delta_kernel[(-(-T // QUERIES), B * NH), QUERIES * THREADS_PER_QUERY, compute_stream()](delta, dout, out)
+    delta_kernel[(ceil_div(T, QUERIES), B * NH), QUERIES * THREADS_PER_QUERY, compute_stream()](delta, dout, out)
     return delta

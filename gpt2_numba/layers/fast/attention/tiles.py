@@ -1,23 +1,24 @@
-"""What the engines on tensor cores (mma, tf32, wgmma) have in common: what is done to a tile of scores while it is in registers.
+"""Common to the tensor-core engines (mma, tf32, wgmma): masks, softmax and gradients of a tile of scores held in registers.
 
-A warp has some *row tiles* of 16 rows. Of a matrix with that many rows, a thread holds in local arrays
+Each warp works on some *row tiles* of 16 rows. Of a matrix with that many rows, a thread holds its share in local arrays
 
-    float32             (row tiles, columns / 8, 4)      scores, weights, datt, and sums such as out, dq, dk, dv
-    pairs of bfloat16   (row tiles, columns / 16, 4)     factors: what is multiplied by a tile in shared memory
+    float32             (row tiles, columns / 8, 4)      scores, weights, datt, and sums: out, dq, dk, dv
+    pairs of bfloat16   (row tiles, columns / 16, 4)     factors: what a product multiplies by a tile in shared memory
 
-whose lengths are constants, so that all loops over them unroll and they become registers. With lane = 4 g + c, g = 0..7, c = 0..3,
+Their shapes are constants, so all loops over them unroll and the arrays become registers. With lane = 4 g + c, g = 0..7, c = 0..3,
 
-    scores[r, n, 2 half + i]   is the element   row 16 r + 8 half + g,   column 8 n + 2 c + i        half = 0..1, i = 0..1
+    scores[r, n, 2 half + i]   is the element at   row 16 r + 8 half + g,   column 8 n + 2 c + i        half = 0..1, i = 0..1
 
                         columns  8 n ...  8 n + 7
                       c = 0      1      2      3
-    row 16 r + g     | 0 1 |  | 0 1 |  | 0 1 |  | 0 1 |      the numbers are the last index, 2 half + i
+    row 16 r + g     | 0 1 |  | 0 1 |  | 0 1 |  | 0 1 |      each entry is the last index, 2 half + i
     row 16 r + g + 8 | 2 3 |  | 2 3 |  | 2 3 |  | 2 3 |
 
-A row belongs to the four neighbouring threads of one g, a quad: `quad_max`, `quad_sum`. Numbers of which each row has one (its largest
-score, lse, delta) are in local arrays (row tiles, 2). In the kernel for dk and dv keys are the rows: lse and delta then belong to columns.
+A row belongs to four neighbouring threads with the same g, a quad, which reduces it by `quad_max` and `quad_sum`. Values of which each row
+has one (largest score, lse, delta) are in local arrays (row tiles, 2). In the kernel for dk and dv, rows are keys: lse and delta belong to
+columns.
 
-Exponentials are powers of two: exp(x) = exp2(x log2(e)), one instruction; log2(e) / sqrt(HS) is one factor, `log2_scale`.
+Exponentials are powers of two, one instruction each: exp(x) = exp2(x log2(e)). log2(e) / sqrt(HS) is one factor, `log2_scale`.
 """
 
 import math
@@ -34,18 +35,18 @@ from gpt2_numba.gpu.tensor_cores import fma, log2, pack_bfloat16, quad_max, quad
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 MINUS_INFINITY = np.float32(-math.inf)
 LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2.0))
-PIECE = 16  # bytes: what one copy moves
+PIECE = 16  # bytes that one copy moves
 
 inlined = cuda.jit(device=True) if SIMULATING else cuda.jit(device=True, forceinline=True)
 
 
 def blocks_at_once(threads, blocks):
-    """Options of a kernel whose registers must suffice for so many blocks on a multiprocessor at a time. The simulator has none."""
+    """Options for @cuda.jit that limit registers so that `blocks` blocks fit on a multiprocessor at once. None in the simulator."""
     return {} if SIMULATING else {"launch_bounds": (threads, blocks)}
 
 
-def row_bytes(HS):
-    """Bytes from row to row in shared memory, where rows are read or written by warps: see store_rows."""
+def padded_row_bytes(HS):
+    """Bytes from one row to the next in shared memory: HS bfloat16 and a piece of padding against bank conflicts, see store_rows."""
     return 2 * HS + PIECE
 
 
@@ -54,18 +55,31 @@ def scales(HS):
     return np.float32(1 / math.sqrt(HS)), np.float32(math.log2(math.e) / math.sqrt(HS))
 
 
+@cuda.jit(device=True, inline="always")  # with forceinline some kernels take up to 8 more registers
+def locate_head(head, lse, out, HS):
+    """(T, C, b, h, start of the head's queries in qkv, start of its rows in out or dout). `head` counts all B * NH heads."""
+    NH, T, C = int32(lse.shape[1]), int32(lse.shape[2]), int32(out.shape[1])
+    b, h = int32(uint32(head) // uint32(NH)), int32(uint32(head) % uint32(NH))
+    return T, C, b, h, int64(b) * T * (3 * C) + h * HS, int64(b) * T * C + h * HS
+
+
+# ----------------------------------------------------------------------------------------------------- element by element
+#
+# Arrays are a thread's share of a tile, except where a docstring gives another shape.
+
+
 @inlined
-def fill_rows(numbers, value):
-    """numbers (row tiles, 2) = value."""
-    row_tiles, _ = numbers.shape
+def fill_rows(values, value):
+    """values = value. values (row tiles, 2)."""
+    row_tiles, _ = values.shape
     for r in range(row_tiles):
         for half in range(2):
-            numbers[r, half] = value
+            values[r, half] = value
 
 
 @inlined
 def set_to_zero(sums):
-    """sums [w] a thread's share of a tile, as are all arrays here."""
+    """sums = 0."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -75,7 +89,7 @@ def set_to_zero(sums):
 
 @inlined
 def multiply_all(sums, factor):
-    """sums *= factor, one number for all."""
+    """sums *= factor, a scalar."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -85,7 +99,7 @@ def multiply_all(sums, factor):
 
 @inlined
 def multiply_rows(sums, factors):
-    """Each row by its own factor (row tiles, 2)."""
+    """sums *= factors, one for each row. factors (row tiles, 2)."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -95,7 +109,7 @@ def multiply_rows(sums, factors):
 
 @inlined
 def pack_factors(factors, sums):
-    """factors = sums, rounded to bfloat16: what one product leaves is a factor of the next one, in the same thread."""
+    """factors = sums, rounded to bfloat16. The result of one product becomes a factor of the next without leaving the thread."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -108,10 +122,10 @@ def pack_factors(factors, sums):
 
 @inlined
 def hide_later_keys(scores, first_query, first_key):
-    """scores = -inf where the key (column) comes after the query (row). The numbers of the warp's first row and first column."""
+    """scores = -inf where the key (column) comes after the query (row). first_query, first_key: first row, column."""
     row_tiles, groups, _ = scores.shape
     lane = int32(cuda.threadIdx.x & 31)
-    seen = int32(first_query + (lane >> 2) - first_key - 2 * (lane & 3))  # how far this thread's first row sees from its first column on
+    seen = int32(first_query + (lane >> 2) - first_key - 2 * (lane & 3))  # last key that the thread's first row sees, from its first column
     for r in range(row_tiles):
         for n in range(groups):
             for i in range(4):
@@ -121,10 +135,10 @@ def hide_later_keys(scores, first_query, first_key):
 
 @inlined
 def hide_earlier_queries(weights, first_key, first_query, T):
-    """weights = 0 where the query (column) comes before the key (row), or after the last. The numbers of the first row and column."""
+    """weights = 0 where the query (column) comes before the key (row), or is T or later. first_key, first_query: first row, column."""
     row_tiles, groups, _ = weights.shape
     lane = int32(cuda.threadIdx.x & 31)
-    begin = int32(first_key + (lane >> 2) - first_query - 2 * (lane & 3))  # of this thread's first row, counted from its first column
+    begin = int32(first_key + (lane >> 2) - first_query - 2 * (lane & 3))  # first query that sees the thread's first row, likewise
     end = int32(T - first_query - 2 * (lane & 3))
     for r in range(row_tiles):
         for n in range(groups):
@@ -137,33 +151,33 @@ def hide_earlier_queries(weights, first_key, first_query, T):
 
 
 @inlined
-def online_softmax(scores, largest, total, shrink, log2_scale):
-    """scores become weights, exp(score - largest of the row so far); what was added up before must be multiplied by `shrink`.
+def online_softmax(scores, largest, total, rescale, log2_scale):
+    """Turn scores into weights, exp(score - largest score of the row so far). Sums over earlier tiles must then be multiplied by `rescale`.
 
-    largest, total, shrink (row tiles, 2). `total` is the sum over this thread's columns alone.
+    largest, total, rescale (row tiles, 2). `total` covers this thread's columns only.
     """
     row_tiles, groups, _ = scores.shape
     for r in range(row_tiles):
         for half in range(2):
-            before = largest[r, half]
-            now = before
+            previous = largest[r, half]
+            now = previous
             for n in range(groups):
                 now = maximum(now, maximum(scores[r, n, 2 * half], scores[r, n, 2 * half + 1]))
             now = quad_max(now)
-            shrink_row = exp2((before - now) * log2_scale)
+            row_rescale = exp2((previous - now) * log2_scale)
             shift = -now * log2_scale
-            added_up = total[r, half] * shrink_row
+            row_total = total[r, half] * row_rescale
             for n in range(groups):
                 for i in range(2 * half, 2 * half + 2):
                     weight = exp2(fma(scores[r, n, i], log2_scale, shift))
                     scores[r, n, i] = weight
-                    added_up += weight
-            largest[r, half], total[r, half], shrink[r, half] = now, added_up, shrink_row
+                    row_total += weight
+            largest[r, half], total[r, half], rescale[r, half] = now, row_total, row_rescale
 
 
 @inlined
 def finish_softmax(sums, largest, total, lse, b, h, first_query, log2_scale):
-    """sums become means, out = sums / total; lse = largest + log total is stored, for queries that exist."""
+    """sums /= total, which makes them out; store lse = largest + log(total) of the queries below T."""
     row_tiles, groups, _ = sums.shape
     lane = int32(cuda.threadIdx.x & 31)
     for r in range(row_tiles):
@@ -179,8 +193,8 @@ def finish_softmax(sums, largest, total, lse, b, h, first_query, log2_scale):
 
 
 @inlined
-def weights_of_rows(scores, log2_lse, log2_scale):
-    """scores become weights again, exp(score - lse of the row). log2_lse (row tiles, 2): lse log2(e)."""
+def weights_by_row(scores, log2_lse, log2_scale):
+    """Turn scores into weights, exp(score - lse of the row). log2_lse (row tiles, 2): lse log2(e)."""
     row_tiles, groups, _ = scores.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -189,8 +203,8 @@ def weights_of_rows(scores, log2_lse, log2_scale):
 
 
 @inlined
-def dscores_of_rows(datt, weights, delta):
-    """datt become dscores = weights (datt - delta of the row). delta (row tiles, 2)."""
+def dscores_by_row(datt, weights, delta):
+    """Turn datt into dscores = weights (datt - delta of the row). delta (row tiles, 2)."""
     row_tiles, groups, _ = datt.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -199,68 +213,68 @@ def dscores_of_rows(datt, weights, delta):
 
 
 @inlined
-def weights_of_columns(scores, memory, lse, log2_scale):
-    """scores become weights again, exp(score - lse of the column). lse: its first byte in shared memory."""
+def weights_by_column(scores, memory, lse, log2_scale):
+    """Turn scores into weights, exp(score - lse of the column). lse: byte offset in shared memory."""
     row_tiles, groups, _ = scores.shape
-    of_columns = uint32(lse + int32(cuda.threadIdx.x & 3) * 8)  # of this thread's first column
+    here = uint32(lse + int32(cuda.threadIdx.x & 3) * 8)  # this thread's first column
     for n in range(groups):
         for i in range(2):
-            shift = -load32_float(memory, uint32(of_columns + n * 32 + i * 4)) * LOG2_E
+            shift = -load32_float(memory, uint32(here + n * 32 + i * 4)) * LOG2_E
             for r in range(row_tiles):
                 for half in range(2):
                     scores[r, n, 2 * half + i] = exp2(fma(scores[r, n, 2 * half + i], log2_scale, shift))
 
 
 @inlined
-def dscores_of_columns(datt, weights, memory, delta):
-    """datt become dscores = weights (datt - delta of the column). delta: its first byte in shared memory."""
+def dscores_by_column(datt, weights, memory, delta):
+    """Turn datt into dscores = weights (datt - delta of the column). delta: byte offset in shared memory."""
     row_tiles, groups, _ = datt.shape
-    of_columns = uint32(delta + int32(cuda.threadIdx.x & 3) * 8)
+    here = uint32(delta + int32(cuda.threadIdx.x & 3) * 8)
     for n in range(groups):
         for i in range(2):
-            of_column = load32_float(memory, uint32(of_columns + n * 32 + i * 4))
+            column_delta = load32_float(memory, uint32(here + n * 32 + i * 4))
             for r in range(row_tiles):
                 for half in range(2):
-                    datt[r, n, 2 * half + i] = weights[r, n, 2 * half + i] * (datt[r, n, 2 * half + i] - of_column)
+                    datt[r, n, 2 * half + i] = weights[r, n, 2 * half + i] * (datt[r, n, 2 * half + i] - column_delta)
 
 
-# ------------------------------------------------------------------------------------------------- from and to memory
+# ------------------------------------------------------------------------------------------------ from and to memory
 
 
 @inlined
-def copy_numbers(memory, place, lse, delta, first, first_query, T, queries):
-    """Begin to copy lse and behind it delta of `queries` queries, by as many threads each. Of the head: from element `first` on."""
+def copy_lse_and_delta(memory, offset, lse, delta, start, first_query, T, queries):
+    """Begin to copy lse of `queries` queries to byte `offset`, then their delta; a thread per value. The head begins at element `start`."""
     here = int32(cuda.threadIdx.x)
     if here < 2 * queries:
         query = int32(here if here < queries else here - queries)
-        index = int64(first + int32(min(int32(first_query + query), int32(T - 1))))
+        index = int64(start + int32(min(int32(first_query + query), int32(T - 1))))
         if here < queries:
-            copy4_async(memory, uint32(place + 4 * here), lse, index)
+            copy4_async(memory, uint32(offset + 4 * here), lse, index)
         else:
-            copy4_async(memory, uint32(place + 4 * here), delta, index)
+            copy4_async(memory, uint32(offset + 4 * here), delta, index)
 
 
 @inlined
 def store_rows(array, start, row_length, first_row, T, sums, memory, staging):
-    """Round a warp's sums to bfloat16 and store them as rows of one head, row t at array[start + t * row_length], none after the last.
+    """Round a warp's sums to bfloat16 and store them as rows of one head, row t at array[start + t * row_length], for t < T.
 
-    In registers a thread has two neighbours of a row. By way of shared memory, from byte `staging` on, it comes to eight: 16 bytes.
-    Rows are 16 bytes longer there than their numbers, so that eight rows' pieces of one column lie in different banks.
+    A thread's registers hold two neighbours of a row. Passing through shared memory, from byte `staging` on, gives it eight: 16 bytes.
+    There rows are padded by 16 bytes, so that the pieces of one column in eight rows lie in different banks.
     """
     row_tiles, groups, _ = sums.shape
     lane = int32(cuda.threadIdx.x & 31)
-    staged_row = PIECE * groups + PIECE
-    here = uint32(staging + (lane >> 2) * staged_row + (lane & 3) * 4)
+    row_stride = PIECE * groups + PIECE
+    here = uint32(staging + (lane >> 2) * row_stride + (lane & 3) * 4)
     for r in range(row_tiles):
         for half in range(2):
             for n in range(groups):
                 word = pack_bfloat16(sums[r, n, 2 * half], sums[r, n, 2 * half + 1])
-                store32(memory, uint32(here + (16 * r + 8 * half) * staged_row + n * PIECE), word)
+                store32(memory, uint32(here + (16 * r + 8 * half) * row_stride + n * PIECE), word)
     sync_warp()
     for step in range(row_tiles * groups // 2):
-        place = uint32(lane + step * 32)
-        row, piece = int32(place // uint32(groups)), int32(place % uint32(groups))
+        i = uint32(lane + step * 32)
+        row, piece = int32(i // uint32(groups)), int32(i % uint32(groups))
         t = int32(first_row + row)
         if t < T:
             index = int64(start + int64(t) * int64(row_length) + piece * WIDTH)
-            copy16_out(array, index, memory, uint32(staging + row * staged_row + piece * PIECE))
+            copy16_out(array, index, memory, uint32(staging + row * row_stride + piece * PIECE))
