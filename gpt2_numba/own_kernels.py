@@ -19,10 +19,10 @@ def check_own_kernels(kernels, config):
 
     config: the GPT2Config of the model to train. Raises UserError, in one line, if a function raises or its result is wrong.
     """
-    checked = SimpleNamespace(**{name: _reporting_errors(name, getattr(kernels.functions, name)) for name in kernels.own})
+    checked = SimpleNamespace(**{name: reporting_errors(name, getattr(kernels.functions, name)) for name in kernels.own})
     print(f"checking {', '.join(kernels.own)} of {kernels.name}:")
     rows = []
-    with _watching_for_races():
+    with watching_for_races():
         for layer in LAYERS:
             if set(layer_functions(layer)) & set(kernels.own):
                 for sizes in [*small_sizes(layer, "fp32", "plain"), *([] if SIMULATING else [model_sizes(layer, config)])]:
@@ -34,7 +34,7 @@ def check_own_kernels(kernels, config):
         raise UserError(f"--kernels {kernels.name}: {wrong[0]}{more}")
 
 
-def _watching_for_races():
+def watching_for_races():
     """The race detector in the simulator; nothing on a GPU."""
     if not SIMULATING:
         return contextlib.nullcontext()
@@ -49,7 +49,7 @@ def model_sizes(layer, config):
     return Sizes(B=2, T=37, C=config.C, NH=config.NH, V=V, Vp=Vp, OC=4 * config.C)
 
 
-def _reporting_errors(name, function):
+def reporting_errors(name, function):
     """Wrap a function: an exception becomes a UserError of one line that names the function."""
 
     def call(*arguments):

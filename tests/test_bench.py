@@ -238,10 +238,10 @@ def test_a_launch_can_be_called_again_with_the_same_arrays():
 
 def test_launches_of_different_layers_are_the_same_work():
     _, log = watched_step()
-    of_gelu = [launch for launch in log.launches if launch.name == "gelu_forward"]
-    assert len(of_gelu) >= 2 and len({work_key(launch) for launch in of_gelu}) == 1
-    of_matmul = {work_key(launch) for launch in log.launches if launch.name == "matmul_forward"}
-    assert len(of_matmul) == 5  # qkv, attproj, fc, fcproj, classifier
+    gelu_launches = [launch for launch in log.launches if launch.name == "gelu_forward"]
+    assert len(gelu_launches) >= 2 and len({work_key(launch) for launch in gelu_launches}) == 1
+    matmul_keys = {work_key(launch) for launch in log.launches if launch.name == "matmul_forward"}
+    assert len(matmul_keys) == 5  # qkv, attproj, fc, fcproj, classifier
 
 
 @pytest.mark.skipif(not gpu_available(), reason="no GPU, and not in the simulator")
@@ -289,7 +289,7 @@ def test_what_counts_as_sustained_comes_after_the_first_second():
 
 def launch(name, phase, ms, arguments, parts=()):
     made = Launch(name, arguments, None, 0.0, ms, layer="gelu", phase=phase)
-    made.parts = [Part(part, {}, None, 0.0, of_part) for part, of_part in parts]
+    made.parts = [Part(part, {}, None, 0.0, cost) for part, cost in parts]
     return made
 
 

@@ -121,7 +121,7 @@ def pretend_there_is_a_gpu():
 
 
 def compile_and_report(result, names, patch):
-    """Compile or load the kernels with these names, after `patch` (code); write name -> [loaded, digest of the machine code] and problems."""
+    """After executing `patch`, compile or load the kernels with these names; write name -> [loaded, digest of the code], and problems."""
     import hashlib
 
     from numba import types
@@ -207,7 +207,7 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-# ---------------------------------------------------------------------------------------------------------- hits and misses
+# --------------------------------------------------------------------------------------------------------------- hits and misses
 
 
 def test_a_kernel_is_compiled_once(package):
@@ -297,7 +297,7 @@ def test_sources_that_change_while_a_process_runs(package):
     assert loaded(after) == set() and after["sum float32"][1] != before["sum float32"][1]
 
 
-# ------------------------------------------------------------------------------------------------- nothing can break a run
+# ------------------------------------------------------------------------------------------------------- nothing can break a run
 
 
 def test_a_damaged_file_is_replaced(package):
@@ -355,7 +355,7 @@ def test_the_least_recently_used_kernels_are_deleted(package):
     assert problems == [] and sorted(path.name.partition("-")[0] for path in stored(package)) == ["scale.made_kernel", "scale.sum_kernel"]
 
 
-# ------------------------------------------------------------------------------------------------------ which kernels
+# ----------------------------------------------------------------------------------------------------------------- which kernels
 
 
 def test_kernels_outside_the_package_keep_numbas_cache(package):

@@ -1,4 +1,4 @@
-"""The choice of cuBLASLt's algorithms: the race, and the files in which its results are kept. A GPU is needed for the last part only."""
+"""The choice of cuBLASLt's algorithms: the race, and the files in which its results are kept. Only the last part needs a GPU."""
 
 import json
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, copy_to_host, real_gpu, to_device
-from gpt2_numba.gpu.matmul_search import FEWEST_ROUNDS, MOST_ROUNDS, RUN_FILE, SEARCH_SECONDS, WARM_UP_SECONDS, Choices, fastest
+from gpt2_numba.gpu.matmul_search import MAX_ROUNDS, MIN_ROUNDS, RUN_FILE, SEARCH_SECONDS, WARM_UP_SECONDS, Choices, fastest
 
 on_a_gpu_only = pytest.mark.skipif(not real_gpu(), reason="cuBLASLt needs a GPU")
 
 
 class Race:
-    """Candidates that take known times, on a clock of its own; `noise` adds a part that changes from round to round."""
+    """Candidates with known times, on a simulated clock; `noise` is a relative deviation that changes from round to round."""
 
     def __init__(self, *milliseconds, noise=0.0):
         self.milliseconds, self.noise = milliseconds, noise
@@ -37,14 +37,14 @@ def test_the_fastest_wins_if_it_beats_the_first_clearly(times, winner, noise):
     assert Race(*times, noise=noise).winner() == winner
 
 
-def test_who_is_hopeless_runs_no_more_but_the_first_always_does():
+def test_hopeless_candidates_drop_out_but_the_first_never_does():
     race = Race(5.0, 1.0, 1.1, 2.0)
     assert race.winner() == 1
     assert sorted(race.orders[0]) == [0, 1, 2, 3]
     assert sorted(race.orders[-1]) == [0, 1, 2]
 
 
-def test_nobody_always_runs_behind_the_same_one():
+def test_the_candidates_take_turns_in_running_first():
     race = Race(1.0, 1.0, 1.0)
     race.winner()
     assert {order[0] for order in race.orders} == {0, 1, 2}
@@ -63,15 +63,15 @@ def test_one_lucky_time_does_not_win():
 
 
 @pytest.mark.parametrize("milliseconds", [0.001, 0.1, 1.0, 10.0])
-def test_a_race_takes_the_time_that_it_may(milliseconds):
+def test_a_race_keeps_to_its_time_limit(milliseconds):
     race = Race(*[milliseconds] * 8)
     race.winner()
     one_round = 8 * milliseconds / 1e3
-    assert race.seconds <= WARM_UP_SECONDS + SEARCH_SECONDS + (FEWEST_ROUNDS + 2) * one_round
-    assert len(race.orders) <= 2 * MOST_ROUNDS
+    assert race.seconds <= WARM_UP_SECONDS + SEARCH_SECONDS + (MIN_ROUNDS + 2) * one_round
+    assert len(race.orders) <= 2 * MAX_ROUNDS
 
 
-# --------------------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------------------------------ kept choices
 
 
 @pytest.fixture
@@ -97,17 +97,17 @@ def test_a_choice_is_found_by_the_same_run_and_by_later_ones(cache, tmp_path):
     for directory in (run, another, None):
         later, lines = opened(*GPU, directory)
         assert lines == [] and later.get("a product") == b"\x01\xff"
-    assert "a product" in (another / RUN_FILE).read_text()  # used there, so kept there as well
+    assert "a product" in (another / RUN_FILE).read_text()  # used by that run, so kept with it
 
 
-def test_the_runs_own_choice_counts_before_the_cache(cache, tmp_path):
+def test_the_runs_own_choice_precedes_the_cache(cache, tmp_path):
     opened(*GPU, tmp_path)[0].put("a product", b"\x01")
     opened(*GPU, None)[0].put("a product", b"\x02")
     assert opened(*GPU, tmp_path)[0].get("a product") == b"\x01"
     assert opened(*GPU, None)[0].get("a product") == b"\x02"
 
 
-def test_two_runs_at_a_time_keep_each_others_choices(cache):
+def test_concurrent_runs_keep_each_others_choices(cache):
     one, other = opened(*GPU)[0], opened(*GPU)[0]
     one.put("a product", b"\x01")
     other.put("another product", b"\x02")
@@ -120,7 +120,7 @@ def test_another_gpu_or_library_searches_again_and_says_so(cache, tmp_path, othe
     opened(*GPU, tmp_path)[0].put("a product", b"\x01")
     choices, (line,) = opened(*other, tmp_path)
     assert choices.get("a product") is None
-    expected = f"{tmp_path / RUN_FILE} is of {GPU[0]} with cuBLASLt {GPU[1]}, this is {other[0]} with cuBLASLt {other[1]}: "
+    expected = f"{tmp_path / RUN_FILE} is from {GPU[0]} with cuBLASLt {GPU[1]}, this is {other[0]} with cuBLASLt {other[1]}: "
     assert line.startswith(expected) and "\n" not in line
     choices.put("a product", b"\x02")
     assert opened(*other, tmp_path)[0].get("a product") == b"\x02"
@@ -129,7 +129,7 @@ def test_another_gpu_or_library_searches_again_and_says_so(cache, tmp_path, othe
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"gpu": "NVIDIA H200"}', '{"gpu": "NVIDIA H200", "cublaslt": 130101, "algorithms": {"a": "xy"}}']
 )
-def test_a_damaged_file_is_told_and_written_anew(cache, tmp_path, content):
+def test_a_damaged_file_is_reported_and_replaced(cache, tmp_path, content):
     (tmp_path / RUN_FILE).write_text(content)
     choices, (line,) = opened(*GPU, tmp_path)
     assert line.startswith(f"{tmp_path / RUN_FILE} cannot be read") and "\n" not in line
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_told_and_written_anew(cache, tmp_path, content):
     assert opened(*GPU, tmp_path)[1] == []
 
 
-def test_where_nothing_can_be_written_the_choice_holds_for_this_run(tmp_path, monkeypatch):
+def test_a_choice_that_cannot_be_written_holds_for_this_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     choices, _ = opened(*GPU)
@@ -146,22 +146,22 @@ def test_where_nothing_can_be_written_the_choice_holds_for_this_run(tmp_path, mo
 
 
 @pytest.mark.parametrize("search", [False, True])
-def test_another_process_takes_the_choices_and_writes_nothing(cache, tmp_path, search):
+def test_another_process_adopts_the_choices_and_writes_nothing(cache, tmp_path, search):
     first, _ = opened(*GPU, tmp_path / "run")
     first.put("a product", b"\x01\xff")
-    told = json.loads(json.dumps(first.known()))
+    known = json.loads(json.dumps(first.known()))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(files) == 2  # the run's and the cache's
 
     other = Choices()
-    assert other.adopt(told, *GPU, search) == [] and other.searching == search
+    assert other.adopt(known, *GPU, search) == [] and other.searching == search
     assert other.get("a product") == b"\x01\xff" and other.get("another") is None
-    other.put("another", b"\x02")  # found by trying
+    other.put("another", b"\x02")  # found by its own search
     assert other.get("another") == b"\x02"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
-def test_what_was_known_before_the_choices_of_another_process_counts_no_more(cache):
+def test_adopting_choices_replaces_earlier_ones(cache):
     one, other = opened(*GPU)[0], Choices()
     one.put("a product", b"\x01")
     other.adopt({"gpu": GPU[0], "cublaslt": GPU[1], "algorithms": {}}, *GPU)
@@ -170,15 +170,15 @@ def test_what_was_known_before_the_choices_of_another_process_counts_no_more(cac
     assert one.get("a product") is None and not one.searching
 
 
-def test_choices_of_a_process_with_another_gpu_are_not_taken_and_it_is_told(cache):
+def test_choices_from_another_gpu_are_ignored_with_a_message(cache):
     one, other = opened("NVIDIA H100", 130101)[0], Choices()
     one.put("a product", b"\x01")
     (line,) = other.adopt(one.known(), *GPU)
     assert other.get("a product") is None
-    assert line.startswith("what another process has chosen is of NVIDIA H100 with cuBLASLt 130101, this is NVIDIA H200 ")
+    assert line.startswith("another process's matmul choices are from NVIDIA H100 with cuBLASLt 130101, this is NVIDIA H200 ")
 
 
-def test_nothing_is_searched_or_kept_unless_asked_for(cache):
+def test_nothing_is_searched_or_kept_by_default(cache):
     choices = Choices()
     assert not choices.searching and choices.get("a product") is None
     choices.open(*GPU)
@@ -202,55 +202,57 @@ def searching(cache, tmp_path):
 @on_a_gpu_only
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16_BITS])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_a_search_gives_the_product_and_accumulates_once(dtype, accumulate, searching, monkeypatch):
+def test_a_search_computes_the_product_and_accumulates_once(dtype, accumulate, searching, monkeypatch):
     from gpt2_numba.gpu import cublaslt
     from gpt2_numba.gpu.gemm import gemm
 
     rng = np.random.default_rng(1)
-    M, N, K = 512, 256, 1024
-    a, b, out = (to_device(rng.integers(-1, 2, shape).astype(np.float32), dtype) for shape in ((M, K), (K, N), (M, N)))
+    rows, columns, inner = 512, 256, 1024
+    a, b, out = (
+        to_device(rng.integers(-1, 2, shape).astype(np.float32), dtype) for shape in ((rows, inner), (inner, columns), (rows, columns))
+    )
     product, before = copy_to_host(a) @ copy_to_host(b), copy_to_host(out) if accumulate else 0
-    assert np.abs(product).max() <= 126  # small integers, so that nothing is rounded, in bfloat16 neither
-    gemm(out, a, b, M, N, K, accumulate=accumulate)
+    assert np.abs(product).max() <= 126  # small integers, so that nothing is rounded, not even in bfloat16
+    gemm(out, a, b, rows=rows, columns=columns, inner=inner, accumulate=accumulate)
     np.testing.assert_array_equal(copy_to_host(out), before + product)
     (kind,) = cublaslt._plans
     assert list(json.loads(searching.read_text())["algorithms"]) == [str(kind)]
-    # The next process takes what was kept.
+    # The next process uses the kept choice.
     cublaslt.search_algorithms(searching.parent)
     monkeypatch.setattr(cublaslt, "fastest", lambda *_: pytest.fail("searched again"))
-    gemm(out, a, b, M, N, K, accumulate=accumulate)
+    gemm(out, a, b, rows=rows, columns=columns, inner=inner, accumulate=accumulate)
     np.testing.assert_array_equal(copy_to_host(out), before + (2 if accumulate else 1) * product)
 
 
 @on_a_gpu_only
-def test_another_process_multiplies_with_the_algorithms_that_it_is_told(searching, monkeypatch):
+def test_another_process_multiplies_with_the_adopted_algorithms(searching, monkeypatch):
     from gpt2_numba.gpu import cublaslt
     from gpt2_numba.gpu.gemm import gemm
 
     a, out = (to_device(np.ones((256, 256), np.float32)) for _ in range(2))
-    gemm(out, a, a, 256, 256, 256)
+    gemm(out, a, a, rows=256, columns=256, inner=256)
     kept, chosen = searching.read_text(), cublaslt.chosen_algorithms()
     (plan,) = cublaslt._plans.values()
     monkeypatch.setattr(cublaslt, "fastest", lambda *_: pytest.fail("searched"))
     monkeypatch.setattr(cublaslt.Plan, "candidates", lambda *_: pytest.fail("took the library's first"))
     assert cublaslt.adopt_algorithms(chosen) == []
-    gemm(out, a, a, 256, 256, 256)
+    gemm(out, a, a, rows=256, columns=256, inner=256)
     assert next(iter(cublaslt._plans.values())).algorithm.tobytes() == plan.algorithm.tobytes()
     assert (copy_to_host(out) == 256).all() and searching.read_text() == kept
 
 
 @on_a_gpu_only
-def test_a_product_that_comes_first_while_a_graph_is_recorded_is_not_searched_for(searching, monkeypatch):
+def test_there_is_no_search_while_a_graph_is_recorded(searching, monkeypatch):
     from gpt2_numba.gpu import cublaslt
     from gpt2_numba.gpu.gemm import gemm
     from gpt2_numba.gpu.graph import Graphs
 
     a, out, larger = (to_device(np.ones((size, size), np.float32)) for size in (128, 128, 256))
-    gemm(to_device(np.ones((256, 256), np.float32)), larger, larger, 256, 256, 256)  # the library is there from now on
+    gemm(to_device(np.ones((256, 256), np.float32)), larger, larger, rows=256, columns=256, inner=256)  # loads the library
     kept = searching.read_text()
     monkeypatch.setattr(cublaslt, "fastest", lambda *_: pytest.fail("searched"))
     graphs = Graphs(True)
     graphs.run("product", lambda: None)
-    graphs.run("product", lambda: gemm(out, a, a, 128, 128, 128))
+    graphs.run("product", lambda: gemm(out, a, a, rows=128, columns=128, inner=128))
     assert (copy_to_host(out) == 128).all()
     assert searching.read_text() == kept

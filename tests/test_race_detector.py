@@ -7,6 +7,7 @@ must raise one. The barriers are found in the source, so a new kernel's are incl
 import ast
 import functools
 import inspect
+import re
 import sys
 import time
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ from gpt2_numba.gpu import block_sum as block_sum_module
 from gpt2_numba.gpu import simulator
 from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits
 from gpt2_numba.gpu.memory_access import load1, load8, store1, store8
-from gpt2_numba.gpu.race_detector import RaceError, kernel_frame, race_detector
+from gpt2_numba.gpu.race_detector import BarrierError, RaceError, kernel_frame, race_detector
 from gpt2_numba.gpu.reductions import COLUMN_WARPS, WARP_SIZE, add_up_warps, block_max, block_sum, warp_sum
 from gpt2_numba.gpu.shared_memory import (
     commit_copies,
@@ -193,13 +194,68 @@ def unwritten_kernel(out, which):
         out[cuda.blockIdx.x] = dynamic[1]
 
 
+@cuda.jit
+def skipped_barrier_kernel(out):
+    i = cuda.threadIdx.x
+    if i < 2:
+        cuda.syncthreads()
+    out[i] = 1
+
+
+@cuda.jit
+def two_barriers_kernel(out):
+    i = cuda.threadIdx.x
+    if i < 2:
+        cuda.syncthreads()
+    else:
+        cuda.syncthreads()
+    out[i] = 1
+
+
+@cuda.jit(device=True)
+def wait():
+    cuda.syncthreads()
+
+
+@cuda.jit
+def two_calls_kernel(out):
+    i = cuda.threadIdx.x
+    if i < 2:
+        wait()
+    else:
+        wait()
+    out[i] = 1
+
+
+@cuda.jit
+def early_return_kernel(out):
+    i = cuda.threadIdx.x
+    if i == 0:
+        return
+    cuda.syncthreads()
+    out[i] = 1
+
+
+@pytest.mark.parametrize(
+    "kernel, message",
+    [
+        (skipped_barrier_kernel, r"thread 0 waits at a barrier \(\S+\), and thread 2 has returned without reaching it"),
+        (early_return_kernel, r"thread 1 waits at a barrier \(\S+\), and thread 0 has returned without reaching it"),
+        (two_barriers_kernel, r"thread 0 waits at a barrier \(\S+\) while thread 2 waits at another \(\S+\)"),
+        (two_calls_kernel, r"thread 0 waits at a barrier \(\S+, called at \S+\) while thread 2 waits at another"),
+    ],
+)
+def test_a_barrier_that_not_all_threads_reach(kernel, message):
+    assert re.match(message, error_message(BarrierError, kernel, floats(4), threads=4))
+
+
 @pytest.mark.parametrize("which, element, line", [
     (0, "static[0]", at(first_element, "return")), (1, "dynamic shared memory, byte 4", at(unwritten_kernel, "= dynamic[1]\n")),
 ], ids=["static", "dynamic"])  # fmt: skip
 def test_shared_memory_that_no_thread_has_written(which, element, line):
     """What the previous block has left there does not count."""
     got = error_message(RaceError, unwritten_kernel, floats(2), which, blocks=2, threads=1, dynamic=16)
-    assert got == f"{element}: thread 0 read it {line}, but no thread of its block has written it before"
+    assert got == f"{element}: thread 0 read it {line} before any thread of its block has written it: is a barrier missing?"
 
 
 @cuda.jit

@@ -28,9 +28,9 @@ def plot_roofline(kernels, ceilings, title, path):
     right = max([40 * ridge, *(8 * point[0] for point in points)])  # with room for names
     roof = np.array([left, ridge, right])
     axes.plot(roof, np.minimum(roof * ceilings["copy"], ceilings["matmul"]), color=FLOOR_COLOUR, linewidth=2)
-    of_copy, of_matmul = f"copy {ceilings['copy'] / 1e12:.2f} TB/s", f"matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s"
-    axes.text(left * 1.2, left * 3 * ceilings["copy"], of_copy, color=FLOOR_COLOUR)
-    axes.text(ridge, ceilings["matmul"] * 1.15, of_matmul, color=FLOOR_COLOUR)
+    copy_label, matmul_label = f"copy {ceilings['copy'] / 1e12:.2f} TB/s", f"matmul {ceilings['matmul'] / 1e12:.0f} TFLOP/s"
+    axes.text(left * 1.2, left * 3 * ceilings["copy"], copy_label, color=FLOOR_COLOUR)
+    axes.text(ridge, ceilings["matmul"] * 1.15, matmul_label, color=FLOOR_COLOUR)
     bottom = min([left * ceilings["copy"] / 8, *(point[1] / 4 for point in points)])
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, ceilings["matmul"] * 2.5)

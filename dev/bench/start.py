@@ -134,8 +134,8 @@ def format_result(result):
     ]
     kernels = sorted(result["kernels"], key=lambda kernel: -kernel[3])
     for was_loaded, what in ((True, "kernels loaded"), (False, "kernels compiled")):
-        of_these = [seconds for *_, loaded, seconds in kernels if loaded == was_loaded]
-        inside[what] = len(of_these), sum(of_these)
+        load_seconds = [seconds for *_, loaded, seconds in kernels if loaded == was_loaded]
+        inside[what] = len(load_seconds), sum(load_seconds)
     lines += [f"{number:>4} {name:<35}{seconds:>9.2f}" for name, (number, seconds) in inside.items()]
     lines += [f"     {name:<51}{seconds:>9.2f}" for name, _, _, seconds in kernels[:5]]
     return "\n".join([*lines, *result["problems"]])

@@ -80,8 +80,8 @@ def gaps_between_steps(trainer, count=GAPS):
             last_step.wait()
     measurement.wait()
     synchronize()
-    of_nothing = empty_mark()
-    return {"gap_ms": [max(0.0, milliseconds(*gap) - of_nothing) for gap in gaps], "ran_out_of_work": ran_out}
+    mark_ms = empty_mark()
+    return {"gap_ms": [max(0.0, milliseconds(*gap) - mark_ms) for gap in gaps], "ran_out_of_work": ran_out}
 
 
 def chip_peak():
@@ -117,10 +117,10 @@ def summarise(log, trainer, step_ms, ceilings):
     Returns a dictionary: parts of the step (by launch name: calls, ms, floor_ms, share of the step), kernels (by kernel name), phases,
     the sum of all kernels, what is left over, and the sum of floors as a share of the step.
     """
-    of_nothing = empty_mark()
+    mark_ms = empty_mark()
 
     def duration(part):
-        return max(milliseconds(part.start, part.stop) - of_nothing, 0.0)
+        return max(milliseconds(part.start, part.stop) - mark_ms, 0.0)
 
     by_name, by_kernel, phases = {}, {}, {}
     for launch in log.launches:
@@ -158,5 +158,5 @@ def summarise(log, trainer, step_ms, ceilings):
         "left_over": 1 - kernels_ms / step_ms,
         "floor_ms": floor_ms,
         "speed_of_light": floor_ms / step_ms,
-        "empty_mark_ms": of_nothing,
+        "empty_mark_ms": mark_ms,
     }

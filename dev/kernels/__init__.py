@@ -5,11 +5,11 @@ kernels. Each file has the rungs of one layer and a table LADDER: name of the la
 plain launcher, the last the fast one.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
 from gpt2_numba.gpu.gemm import allow_tf32, tf32_allowed
 from gpt2_numba.kernel_sets import FUNCTIONS, on_any_stream
 from gpt2_numba.layer_checks import GuardedArray, check_call, kernel_calls
+from gpt2_numba.own_kernels import reporting_errors, watching_for_races
 
 LAYERS = ("residual", "gelu", "layernorm", "encoder", "matmul", "attention", "classifier", "global_norm", "adamw")
 CHECKS = {"classifier": ("classifier", "mean loss"), "global_norm": ("global norm",)}  # a layer's names in layer_checks, if different
@@ -51,7 +52,7 @@ def ladder(layer):
     return module.LADDER | getattr(module, "FUSED", {})
 
 
-@contextmanager
+@contextlib.contextmanager
 def products_in(precision):
     """Within this context TF32 is allowed if the precision is tf32, otherwise forbidden."""
     before = tf32_allowed()
@@ -75,8 +76,10 @@ class Rung:
     def check(self, sizes):
         """Check the rung. Returns Rows of layer_checks."""
         storage = PRECISIONS[self.precision]
-        launch = on_any_stream(self.function, self.launch) if self.name == "yours" else self.launch
-        with products_in(self.precision):
+        launch, watching = self.launch, contextlib.nullcontext()
+        if self.name == "yours":
+            launch, watching = reporting_errors(self.function, on_any_stream(self.function, self.launch)), watching_for_races()
+        with products_in(self.precision), watching:
             calls = _calls(self.layer, self.function, launch, sizes, storage)
             return [row for call in calls for row in (call.check or check_call)(call, storage)]
 

@@ -2,8 +2,8 @@
 
     python -m dev.kernels [layernorm gelu ...] [--precision fp32|bf16|both] [--mine FILE.py]
 
-All layers take some minutes on a GPU. Without one, the rungs are checked at small sizes and not timed. --mine adds the layer functions of
-your own file. The ceiling is the rate of a copy, or of cuBLASLt's products for matmul and attention. Exit code 1 if a result is wrong.
+All layers take some minutes on a GPU. Without one, set NUMBA_ENABLE_CUDASIM=1: the rungs are then checked at small sizes in Numba's
+simulator, and not timed. --mine adds the layer functions of your own file; in the simulator the race detector watches them. The ceiling is the rate of a copy, or of cuBLASLt's products for matmul and attention. Exit code 1 if a result is wrong.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from dev.bench.costs import launch_cost
 from dev.kernels import LAYERS, PRECISIONS, buffer, check_arguments, ladder, products_in, rungs
 from gpt2_numba.command_line import Parser, exit_code
 from gpt2_numba.errors import UserError
-from gpt2_numba.gpu.backend import compute_stream, real_gpu, to_device
+from gpt2_numba.gpu.backend import compute_stream, real_gpu, require_gpu, to_device
 from gpt2_numba.gpu.gemm import gemm
 from gpt2_numba.kernel_sets import load_own_functions
 from gpt2_numba.layer_checks import AWKWARD, Sizes
@@ -44,7 +44,9 @@ def run(argv):
     """Check and time the rungs, and print the table. Returns the exit code."""
     parser = Parser(prog="python -m dev.kernels", description=__doc__.split("\n")[0])
     parser.add_argument("layers", nargs="*", metavar="layer", help=f"some of {', '.join(LAYERS)} (default: all)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="fp32: with and without TF32")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "both"), default="both", help="fp32: the float32 rows only, with and without TF32"
+    )
     parser.add_argument("--mine", metavar="FILE.py", help="a file with your own layer functions, to check and time with the others")
     settings = parser.parse_args(argv)
     if not set(settings.layers) <= set(LAYERS):
@@ -54,6 +56,7 @@ def run(argv):
     if own and not any(set(ladder(layer)) & set(own) for layer in layers):
         raise UserError(f"--mine {settings.mine} defines {', '.join(own)}, none of which belongs to {', '.join(layers)}")
     precisions = {"fp32": ("fp32", "tf32"), "bf16": ("bf16",), "both": tuple(PRECISIONS)}[settings.precision]
+    require_gpu()  # or the simulator
     on_gpu, wrong = real_gpu(), []
     rates = f"{'ms':>9}{'GB/s':>8}{'TFLOP/s':>9}{'of the ceiling':>16}" if on_gpu else ""
     print(f"{'function':<28}{'rung':<30}{'':<6}{'answer':<8}{rates}")

@@ -7,6 +7,10 @@ forward    plain                        4 bytes per load; tanh takes some twenty
 backward   plain                        4 bytes per load, from two arrays; tanh
            eight_per_thread_backward    16 bytes per load; still tanh
            fast                         the logistic function and its derivative s (1 - s)
+
+The rungs after eight_per_thread are for bfloat16, which has twice the arithmetic per byte. In float32 eight_per_thread is already at the
+ceiling, and they are slower. One H200, 2026-11-28, share of the ceiling: forward 97, 92, 78 % in float32 and 82, 92, 92 % in bfloat16; backward
+101, 97 % and 94, 97 %.
 """
 
 from numba import cuda, float32
@@ -71,13 +75,13 @@ def logistic_kernel(out, inp):
 
 @in_both_precisions
 def logistic(out, inp):
-    """exp2 and a reciprocal instead of tanh. Before, the kernel was compute-bound."""
+    """exp2 and a reciprocal instead of tanh. In bfloat16, the rung before is compute-bound; in float32, it is already at the ceiling."""
     _launch(logistic_kernel, out, inp)
 
 
 @in_both_precisions
 def fast_forward(out, inp):
-    """The trainer's kernel: 16 elements per thread. Before, a thread waited for its only load."""
+    """The trainer's kernel: 16 elements per thread. In bfloat16, a thread has two loads in flight, as fast as one here; in float32, four."""
     fast.gelu_forward(out, inp)
 
 
@@ -106,7 +110,7 @@ def eight_per_thread_backward(dinp, dout, inp):
 
 @in_both_precisions
 def fast_backward(dinp, dout, inp):
-    """The trainer's kernel, with the logistic function. Before, the kernel was compute-bound."""
+    """The trainer's kernel, with the logistic function. In bfloat16, the rung before is compute-bound; in float32, it is at the ceiling."""
     fast.gelu_backward(dinp, dout, inp)
 
 

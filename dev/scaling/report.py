@@ -274,11 +274,11 @@ def draw(path):
 
 def blocks():
     """What is generated, by document and name."""
-    of_scaling = {
+    scaling_tables = {
         "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "messages": messages_table(), "parts": parts_table(), "limits": limits_table(),
         **{f"{model} {kind}": scaling_table(model, kind == "per GPU") for model in MODELS for kind in ("per step", "per GPU")},
     }  # fmt: skip
-    return {"scaling.md": of_scaling, "many_gpus.md": {"measured": our_table(), "memory": memory_table()}}
+    return {"scaling.md": scaling_tables, "many_gpus.md": {"measured": our_table(), "memory": memory_table()}}
 
 
 def with_blocks(text, tables):

@@ -82,18 +82,18 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
     earlier = count - 1 if stage == 2 else 0  # micro-steps that send their layers' gradients as well
     slowed_earlier, gradients_earlier = beside([*layers, (share * gpu.tail, 0.0)], keep_step=True)
     slowed, gradients = slowed + earlier * slowed_earlier, gradients + earlier * gradients_earlier
-    of_norm = _norm_message(sharing, fabric)
+    norm_message = _norm_message(sharing, fabric)
     matrices = [] if stage == 0 else _parameter_messages(gpu, sharing, fabric)
     update_slowed, parameters = beside(matrices)
     return Step(
         micro_steps=count * (share * full + _sharing_gradients(gpu, sharing)),
         slowed=slowed,
         gradients=gradients,
-        norm=sharing.counted.local_count() / everything * gpu.norm + of_norm,
+        norm=sharing.counted.local_count() / everything * gpu.norm + norm_message,
         adamw=sharing.state.local_count() / everything * gpu.adamw + update_slowed,
         parameters=parameters,
-        messages=(1 + earlier) * L * layer + rest + of_norm + sum(message for _, message in matrices),
-        lost=slowed + gradients + of_norm + update_slowed + parameters,
+        messages=(1 + earlier) * L * layer + rest + norm_message + sum(message for _, message in matrices),
+        lost=slowed + gradients + norm_message + update_slowed + parameters,
         B=B, count=count, tokens=tokens,
     )  # fmt: skip
 

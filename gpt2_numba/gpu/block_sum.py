@@ -16,6 +16,8 @@ hangs. Never put a barrier under a condition that differs between threads; a thr
 
 The order of the additions is fixed by the thread indices and the block size. That matters because float32 rounds after every addition:
 another order may change the last bits. Atomic additions happen in the order in which the threads arrive, which can differ from run to run.
+
+The fast kernels have their own block_sum and block_max, in reductions.py: for whole warps, with two barriers.
 """
 
 from numba import cuda, float32

@@ -28,8 +28,9 @@ For each *cell* of four bytes (fewer in arrays of smaller elements) the last wri
 enough: the last write was in order with all earlier accesses to the cell, or an error would have been raised, so an access that is in order
 with the last write is in order with all before it.
 
-Two more errors: reading shared memory that no thread of the block has written; and an index that is out of bounds or negative (NumPy would
-count from the end of the array, a GPU accesses the memory before it).
+Three more errors: reading shared memory that no thread of the block has written; an index that is out of bounds or negative (NumPy would
+count from the end of the array, a GPU accesses the memory before it); and a barrier that not all threads of the block reach, because some
+return before it or wait at another (the kernel may hang on a GPU, or the threads that skip it race).
 
 An asynchronous copy is a write when it starts, and again when its thread waits for it, since it may happen at any time in between. Tensor
 cores that multiply tiles in shared memory (wgmma.py) are like an additional thread: they may read what was written before a `fence_async`
@@ -48,7 +49,7 @@ from numba.cuda.simulator import kernel as simulator_kernel
 from numba.cuda.simulator.cudadrv.devicearray import FakeWithinKernelCUDAArray
 from numba.cuda.simulator.kernelapi import FakeCUDAModule
 
-from gpt2_numba.gpu.simulator import WARP_SIZE, CooperativeBlockManager, install
+from gpt2_numba.gpu.simulator import WARP_SIZE, CooperativeBlockManager, SimulatedThread, install
 
 CELL_BYTES = 4
 READ, WRITE, ATOMIC, MULTIPLY = "read", "wrote", "atomically changed", "multiplied"
@@ -58,9 +59,13 @@ class RaceError(RuntimeError):
     """The result of a kernel depends on timing. The message names the array, the index, both threads and their source lines."""
 
 
+class BarrierError(RuntimeError):
+    """The threads of a block do not all reach the same barrier. The message names two of them and the source line."""
+
+
 @contextmanager
 def race_detector():
-    """A context in which launches in the simulator raise RaceError for races, IndexError for indices out of bounds. A few times slower."""
+    """A context in which launches in the simulator raise RaceError, BarrierError or, out of bounds, IndexError. A few times slower."""
     install()
     before = simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule
     simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule = WatchedBlock, WatchedCuda
@@ -149,7 +154,9 @@ class Memory:
             cell = cells.get(address)
             if cell is None:
                 if self.is_shared and kind != WRITE:
-                    raise RaceError(f"{self.element(address)}: {describe(access)}, but no thread of its block has written it before")
+                    raise RaceError(
+                        f"{self.element(address)}: {describe(access)} before any thread of its block has written it: is a barrier missing?"
+                    )
                 cell = cells[address] = Cell()
             earlier = cell.conflict_with(access)
             if earlier is not None:
@@ -279,6 +286,47 @@ class WatchedBlock(CooperativeBlockManager):
         global_cells, names = simulator_kernel._get_kernel_context().global_cells, self.kernel.__code__.co_varnames
         super().run(grid_point, *(_watched_argument(*named, global_cells) for named in zip(names, arguments)))
 
+    def meet_in_block(self, thread, value, conclude):
+        """A barrier: all threads of the block must reach it, through the same lines of kernel and device functions."""
+        thread.barrier_lines = _lines_of_kernel(sys._getframe(1))
+        returned = next((other for other in self.threads if other.finished), None)
+        if returned is not None:
+            raise BarrierError(_left_at_barrier(thread, returned))
+        if self.at_barrier is not None:
+            other = self.threads[next(iter(self.at_barrier.values))]
+            if other.barrier_lines != thread.barrier_lines:
+                raise BarrierError(
+                    f"thread {other.thread_id} waits at a barrier ({_format_lines(other)}) while thread {thread.thread_id} waits at another "
+                    f"({_format_lines(thread)}): all threads of a block must reach the same barrier"
+                )
+        return super().meet_in_block(thread, value, conclude)
+
+    def thread_has_finished(self, thread, error):
+        if error is None and self.at_barrier is not None:
+            error = BarrierError(_left_at_barrier(self.threads[next(iter(self.at_barrier.values))], thread))
+        super().thread_has_finished(thread, error)
+
+
+def _lines_of_kernel(frame):
+    """[(file, line), ...] of the kernel and device functions on the stack, innermost first."""
+    lines = []
+    while frame is not None and frame.f_code is not SimulatedThread.run.__code__:
+        if frame.f_globals["__name__"] not in _NOT_KERNELS:
+            lines.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return lines
+
+
+def _format_lines(thread):
+    return ", called at ".join(f"{os.path.basename(file)}:{line}" for file, line in thread.barrier_lines)
+
+
+def _left_at_barrier(waiting, returned):
+    return (
+        f"thread {waiting.thread_id} waits at a barrier ({_format_lines(waiting)}), and thread {returned.thread_id} has returned without "
+        "reaching it: all threads of a block must reach every barrier"
+    )
+
 
 def _watched_argument(name, argument, cells):
     array = argument._item._ary if isinstance(argument, FakeWithinKernelCUDAArray) else None
@@ -295,6 +343,10 @@ class WatchedCuda(FakeCUDAModule):
         self.global_cells = {}  # shared by all arguments, since two may be the same memory
         self._shared = WatchedShared(self._shared, self._local)
         self._local, self._atomic = WatchedLocal(self._local), WatchedAtomic(self._atomic)
+
+    def __getattr__(self, name):
+        hint = ": use warp_sum, warp_max or block_sum of gpu/reductions.py" if name.startswith("shfl") else ""
+        raise AttributeError(f"cuda.{name} does not exist in Numba's simulator{hint}")
 
 
 class WatchedLocal:
@@ -348,7 +400,7 @@ class WatchedAtomic:
 
 # The twins, the simulator and this module: messages name the lines of the kernel that called them.
 _NOT_KERNELS = {f"gpt2_numba.gpu.{name}" for name in ("memory_access", "shared_memory", "simulator", "tensor_cores", "wgmma")}
-_NOT_KERNELS |= {__name__, "numba.cuda.simulator.kernelapi"}
+_NOT_KERNELS |= {__name__, "numba.cuda.simulator.kernelapi", "numba.cuda.simulator.kernel"}
 
 
 def kernel_frame(frame=None):

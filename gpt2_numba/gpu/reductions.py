@@ -54,7 +54,10 @@ else:
 
 @cuda.jit(device=True)
 def block_sum(value):
-    """The sum of `value` (float32) over all threads of a block (whole warps), returned to every thread. All must call it."""
+    """The sum of `value` (float32) over all threads of a block, returned to every thread. All must call it.
+
+    The block must consist of whole warps, of any number; block_sum.py's function of the same name needs a power of two of threads.
+    """
     warp_sums = cuda.shared.array(MAX_WARPS, float32)
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     value = warp_sum(value)
@@ -68,7 +71,7 @@ def block_sum(value):
 
 @cuda.jit(device=True)
 def block_max(value):
-    """The largest `value` (float32) of all threads of a block (whole warps), returned to every thread. All must call it."""
+    """The largest `value` (float32) of all threads of a block, returned to every thread. Same rules as block_sum."""
     warp_maxima = cuda.shared.array(MAX_WARPS, float32)
     lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
     value = warp_max(value)

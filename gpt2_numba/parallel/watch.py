@@ -141,7 +141,7 @@ class Watch:
         return {"doing": what, "ago": time.monotonic() - since, "collectives": collectives}
 
     def _report_to_rank_0(self):
-        """Wait for its answer before each further report: the line never fills up, and sending never blocks, even while rank 0 is stopped."""
+        """Wait for an answer before each further report, so that the line never fills up and sending never blocks if rank 0 is stopped."""
         if self._rank != 0 and self._answered:
             self._answered = False
             self._send(0, self._report())
@@ -193,7 +193,7 @@ class Watch:
             line.close()
 
     def _find_losses(self):
-        """{rank: its fault, as text} of the ranks that died, else of the first that failed: it made others fail. Empty if there are none."""
+        """{rank: its fault, as text} of the ranks that died, else of the first to fail: it made others fail. Empty if there are none."""
         if self._failed:
             time.sleep(SETTLE)
             self._listen(0)

@@ -1,7 +1,8 @@
 """LayerNorm, fast: every row is read and written once, and work that neighbouring layers would do on it is fused in.
 
 Formulas and plain kernels: layers/layernorm.py. What is different here, and what it gains. LayerNorm is limited by memory, so figures are
-shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16, rows of 768 channels (GPT-2 124M) / 1,600 (1558M).
+shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,536 rows of 768 channels (GPT-2 124M) / 16,384 rows of 1,600
+(1558M).
 
     Memory is moved 16 bytes at a time: eight neighbouring elements per load or store, whatever their type (gpu/memory_access.py).
 
@@ -17,9 +18,8 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16, rows 
     memory. A fixed number of blocks share the rows, and accumulate_partials adds up the blocks: no atomics, the same bits in every run.
 
     The next rows, up to three, are copied to shared memory (cp.async) while one is processed, since the column sums leave a thread no
-    registers for loads in flight: prototypes reached 82 / 73 % with such copies, 81 / 54 without. This kernel, with a cold cache: 78 to
-    80 / 58 to 63 %; in the training step 120 µs instead of 170 for two kernels / 87 instead of 103. What limits it at 1,600 channels: three
-    column sums of 56 elements per thread.
+    registers for loads in flight: 78 to 80 / 58 to 63 % with a cold cache; in the training step 120 / 87 µs, instead of 170 / 103 for two
+    kernels. What limits it at 1,600 channels: three column sums of 56 elements per thread.
 
     dinp_sums are fused into backward. The linear layer below takes dinp as its dout, and its bias gradient is the column sums of dinp: a
     third sum in the same registers, and no kernel has to read dinp for it.
@@ -173,6 +173,7 @@ def make_forward_kernels(C):
 def backward_shape(C):
     """(warps per row, eights of columns per thread, rows that a block processes at a time) of the backward kernel."""
     warps = ceil_div(C, MAX_BACKWARD_COLUMNS)
+    # A block processes one row per team, the warps that share a row: COLUMN_WARPS teams per block when a team is one warp, otherwise one.
     return warps, ceil_div(C, warps * COLUMNS_PER_WARP), COLUMN_WARPS if warps == 1 else 1
 
 
@@ -292,8 +293,9 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
                 if lane == 0:
                     warp_sums[half, warp, SUM_DXHAT] = sum_dxhat
                     warp_sums[half, warp, SUM_DXHAT_XHAT] = sum_dxhat_xhat
-                # The halves alternate, so one barrier per row is enough: before a warp writes this half again, two rows on, every warp has
-                # reached the next row's barrier, and so has finished reading it.
+                # All threads of the block take equally many rows, and so meet here, since WARPS > 1 implies TEAMS == 1. The halves
+                # alternate, so one barrier per row is enough: a warp writes this half again two rows later. By then it has passed the next
+                # row's barrier, which every warp reaches only after reading this half.
                 cuda.syncthreads()
                 sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
                 for other in range(WARPS):

@@ -12,7 +12,8 @@ Compared with the plain kernels of layers/attention:
 Several engines share these ideas and one signature (matmuls is the exception: it keeps weights in memory). `choose_engine`, the type, the
 head size and the GPU decide which one runs:
 
-    matmuls     float32: whole matrices of weights, multiplied by cuBLASLt, for only as many sequences at a time as fit in the GPU's cache
+    matmuls     float32, and bfloat16 with head sizes that no other engine takes: whole matrices of weights, multiplied by cuBLASLt, for only
+                as many sequences at a time as fit in the GPU's cache
     tf32        float32 where products may round to TF32 (10 bits of mantissa): tile by tile on tensor cores, as mma
     mma         bfloat16: tile by tile on tensor cores
     wgmma       bfloat16, heads of 64: the same with Hopper's larger, asynchronous instructions
@@ -24,7 +25,7 @@ One H200, 2026-11-22, T = 1,024, launched back to back, milliseconds forward + b
     wgmma                     0.165 + 0.492           0.308 + 0.901
     mma                       0.230 + 0.835           0.427 + 1.530
     tf32                      0.477 + 1.492           0.889 + 2.737
-    cudnn                     0.160 + 0.596           0.298 + 1.101         deterministic, as all engines here
+    cudnn                     0.160 + 0.596           0.298 + 1.101         deterministic, like all engines here
     FlashAttention-2          0.254 + 0.740           0.467 + 1.380         PyTorch's, for comparison
 
     | array           | shape, type                  | forward | backward                                                                  |

@@ -1,21 +1,24 @@
 """Attention in bfloat16 on tensor cores, tile by tile (mma.sync: compute capability 8.0 and later). The weights never leave the registers.
 
 Compared with the plain kernels of layers/attention: tiles, tensor cores, prefetching. Forward and backward need only two kinds of product.
-One factor is in registers, 16 or 32 rows per warp, the other is a tile in shared memory:
+One factor, the A operand, is in registers, 16 or 32 rows per warp; the other is a tile in shared memory, read by load_matrices
+(ldmatrix.x4):
 
     multiply_transposed    (rows, tile's rows) =  factors tileᵀ       scores = q kᵀ
     multiply_add           (rows, HS)         +=  factors tile        out += weights v
 
     forward    A block takes some queries of one head and loops over the keys up to them. For each query it keeps the largest score so far
-               and the sum of the exponentials. When a larger score comes, the sums so far are multiplied by exp(previous - largest):
-               "online softmax". At the end, out = sums / total and lse = largest + log(total).
-    dq         The same queries, the same loop over keys. The weights are recomputed as exp(score - lse), so
-               dscores = weights (dout vᵀ - delta),   dq += dscores k
+               and the sum of the exponentials. When a larger score comes, the sums so far are multiplied by
+               exp(scale · (previous - largest)): "online softmax". At the end, out = sums / total and lse = scale · largest + log(total).
+    dq         The same queries, the same loop over keys. The weights are recomputed as exp(scale · score - lse), so
+               datt = dout vᵀ,   dscores = weights (datt - delta),   dq += dscores k
     dk, dv     A block takes some keys and loops over the queries from them on. Everything is transposed, one row per key:
-               weightsᵀ = exp(k qᵀ - lse),   dv += weightsᵀ dout,   dk += dscoresᵀ q
+               weightsᵀ = exp(scale · k qᵀ - lse),   dv += weightsᵀ dout,   dk += dscoresᵀ q
 
-One block makes each sum, in a fixed order, so the bits repeat. The price: two of the seven products are computed twice, which a single
-kernel with atomic sums would not do.
+Scores here are not yet divided by √HS: log2_scale does that inside exp2 (tiles.py); scale = 1 / √HS. delta[t] = out[t] · dout[t] (delta.py).
+
+Each sum is made by one block, in a fixed order, so the bits repeat. The price: backward computes seven products instead of the five of a
+single kernel with atomic sums, since q kᵀ and dout vᵀ are computed in both kernels.
 
 While the tensor cores work on one tile, cp.async brings the next one to the other stage of a ring of two. Rows in shared memory are padded
 by 16 bytes, to HS / 8 + 1 pieces of 16 bytes: an odd number, so the pieces of one column in eight rows, which are read together, lie in
@@ -91,7 +94,7 @@ else:
 # --------------------------------------------------------------------------------------------------- products of tiles
 
 
-# Ten parameters: the last three are constants of the kernel's factory, which unroll the loop.
+# Ten parameters: the last three are compile-time constants, so the loop unrolls.
 @inlined
 def copy_rows(memory, tile, array, start, row_length, first_row, T, rows, pieces, threads):
     """Begin to copy `rows` rows of one head, `pieces` times eight values each, from row first_row on, to byte `tile`; by the whole block.
@@ -170,7 +173,7 @@ def multiply_add(sums, factors, memory, tile):
 
 @functools.cache
 def make_forward_kernel(HS, sizes=None):
-    """(kernel, threads, queries per block, bytes of shared memory) for heads of HS channels."""
+    """(kernel, threads, queries per block, bytes of shared memory) for heads of HS channels. sizes: a row of FORWARD, to try others."""
     warps, row_tiles, keys, blocks = sizes or FORWARD[HS]
     threads, queries_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // WIDTH
     queries = warps * queries_per_warp
@@ -178,12 +181,15 @@ def make_forward_kernel(HS, sizes=None):
     scores_shape, sums_shape, row_shape = (row_tiles, keys // 8, 4), (row_tiles, HS // 8, 4), (row_tiles, 2)
     row_stride = padded_row_bytes(HS)
     tile_bytes = keys * row_stride
-    ring = queries * row_stride  # shared memory: queries; keys, values of one stage; keys, values of the other
+    ring_start = queries * row_stride  # shared memory: queries; keys, values of one stage; keys, values of the other
     _, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_forward_kernel(out, lse, qkv):
-        """out and lse. A block takes `queries` queries of one head; the last queries, which have the most keys, come first."""
+        """out and lse. A block takes `queries` queries of one head.
+
+        The last queries, which have the most keys, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         q = cuda.local.array(factor_shape, uint32)
         scores = cuda.local.array(scores_shape, float32)
@@ -199,8 +205,8 @@ def make_forward_kernel(HS, sizes=None):
         warp_rows = uint32(warp * (queries_per_warp * row_stride))
 
         copy_rows(memory, 0, qkv, qkv_start, 3 * C, first_query, T, queries, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
         commit_copies()
         set_to_zero(sums)
         fill_rows(largest, MINUS_INFINITY)
@@ -210,11 +216,12 @@ def make_forward_kernel(HS, sizes=None):
         load_factors(q, memory, warp_rows)
 
         stop = int32(min(int32(first_query + queries), T))  # keys from here on come after all queries of the block
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_key in range(0, stop, keys):
             wait_for_copies(0)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + 2 * tile_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + 2 tile_bytes.
+            next_stage = uint32(2 * ring_start + 2 * tile_bytes - stage)
             if first_key + keys < stop:
                 next_key = int32(first_key + keys)
                 copy_rows(memory, next_stage, qkv, qkv_start + C, 3 * C, next_key, T, keys, pieces, threads)
@@ -234,7 +241,7 @@ def make_forward_kernel(HS, sizes=None):
         # The warp's queries are in registers, so their rows in shared memory are free.
         store_rows(out, out_start, C, warp_query, T, sums, memory, warp_rows)
 
-    return attention_forward_kernel, threads, queries, ring + 4 * tile_bytes
+    return attention_forward_kernel, threads, queries, ring_start + 4 * tile_bytes
 
 
 # --------------------------------------------------------------------------------------------------------------- backward
@@ -242,7 +249,7 @@ def make_forward_kernel(HS, sizes=None):
 
 @functools.cache
 def make_backward_queries_kernel(HS, sizes=None):
-    """The kernel for dq: (kernel, threads, queries per block, bytes of shared memory)."""
+    """The kernel for dq: (kernel, threads, queries per block, bytes of shared memory). sizes: a row of BACKWARD_QUERIES, to try others."""
     warps, row_tiles, keys, blocks = sizes or BACKWARD_QUERIES[HS]
     threads, queries_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // WIDTH
     queries = warps * queries_per_warp
@@ -250,12 +257,15 @@ def make_backward_queries_kernel(HS, sizes=None):
     scores_shape, sums_shape, row_shape = (row_tiles, keys // 8, 4), (row_tiles, HS // 8, 4), (row_tiles, 2)
     row_stride = padded_row_bytes(HS)
     tile_bytes, dout_rows = keys * row_stride, queries * row_stride
-    ring = 2 * dout_rows  # shared memory: queries, dout; keys, values of one stage; keys, values of the other
+    ring_start = 2 * dout_rows  # shared memory: queries, dout; keys, values of one stage; keys, values of the other
     scale, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_backward_queries_kernel(dqkv, dout, lse, delta, qkv):
-        """dq. A block takes `queries` queries of one head; the last queries, which have the most keys, come first."""
+        """dq. A block takes `queries` queries of one head.
+
+        The last queries, which have the most keys, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         q = cuda.local.array(factor_shape, uint32)
         dout_factors = cuda.local.array(factor_shape, uint32)
@@ -273,8 +283,8 @@ def make_backward_queries_kernel(HS, sizes=None):
 
         copy_rows(memory, 0, qkv, qkv_start, 3 * C, first_query, T, queries, pieces, threads)
         copy_rows(memory, dout_rows, dout, dout_start, C, first_query, T, queries, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
         commit_copies()
         set_to_zero(dq)
         for r in range(row_tiles):
@@ -288,11 +298,12 @@ def make_backward_queries_kernel(HS, sizes=None):
         load_factors(dout_factors, memory, dout_rows + warp_rows)
 
         stop = int32(min(int32(first_query + queries), T))
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_key in range(0, stop, keys):
             wait_for_copies(0)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + 2 * tile_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + 2 tile_bytes.
+            next_stage = uint32(2 * ring_start + 2 * tile_bytes - stage)
             if first_key + keys < stop:
                 next_key = int32(first_key + keys)
                 copy_rows(memory, next_stage, qkv, qkv_start + C, 3 * C, next_key, T, keys, pieces, threads)
@@ -312,12 +323,12 @@ def make_backward_queries_kernel(HS, sizes=None):
         multiply_all(dq, scale)
         store_rows(dqkv, qkv_start, 3 * C, warp_query, T, dq, memory, warp_rows)
 
-    return attention_backward_queries_kernel, threads, queries, ring + 4 * tile_bytes
+    return attention_backward_queries_kernel, threads, queries, ring_start + 4 * tile_bytes
 
 
 @functools.cache
 def make_backward_keys_kernel(HS, sizes=None):
-    """The kernel for dk and dv: (kernel, threads, keys per block, bytes of shared memory)."""
+    """The kernel for dk and dv: (kernel, threads, keys per block, bytes of shared memory). sizes: a row of BACKWARD_KEYS, to try others."""
     warps, row_tiles, queries, blocks = sizes or BACKWARD_KEYS[HS]
     threads, keys_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // WIDTH
     keys = warps * keys_per_warp
@@ -325,13 +336,16 @@ def make_backward_keys_kernel(HS, sizes=None):
     scores_shape, sums_shape = (row_tiles, queries // 8, 4), (row_tiles, HS // 8, 4)
     row_stride = padded_row_bytes(HS)
     tile_bytes, value_rows = queries * row_stride, keys * row_stride
-    ring = 2 * value_rows  # shared memory: keys, values; queries, dout, lse, delta of one stage; the same of the other
+    ring_start = 2 * value_rows  # shared memory: keys, values; queries, dout, lse, delta of one stage; the same of the other
     lse_offset, stage_bytes = 2 * tile_bytes, 2 * tile_bytes + 8 * queries
     scale, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv):
-        """dk and dv. A block takes `keys` keys of one head; the first keys, which have the most queries, come first."""
+        """dk and dv. A block takes `keys` keys of one head.
+
+        The first keys, which have the most queries, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         factors = cuda.local.array(factor_shape, uint32)  # k or v
         weights = cuda.local.array(scores_shape, float32)
@@ -349,18 +363,19 @@ def make_backward_keys_kernel(HS, sizes=None):
 
         copy_rows(memory, 0, qkv, qkv_start + C, 3 * C, first_key, T, keys, pieces, threads)
         copy_rows(memory, value_rows, qkv, qkv_start + 2 * C, 3 * C, first_key, T, keys, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start, 3 * C, begin, T, queries, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, dout, dout_start, C, begin, T, queries, pieces, threads)
-        copy_lse_and_delta(memory, ring + lse_offset, lse, delta, lse_start, begin, T, queries)
+        copy_rows(memory, ring_start, qkv, qkv_start, 3 * C, begin, T, queries, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, dout, dout_start, C, begin, T, queries, pieces, threads)
+        copy_lse_and_delta(memory, ring_start + lse_offset, lse, delta, lse_start, begin, T, queries)
         commit_copies()
         set_to_zero(dk)
         set_to_zero(dv)
 
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_query in range(begin, T, queries):
             wait_for_copies(0)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + stage_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + stage_bytes.
+            next_stage = uint32(2 * ring_start + stage_bytes - stage)
             if first_query + queries < T:
                 next_query = int32(first_query + queries)
                 copy_rows(memory, next_stage, qkv, qkv_start, 3 * C, next_query, T, queries, pieces, threads)
@@ -387,7 +402,7 @@ def make_backward_keys_kernel(HS, sizes=None):
         store_rows(dqkv, qkv_start + C, 3 * C, warp_key, T, dk, memory, warp_rows)
         store_rows(dqkv, qkv_start + 2 * C, 3 * C, warp_key, T, dv, memory, value_rows + warp_rows)
 
-    return attention_backward_keys_kernel, threads, keys, ring + 2 * stage_bytes
+    return attention_backward_keys_kernel, threads, keys, ring_start + 2 * stage_bytes
 
 
 # -------------------------------------------------------------------------------------------------------------- launchers

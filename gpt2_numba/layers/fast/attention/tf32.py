@@ -3,7 +3,7 @@
 The method is that of mma.py: the same three kernels (forward; dq; dk and dv), each sum made by one block in a fixed order, the same ring,
 the same padding of rows and replacement of rows from T on. The differences follow from four bytes per element:
 
-    multiply_transposed    (rows, tile's rows) =  factors tileᵀ    one element is as wide as a pair of bfloat16, so the same loads serve
+    multiply_transposed    (rows, tile's rows) =  factors tileᵀ    an element is as wide as a pair of bfloat16: the same loads, ldmatrix, serve
     multiply_add           (rows, HS)         +=  factors tile     no instruction transposes 4-byte elements; see there for the way around
 
 Rounding: a tensor core truncates a factor's 13 lowest mantissa bits, which biases every factor towards zero. So factors are rounded to the
@@ -101,7 +101,7 @@ def row_and_piece(step, pieces, threads):
     return int32(uint32(here) // uint32(pieces)), int32(uint32(here) % uint32(pieces))
 
 
-# Ten parameters: the last three are constants of the kernel's factory, which unroll the loop.
+# Ten parameters: the last three are compile-time constants, so the loop unrolls.
 @inlined
 def copy_rows(memory, tile, array, start, row_length, first_row, T, rows, pieces, threads):
     """Begin to copy `rows` rows of one head, `pieces` times four values each, from row first_row on, to byte `tile`; by the whole block.
@@ -245,7 +245,7 @@ def store_rows(array, start, row_length, first_row, T, sums, HS):
 
 @functools.cache
 def make_forward_kernel(HS, sizes=None):
-    """(kernel, threads, queries per block, bytes of shared memory) for heads of HS channels."""
+    """(kernel, threads, queries per block, bytes of shared memory) for heads of HS channels. sizes: a row of FORWARD, to try others."""
     warps, row_tiles, keys, blocks = sizes or FORWARD[HS]
     threads, queries_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // PIECE_FLOATS
     queries = warps * queries_per_warp
@@ -253,12 +253,15 @@ def make_forward_kernel(HS, sizes=None):
     sums_shape, row_shape = (row_tiles, column_groups(HS), 4), (row_tiles, 2)
     row_stride = padded_row_bytes(HS)
     tile_bytes = keys * row_stride
-    ring = queries * row_stride  # shared memory: queries; keys, values of one stage; keys, values of the other
+    ring_start = queries * row_stride  # shared memory: queries; keys, values of one stage; keys, values of the other
     _, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_forward_kernel(out, lse, qkv):
-        """out and lse. A block takes `queries` queries of one head; the last queries, which have the most keys, come first."""
+        """out and lse. A block takes `queries` queries of one head.
+
+        The last queries, which have the most keys, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         q = cuda.local.array(factor_shape, uint32)
         scores = cuda.local.array(scores_shape, float32)
@@ -273,8 +276,8 @@ def make_forward_kernel(HS, sizes=None):
         warp_query = int32(first_query + warp * queries_per_warp)
 
         copy_rows(memory, 0, qkv, qkv_start, 3 * C, first_query, T, queries, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
         commit_copies()
         set_to_zero(sums)
         fill_rows(largest, MINUS_INFINITY)
@@ -286,13 +289,14 @@ def make_forward_kernel(HS, sizes=None):
             load_columns(q, k, memory, uint32(warp * (queries_per_warp * row_stride)), row_stride)
 
         stop = int32(min(int32(first_query + queries), T))  # keys from here on come after all queries of the block
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_key in range(0, stop, keys):
             wait_for_copies(0)
             round_rows(memory, stage, keys, pieces, threads)
             round_rows(memory, stage + tile_bytes, keys, pieces, threads)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + 2 * tile_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + 2 tile_bytes.
+            next_stage = uint32(2 * ring_start + 2 * tile_bytes - stage)
             if first_key + keys < stop:
                 next_key = int32(first_key + keys)
                 copy_rows(memory, next_stage, qkv, qkv_start + C, 3 * C, next_key, T, keys, pieces, threads)
@@ -311,7 +315,7 @@ def make_forward_kernel(HS, sizes=None):
         finish_softmax(sums, largest, total, lse, b, h, warp_query, log2_scale)
         store_rows(out, out_start, C, warp_query, T, sums, HS)
 
-    return attention_forward_kernel, threads, queries, ring + 4 * tile_bytes
+    return attention_forward_kernel, threads, queries, ring_start + 4 * tile_bytes
 
 
 # --------------------------------------------------------------------------------------------------------------- backward
@@ -319,7 +323,7 @@ def make_forward_kernel(HS, sizes=None):
 
 @functools.cache
 def make_backward_queries_kernel(HS, sizes=None):
-    """The kernel for dq: (kernel, threads, queries per block, bytes of shared memory)."""
+    """The kernel for dq: (kernel, threads, queries per block, bytes of shared memory). sizes: a row of BACKWARD_QUERIES, to try others."""
     warps, row_tiles, keys, blocks = sizes or BACKWARD_QUERIES[HS]
     threads, queries_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // PIECE_FLOATS
     queries = warps * queries_per_warp
@@ -327,12 +331,15 @@ def make_backward_queries_kernel(HS, sizes=None):
     sums_shape, row_shape = (row_tiles, column_groups(HS), 4), (row_tiles, 2)
     row_stride = padded_row_bytes(HS)
     tile_bytes, dout_rows = keys * row_stride, queries * row_stride
-    ring = 2 * dout_rows  # shared memory: queries, dout; keys, values of one stage; keys, values of the other
+    ring_start = 2 * dout_rows  # shared memory: queries, dout; keys, values of one stage; keys, values of the other
     scale, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_backward_queries_kernel(dqkv, dout, lse, delta, qkv):
-        """dq. A block takes `queries` queries of one head; the last queries, which have the most keys, come first."""
+        """dq. A block takes `queries` queries of one head.
+
+        The last queries, which have the most keys, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         factors = cuda.local.array(factor_shape, uint32)  # q or dout
         weights = cuda.local.array(scores_shape, float32)
@@ -349,8 +356,8 @@ def make_backward_queries_kernel(HS, sizes=None):
 
         copy_rows(memory, 0, qkv, qkv_start, 3 * C, first_query, T, queries, pieces, threads)
         copy_rows(memory, dout_rows, dout, dout_start, C, first_query, T, queries, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start, qkv, qkv_start + C, 3 * C, 0, T, keys, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, qkv, qkv_start + 2 * C, 3 * C, 0, T, keys, pieces, threads)
         commit_copies()
         set_to_zero(dq)
         for r in range(row_tiles):
@@ -363,13 +370,14 @@ def make_backward_queries_kernel(HS, sizes=None):
         round_rows(memory, dout_rows, queries, pieces, threads)
 
         stop = int32(min(int32(first_query + queries), T))
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_key in range(0, stop, keys):
             wait_for_copies(0)
             round_rows(memory, stage, keys, pieces, threads)
             round_rows(memory, stage + tile_bytes, keys, pieces, threads)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + 2 * tile_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + 2 tile_bytes.
+            next_stage = uint32(2 * ring_start + 2 * tile_bytes - stage)
             if first_key + keys < stop:
                 next_key = int32(first_key + keys)
                 copy_rows(memory, next_stage, qkv, qkv_start + C, 3 * C, next_key, T, keys, pieces, threads)
@@ -389,12 +397,12 @@ def make_backward_queries_kernel(HS, sizes=None):
         multiply_all(dq, scale)
         store_rows(dqkv, qkv_start, 3 * C, warp_query, T, dq, HS)
 
-    return attention_backward_queries_kernel, threads, queries, ring + 4 * tile_bytes
+    return attention_backward_queries_kernel, threads, queries, ring_start + 4 * tile_bytes
 
 
 @functools.cache
 def make_backward_keys_kernel(HS, sizes=None):
-    """The kernel for dk and dv: (kernel, threads, keys per block, bytes of shared memory)."""
+    """The kernel for dk and dv: (kernel, threads, keys per block, bytes of shared memory). sizes: a row of BACKWARD_KEYS, to try others."""
     warps, row_tiles, queries, blocks = sizes or BACKWARD_KEYS[HS]
     threads, keys_per_warp, pieces = 32 * warps, 16 * row_tiles, HS // PIECE_FLOATS
     keys = warps * keys_per_warp
@@ -402,13 +410,16 @@ def make_backward_keys_kernel(HS, sizes=None):
     sums_shape = (row_tiles, column_groups(HS), 4)
     row_stride = padded_row_bytes(HS)
     tile_bytes, value_rows = queries * row_stride, keys * row_stride
-    ring = 2 * value_rows  # shared memory: keys, values; queries, dout, lse, delta of one stage; the same of the other
+    ring_start = 2 * value_rows  # shared memory: keys, values; queries, dout, lse, delta of one stage; the same of the other
     lse_offset, stage_bytes = 2 * tile_bytes, 2 * tile_bytes + 8 * queries
     scale, log2_scale = scales(HS)
 
     @cuda.jit(cache=True, **blocks_at_once(threads, blocks))
     def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv):
-        """dk and dv. A block takes `keys` keys of one head; the first keys, which have the most queries, come first."""
+        """dk and dv. A block takes `keys` keys of one head.
+
+        The first keys, which have the most queries, are launched first, so that no long block is left for the end.
+        """
         memory = shared_bytes()
         factors = cuda.local.array(factor_shape, uint32)  # k or v
         weights = cuda.local.array(scores_shape, float32)
@@ -426,9 +437,9 @@ def make_backward_keys_kernel(HS, sizes=None):
 
         copy_rows(memory, 0, qkv, qkv_start + C, 3 * C, first_key, T, keys, pieces, threads)
         copy_rows(memory, value_rows, qkv, qkv_start + 2 * C, 3 * C, first_key, T, keys, pieces, threads)
-        copy_rows(memory, ring, qkv, qkv_start, 3 * C, begin, T, queries, pieces, threads)
-        copy_rows(memory, ring + tile_bytes, dout, dout_start, C, begin, T, queries, pieces, threads)
-        copy_lse_and_delta(memory, ring + lse_offset, lse, delta, lse_start, begin, T, queries)
+        copy_rows(memory, ring_start, qkv, qkv_start, 3 * C, begin, T, queries, pieces, threads)
+        copy_rows(memory, ring_start + tile_bytes, dout, dout_start, C, begin, T, queries, pieces, threads)
+        copy_lse_and_delta(memory, ring_start + lse_offset, lse, delta, lse_start, begin, T, queries)
         commit_copies()
         set_to_zero(dk)
         set_to_zero(dv)
@@ -436,13 +447,14 @@ def make_backward_keys_kernel(HS, sizes=None):
         round_rows(memory, 0, keys, pieces, threads)
         round_rows(memory, value_rows, keys, pieces, threads)
 
-        stage = uint32(ring)
+        stage = uint32(ring_start)
         for first_query in range(begin, T, queries):
             wait_for_copies(0)
             round_rows(memory, stage, queries, pieces, threads)
             round_rows(memory, stage + tile_bytes, queries, pieces, threads)
             cuda.syncthreads()  # this stage is complete, and no thread reads the other one any more
-            next_stage = uint32(2 * ring + stage_bytes - stage)
+            # The other of the two stages, at ring_start and ring_start + stage_bytes.
+            next_stage = uint32(2 * ring_start + stage_bytes - stage)
             if first_query + queries < T:
                 next_query = int32(first_query + queries)
                 copy_rows(memory, next_stage, qkv, qkv_start, 3 * C, next_query, T, queries, pieces, threads)
@@ -466,7 +478,7 @@ def make_backward_keys_kernel(HS, sizes=None):
         store_rows(dqkv, qkv_start + C, 3 * C, warp_key, T, dk, HS)
         store_rows(dqkv, qkv_start + 2 * C, 3 * C, warp_key, T, dv, HS)
 
-    return attention_backward_keys_kernel, threads, keys, ring + 2 * stage_bytes
+    return attention_backward_keys_kernel, threads, keys, ring_start + 2 * stage_bytes
 
 
 # -------------------------------------------------------------------------------------------------------------- launchers

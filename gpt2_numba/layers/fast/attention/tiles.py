@@ -1,9 +1,9 @@
 """Common to the tensor-core engines (mma, tf32, wgmma): masks, softmax and gradients of a tile of scores held in registers.
 
-Each warp works on some *row tiles* of 16 rows. Of a matrix with that many rows, a thread holds its share in local arrays
+A warp works on one or more *row tiles*, 16 rows each. Each thread holds its share of such a matrix in local arrays of these shapes:
 
     float32             (row tiles, columns / 8, 4)      scores, weights, datt, and sums: out, dq, dk, dv
-    pairs of bfloat16   (row tiles, columns / 16, 4)     factors: what a product multiplies by a tile in shared memory
+    pairs of bfloat16   (row tiles, columns / 16, 4)     factors: the A operand of mma, multiplied by a tile in shared memory
 
 Their shapes are constants, so all loops over them unroll and the arrays become registers. With lane = 4 g + c, g = 0..7, c = 0..3,
 
@@ -11,14 +11,19 @@ Their shapes are constants, so all loops over them unroll and the arrays become 
 
                         columns  8 n ...  8 n + 7
                       c = 0      1      2      3
-    row 16 r + g     | 0 1 |  | 0 1 |  | 0 1 |  | 0 1 |      each entry is the last index, 2 half + i
+    row 16 r + g     | 0 1 |  | 0 1 |  | 0 1 |  | 0 1 |      the numbers in the boxes are the last index
     row 16 r + g + 8 | 2 3 |  | 2 3 |  | 2 3 |  | 2 3 |
 
 A row belongs to four neighbouring threads with the same g, a quad, which reduces it by `quad_max` and `quad_sum`. Values of which each row
 has one (largest score, lse, delta) are in local arrays (row tiles, 2). In the kernel for dk and dv, rows are keys: lse and delta belong to
 columns.
 
-Exponentials are powers of two, one instruction each: exp(x) = exp2(x log2(e)). log2(e) / sqrt(HS) is one factor, `log2_scale`.
+Scores here are not yet divided by √HS, unlike those of layers/attention. With scale = 1 / √HS, the weights are exp(scale · score - lse), and
+dscores are the gradients of scale · scores, so dq and dk are multiplied by scale at the end. Exponentials are powers of two, one instruction
+each: exp(x) = exp2(x log2(e)). `log2_scale` = scale · log2(e), applied inside exp2, does both.
+
+Numba computes indices in int64, two registers each: int32(...) keeps them in one, and uint32(...) makes // and % cheap. int64(...) is for
+offsets that may exceed 2^31.
 """
 
 import math
@@ -51,7 +56,7 @@ def padded_row_bytes(HS):
 
 
 def scales(HS):
-    """(scale, log2_scale): 1 / sqrt(HS), and the same times log2(e)."""
+    """(scale, log2_scale): 1 / √HS, and the same times log2(e)."""
     return np.float32(1 / math.sqrt(HS)), np.float32(math.log2(math.e) / math.sqrt(HS))
 
 
@@ -88,23 +93,23 @@ def set_to_zero(sums):
 
 
 @inlined
-def multiply_all(sums, factor):
-    """sums *= factor, a scalar."""
+def multiply_all(sums, multiplier):
+    """sums *= multiplier, a scalar."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
             for i in range(4):
-                sums[r, n, i] *= factor
+                sums[r, n, i] *= multiplier
 
 
 @inlined
-def multiply_rows(sums, factors):
-    """sums *= factors, one for each row. factors (row tiles, 2)."""
+def multiply_rows(sums, multipliers):
+    """sums *= multipliers, one for each row. multipliers (row tiles, 2)."""
     row_tiles, groups, _ = sums.shape
     for r in range(row_tiles):
         for n in range(groups):
             for i in range(4):
-                sums[r, n, i] *= factors[r, i // 2]
+                sums[r, n, i] *= multipliers[r, i // 2]
 
 
 @inlined
@@ -125,7 +130,8 @@ def hide_later_keys(scores, first_query, first_key):
     """scores = -inf where the key (column) comes after the query (row). first_query, first_key: first row, column."""
     row_tiles, groups, _ = scores.shape
     lane = int32(cuda.threadIdx.x & 31)
-    seen = int32(first_query + (lane >> 2) - first_key - 2 * (lane & 3))  # last key that the thread's first row sees, from its first column
+    # Last visible key for the thread's first row, counted from the thread's first column.
+    seen = int32(first_query + (lane >> 2) - first_key - 2 * (lane & 3))
     for r in range(row_tiles):
         for n in range(groups):
             for i in range(4):
@@ -138,7 +144,8 @@ def hide_earlier_queries(weights, first_key, first_query, T):
     """weights = 0 where the query (column) comes before the key (row), or is T or later. first_key, first_query: first row, column."""
     row_tiles, groups, _ = weights.shape
     lane = int32(cuda.threadIdx.x & 31)
-    begin = int32(first_key + (lane >> 2) - first_query - 2 * (lane & 3))  # first query that sees the thread's first row, likewise
+    # First query that sees the key of the thread's first row, and T, both counted from the thread's first column.
+    begin = int32(first_key + (lane >> 2) - first_query - 2 * (lane & 3))
     end = int32(T - first_query - 2 * (lane & 3))
     for r in range(row_tiles):
         for n in range(groups):
@@ -152,8 +159,9 @@ def hide_earlier_queries(weights, first_key, first_query, T):
 
 @inlined
 def online_softmax(scores, largest, total, rescale, log2_scale):
-    """Turn scores into weights, exp(score - largest score of the row so far). Sums over earlier tiles must then be multiplied by `rescale`.
+    """Turn scores into weights, exp(scale · (score - largest)), where largest is the row's largest score so far.
 
+    Sums over earlier tiles must then be multiplied by `rescale`, exp(scale · (previous largest - largest)).
     largest, total, rescale (row tiles, 2). `total` covers this thread's columns only.
     """
     row_tiles, groups, _ = scores.shape
@@ -164,6 +172,7 @@ def online_softmax(scores, largest, total, rescale, log2_scale):
             for n in range(groups):
                 now = maximum(now, maximum(scores[r, n, 2 * half], scores[r, n, 2 * half + 1]))
             now = quad_max(now)
+            # Never -inf - -inf, which is NaN: every query sees the first key of the first tile.
             row_rescale = exp2((previous - now) * log2_scale)
             shift = -now * log2_scale
             row_total = total[r, half] * row_rescale
@@ -177,7 +186,7 @@ def online_softmax(scores, largest, total, rescale, log2_scale):
 
 @inlined
 def finish_softmax(sums, largest, total, lse, b, h, first_query, log2_scale):
-    """sums /= total, which makes them out; store lse = largest + log(total) of the queries below T."""
+    """sums /= total, which makes them out; store lse = scale · largest + log(total) of the queries below T."""
     row_tiles, groups, _ = sums.shape
     lane = int32(cuda.threadIdx.x & 31)
     for r in range(row_tiles):
@@ -194,7 +203,7 @@ def finish_softmax(sums, largest, total, lse, b, h, first_query, log2_scale):
 
 @inlined
 def weights_by_row(scores, log2_lse, log2_scale):
-    """Turn scores into weights, exp(score - lse of the row). log2_lse (row tiles, 2): lse log2(e)."""
+    """Turn scores into weights, exp(scale · score - lse of the row). log2_lse (row tiles, 2): lse log2(e)."""
     row_tiles, groups, _ = scores.shape
     for r in range(row_tiles):
         for n in range(groups):
@@ -214,7 +223,7 @@ def dscores_by_row(datt, weights, delta):
 
 @inlined
 def weights_by_column(scores, memory, lse, log2_scale):
-    """Turn scores into weights, exp(score - lse of the column). lse: byte offset in shared memory."""
+    """Turn scores into weights, exp(scale · score - lse of the column). lse: byte offset in shared memory."""
     row_tiles, groups, _ = scores.shape
     here = uint32(lse + int32(cuda.threadIdx.x & 3) * 8)  # this thread's first column
     for n in range(groups):

@@ -24,9 +24,9 @@ to the first keys; or, for dk and dv, a column, from the diagonal down to the la
               x  x  x  d                       x  x  x  d                           x |x| x  d v
 
     forward    scores  = q kᵀ          weights  = online softmax of scores                 out += weights v
-    dq         scores  = q kᵀ          weights  = exp(scores - lse)
+    dq         scores  = q kᵀ          weights  = exp(scale · scores - lse)
                datt    = dout vᵀ       dscores  = weights (datt - delta)                   dq  += dscores k
-    dk, dv     scoresᵀ = k qᵀ          weightsᵀ = exp(scoresᵀ - lse)                       dv  += weightsᵀ dout
+    dk, dv     scoresᵀ = k qᵀ          weightsᵀ = exp(scale · scoresᵀ - lse)               dv  += weightsᵀ dout
                dattᵀ   = v doutᵀ       dscoresᵀ = weightsᵀ (dattᵀ - delta)                 dk  += dscoresᵀ q
 
 The products on the left have both factors in shared memory; those on the right have the first in the registers in which it was made. No
@@ -88,7 +88,7 @@ from gpt2_numba.layers.fast.attention.tiles import (
 HS = 64
 SCALE, LOG2_SCALE = scales(HS)
 
-# A thread's share of a tile: in float32; as the first factor of a product; values of which each row has one. See tiles.py.
+# A thread's share of a tile: in float32; as the first factor of a product, the A operand; values of which each row has one. See tiles.py.
 TILE_SHAPE, FACTOR_SHAPE, ROW_SHAPE = (1, TILE // 8, 4), (1, TILE // 16, 4), (1, 2)
 ROWS_PER_WARP = 16
 PIECES = ROW_BYTES // PIECE  # per row
@@ -292,6 +292,7 @@ def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_to
     stage, first_key = int32(QUERIES_RING), first_query
     while first_key >= 0:
         await_tiles()
+        # The other of the two stages, at QUERIES_RING and QUERIES_RING + STAGE_BYTES.
         next_stage = int32(2 * QUERIES_RING + STAGE_BYTES - stage)
         k_tile, v_tile = tile_descriptor(memory, uint32(stage)), tile_descriptor(memory, uint32(stage + TILE_BYTES))
         begin_multiply_transposed(weights, q_tile, k_tile)
@@ -356,6 +357,7 @@ def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv, heads_together):
     stage, first_query = int32(KEYS_RING), first_key
     while first_query < T:
         await_tiles()
+        # The other of the two stages, at KEYS_RING and KEYS_RING + KEYS_STAGE_BYTES.
         next_stage, next_query = int32(2 * KEYS_RING + KEYS_STAGE_BYTES - stage), int32(first_query + TILE)
         q_tile, dout_tile = tile_descriptor(memory, uint32(stage)), tile_descriptor(memory, uint32(stage + TILE_BYTES))
         begin_multiply_transposed(weights, k_tile, q_tile)
