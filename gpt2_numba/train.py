@@ -50,6 +50,16 @@ def train(settings, group=None):
         while True:
             last = step == run.max_steps
 
+            # Once in a while, and when asked to stop: save everything that a resumed run needs, before anything else can go wrong. The request is
+            # read once: a signal after this line is for the next step, which then saves its own. Several processes stop after the same step.
+            stopping = stop.requested if group.ranks == 1 else reports.stopping
+            if settings.log_dir and step > run.first_step and (due(settings.checkpoint_every, step, last) or stopping):
+                reports.finish()
+                save_or_warn(settings, step, model, batches, run_state)
+            if stopping and not last:
+                reports.finish()
+                break
+
             # Once in a while: how well does the model predict text it has not seen?
             if due(settings.val_every, step, last) or settings.val_every and step == 0:
                 reports.finish()
@@ -70,14 +80,7 @@ def train(settings, group=None):
                 if group.rank == 0:
                     print(f"generating:\n---\n{sample(model, run.encoding, settings.sample_tokens)}\n---")
 
-            # Once in a while, and when asked to stop: save everything that a resumed run needs. The request is read once: a signal after
-            # this line is for the next step, which then saves its own. Several processes stop after the same step.
-            stopping = stop.requested if group.ranks == 1 else reports.stopping
-            if settings.log_dir and step > run.first_step and (due(settings.checkpoint_every, step, last) or stopping):
-                reports.finish()
-                save_or_warn(settings, step, model, batches, run_state)
-
-            if last or stopping:
+            if last:
                 reports.finish()
                 break
 
@@ -87,6 +90,7 @@ def train(settings, group=None):
             if settings.overfit_one_batch:
                 batches.reset()
             for micro_step in range(run.grad_accum_steps):
+                stop.announce()
                 group.doing(f"step {step + 1}, micro-step {micro_step + 1}")
                 inputs, targets = batches.next_batch()
                 model.forward(inputs)

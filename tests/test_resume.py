@@ -486,6 +486,9 @@ def test_a_signal_between_any_two_lines_loses_no_step(run, tmp_path, monkeypatch
             self.left -= 1
             return None if self.left > 0 else "SIGTERM"
 
+        def announce(self):
+            pass
+
         __enter__, __exit__ = lambda self: self, lambda *_: None
 
     monkeypatch.setattr(trainer, "StopRequest", LateRequest)
@@ -493,6 +496,68 @@ def test_a_signal_between_any_two_lines_loses_no_step(run, tmp_path, monkeypatch
     steps = len(stopped.results)
     assert f"after {steps} steps" in stopped.stopped and complete_checkpoints(tmp_path) == ([steps] if steps else [])
     assert (f"checkpoint of step {steps}" if steps else "no checkpoint") in stopped.stopped
+
+
+SIGNAL_IN_A_PRINT = """
+import os, signal, sys
+from gpt2_numba import train
+class Screen:
+    inside = signalled = False
+    def __init__(self, stream):
+        self.stream = stream
+    def write(self, text):
+        assert not self.inside, "a print within a print"
+        self.inside = True
+        if not self.signalled and text.startswith("step"):
+            self.signalled = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.inside = False
+        return self.stream.write(text)
+    def flush(self):
+        self.stream.flush()
+sys.stdout = Screen(sys.stdout)
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_in_the_middle_of_a_print_stops_the_run_in_order(data, tmp_path):
+    """The handler prints nothing: Python does not allow a print within a print."""
+    command = [sys.executable, "-c", SIGNAL_IN_A_PRINT, *TINY, *data, "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130 and "stopped by SIGTERM after" in done.stderr, done.stderr
+    assert len(complete_checkpoints(tmp_path)) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_sighup_stops_the_run_unless_it_is_ignored(data, tmp_path):
+    def run_hung_up(directory, handler):
+        flags = [*TINY, "-x", "4", *data, "-o", str(directory)]
+        return subprocess.run(
+            [sys.executable, "-c", STOP_IN_STEP_3, str(int(signal.SIGHUP)), *flags], capture_output=True, text=True, timeout=120,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
+        )  # fmt: skip
+
+    stopped = run_hung_up(tmp_path / "stopped", signal.SIG_DFL)
+    assert stopped.returncode == 130 and "stopped by SIGHUP after 3 steps" in stopped.stderr
+    assert complete_checkpoints(tmp_path / "stopped") == [3]
+    assert run_hung_up(tmp_path / "nohup", signal.SIG_IGN).returncode == 0
+
+
+def test_the_checkpoint_comes_first(run, tmp_path, monkeypatch):
+    """Whatever fails in the validation that is due at the same step, the checkpoint is there."""
+
+    def fail(*_):
+        raise RuntimeError("validation failed")
+
+    monkeypatch.setattr(trainer, "validate", fail)
+    with pytest.raises(RuntimeError, match="validation failed"):
+        run(*TINY, "-v", 3, "-n", 3, "-o", tmp_path)
+    assert complete_checkpoints(tmp_path) == []  # the first validation is before the first step
+    calls = []
+    monkeypatch.setattr(trainer, "validate", lambda *_: calls.append(1) or (1.0 if len(calls) == 1 else fail()))
+    with pytest.raises(RuntimeError, match="validation failed"):
+        run(*TINY, "-v", 3, "-n", 3, "-o", tmp_path)
+    assert complete_checkpoints(tmp_path) == [3]
 
 
 def test_signal_handlers_are_restored(run):

@@ -9,8 +9,8 @@ backward   plain                        4 bytes per load, from two arrays; tanh
            fast                         the logistic function and its derivative s (1 - s)
 
 The rungs after eight_per_thread are for bfloat16, which has twice the arithmetic per byte. In float32 eight_per_thread is already at the
-ceiling, and they are slower. One H200, 2026-11-28, share of the ceiling: forward 97, 92, 78 % in float32 and 82, 92, 92 % in bfloat16; backward
-101, 97 % and 94, 97 %.
+ceiling, and they are slower. One H200, 2026-11-28, share of the ceiling from eight_per_thread on: forward 97, 92, 78 % in float32 and
+82, 92, 92 % in bfloat16; backward 101, 97 % and 94, 97 %.
 """
 
 from numba import cuda, float32
@@ -81,7 +81,7 @@ def logistic(out, inp):
 
 @in_both_precisions
 def fast_forward(out, inp):
-    """The trainer's kernel: 16 elements per thread. In bfloat16, a thread has two loads in flight, as fast as one here; in float32, four."""
+    """The trainer's kernel: 16 elements per thread. In bfloat16 a thread has two loads in flight, in float32 four."""
     fast.gelu_forward(out, inp)
 
 

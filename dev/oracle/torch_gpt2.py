@@ -1,10 +1,10 @@
-"""GPT-2 in PyTorch, as plain as can be: modules, autograd, torch.optim.AdamW. Shares nothing with the package but the names of tensors."""
+"""GPT-2 in PyTorch, as plain as possible: modules, autograd, torch.optim.AdamW. It shares only the tensor names with the package."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Our tensor that has one matrix or vector for each block -> the module of a Block, and its attribute.
+# Our tensors with one matrix or vector per block -> the module of a Block and its attribute.
 PER_BLOCK = {
     "ln1w": ("ln1", "weight"),
     "ln1b": ("ln1", "bias"),
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class TorchGPT2(nn.Module):
-    """sizes: L, NH, C, max_T, V as in the package's GPT2Config. The vocabulary is not padded here."""
+    """GPT-2. L, NH, C, max_T and V are those of the package's GPT2Config; the vocabulary is not padded."""
 
     def __init__(self, L, NH, C, max_T, V):
         super().__init__()
@@ -47,40 +47,40 @@ class TorchGPT2(nn.Module):
         self.lnf = nn.LayerNorm(C, eps=1e-5)
 
     def logits(self, tokens):
-        """Logits of (B, T) tokens, (B, T, V)."""
+        """Logits (B, T, V) of tokens (B, T)."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
         return self.lnf(x) @ self.wte.weight.T
 
     def forward(self, tokens, targets):
-        """Mean cross-entropy of (B, T) targets, a scalar tensor."""
+        """Mean cross-entropy of targets (B, T), a scalar tensor."""
         return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
 
     def by_name(self):
-        """Our tensor's name -> the parameter, or the list of parameters of all blocks."""
+        """Our tensor name -> the parameter, or the list of the parameters of all blocks."""
         tensors = {"wte": self.wte.weight, "wpe": self.wpe.weight, "lnfw": self.lnf.weight, "lnfb": self.lnf.bias}
         for name, (module, attribute) in PER_BLOCK.items():
             tensors[name] = [getattr(getattr(block, module), attribute) for block in self.blocks]
         return tensors
 
     def load(self, arrays):
-        """Set all parameters from our 16 arrays; the padding of wte is left out."""
+        """Set all parameters from our 16 arrays; the padding of wte is dropped."""
         with torch.no_grad():
             for name, tensor in self.by_name().items():
                 values = torch.from_numpy(arrays[name])
                 for target, source in zip(tensor, values) if isinstance(tensor, list) else [(tensor, values[: len(tensor)])]:
                     target.copy_(source)
 
-    def to_numpy(self, what=lambda parameter: parameter):
-        """Our 16 tensors as NumPy arrays: the parameters, or what(parameter) of each; wte without its padding."""
+    def to_numpy(self, select=lambda parameter: parameter):
+        """Our 16 tensors as NumPy arrays: the parameters, or select(parameter) of each; wte without padding."""
         return {
-            name: (torch.stack([what(t) for t in tensor]) if isinstance(tensor, list) else what(tensor)).detach().numpy().copy()
+            name: (torch.stack([select(t) for t in tensor]) if isinstance(tensor, list) else select(tensor)).detach().numpy().copy()
             for name, tensor in self.by_name().items()
         }
 
     def adamw(self, weight_decay):
-        """AdamW with GPT-2's settings: matrices decay, biases and LayerNorms do not."""
+        """AdamW with GPT-2's settings: weight decay for matrices, none for biases and LayerNorms."""
         matrices = [parameter for parameter in self.parameters() if parameter.ndim == 2]
         vectors = [parameter for parameter in self.parameters() if parameter.ndim == 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

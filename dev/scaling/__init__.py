@@ -1,4 +1,4 @@
-"""How long a training step takes on N GPUs: a model of it, from times measured on 1, 2 and 4. docs/scaling.md tells it; `python -m dev.scaling`.
+"""A model of the time of a training step on N GPUs, based on measurements on 1, 2 and 4: docs/scaling.md. Run `python -m dev.scaling`.
 
-Read figures.py (what goes in, and where each figure comes from), collectives.py (what a message costs), step.py (the step), report.py.
+Reading order: figures.py (the inputs and their sources), collectives.py (the cost of a message), step.py (the step), report.py (tables).
 """

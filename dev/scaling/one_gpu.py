@@ -1,4 +1,4 @@
-"""The times of a step on one GPU, as measured (dev/bench)."""
+"""Measured times of a step on one GPU (dev/bench)."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 class OneGpu(NamedTuple):
-    """Milliseconds of a micro-step of B rows of T tokens, in parts, and of what comes once a step."""
+    """Milliseconds of the parts of a micro-step of B rows of T tokens, and of the norm and AdamW once per step."""
 
     B: int
     T: int
@@ -25,10 +25,10 @@ class OneGpu(NamedTuple):
     norm: float
     adamw: float
     copy_rate: float  # GB/s, read plus written
-    memory_gib: float  # that the trainer took for B rows
+    memory_gib: float  # the trainer's memory for B rows
 
     def slower(self, factor):
-        """The same GPU with another program, or another one with this program: all times multiplied by a factor."""
+        """A copy with all times multiplied by a factor: for another program on this GPU, or this program on another GPU."""
         times = {name: factor * getattr(self, name) for name in ("forward", "head", "layer", "tail", "norm", "adamw")}
         return self._replace(**times)
 
@@ -39,7 +39,7 @@ def measured(model):
     training, ruler = (json.loads((BENCH / folder / "result.json").read_text()) for folder in ONE_GPU[model])
     timeline, micro_steps = ruler["timeline"], ruler["model"]["micro_steps"]
     parts, phases = timeline["parts"], timeline["phases"]
-    # The timeline was taken launch by launch: its parts are stretched to fill the step of the training, gaps between kernels included.
+    # The timeline was recorded launch by launch: its parts are stretched to add up to the training's step, gaps between kernels included.
     stretch = training["median_ms"] / timeline["kernels_ms"]
     head = parts["classifier_forward_backward"]["ms"] + parts["matmul_backward classifier"]["ms"]
     tail = parts["encoder_backward"]["ms"]
@@ -60,14 +60,14 @@ def measured(model):
 
 
 def smaller_micro_batches(model):
-    """B -> milliseconds of a micro-step of so many rows, as measured, down to one row."""
+    """B -> measured milliseconds of a micro-step of B rows, down to one row."""
     rows = json.loads((BENCH / SMALLER_MICRO_BATCHES / "result.json").read_text())["rows"]
-    update = measured(model).norm + measured(model).adamw  # once a step, whatever the micro-batch
+    update = measured(model).norm + measured(model).adamw  # once per step, whatever the micro-batch
     return {row["B"]: (row["step_ms"] - update) / row["micro_steps"] for row in rows if row["model"] == model}
 
 
 def micro_step_share(model, B):
-    """The time of a micro-step of B rows as a share of one of as many rows as in ONE_GPU; between measured sizes it is taken to rise evenly."""
+    """Time of a micro-step of B rows as a share of one with the B of `measured`; interpolated linearly between measured sizes."""
     gpu = measured(model)
     full = gpu.forward + gpu.head + parse_descriptor(model).L * gpu.layer + gpu.tail
     times = {gpu.B: full, **smaller_micro_batches(model)}

@@ -1,4 +1,4 @@
-"""What the model says, as tables and a picture, and where they stand in the documentation."""
+"""The results of the model as tables and a picture, and their insertion into the documentation."""
 
 import functools
 import json
@@ -16,9 +16,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PICTURE = DOCS / "scaling.png"
 MODELS = "d12", "d48"
 GPUS = tuple(2**n for n in range(10))
-TOKENS = {"d12": 524288, "d48": 1048576}  # a step, as in llm.c's published runs; for 8 GPUs it is the same either way
+TOKENS = {"d12": 524288, "d48": 1048576}  # per step, as in llm.c's published runs; both ways to choose the batch agree for 8 GPUs
 PER_GPU = {model: tokens // 8 for model, tokens in TOKENS.items()}
-ENOUGH = 0.9  # share of N times one GPU below which the tables ask what is lost
+ENOUGH = 0.9  # share of N times one GPU below which the tables list the losses
 LOSSES = {
     "micro_steps": "small micro-batches",
     "slowed": "compute slowed by messages",
@@ -32,20 +32,20 @@ BLOCK = "<!-- {}: written by python -m dev.scaling --write -->\n{}<!-- end -->"
 
 @functools.cache
 def modelled(model, per_gpu, ranks, stage, network):
-    """The Step with TOKENS a step over all GPUs, or, per_gpu, PER_GPU for each."""
+    """The Step with TOKENS per step over all GPUs or, if per_gpu, PER_GPU for each."""
     tokens = PER_GPU[model] * ranks if per_gpu else TOKENS[model]
-    return step(model, ranks, tokens, stage, fabric(network))
+    return step(model, ranks, tokens, stage, fabric=fabric(network))
 
 
 def share(model, per_gpu, ranks, stage, network):
     """Speed as a share of `ranks` times that of one GPU."""
-    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, 1, 0, network)
+    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, ranks=1, stage=0, network=network)
     return many.tokens_per_second / ranks / one.tokens_per_second
 
 
 def losses(model, per_gpu, ranks, stage, network):
-    """What a step takes longer than on one GPU with a share of everything: name -> ms. Negative where it takes less."""
-    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, 1, 0, network)
+    """Extra time of a step over 1/ranks of the same step on one GPU: name -> ms. Negative where it takes less."""
+    many, one = modelled(model, per_gpu, ranks, stage, network), modelled(model, per_gpu, ranks=1, stage=0, network=network)
     ideal = many.tokens / one.tokens / ranks
     return {LOSSES[name]: ms - ideal * one.parts[name] for name, ms in many.parts.items()}
 
@@ -54,7 +54,7 @@ def losses(model, per_gpu, ranks, stage, network):
 
 
 def table(header, rows):
-    """Markdown."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
@@ -74,17 +74,18 @@ def one_gpu_table():
 
 
 def our_runs(folder):
-    """Runs from the file of dev.bench.many_gpus, in which each GPU has also run by itself, with as many micro-steps."""
+    """Runs from a result of dev.bench.many_gpus, in which each GPU also ran alone with the same number of micro-steps."""
     rows = json.loads((BENCH / folder / "result.json").read_text())["rows"]
     runs = []
     for row in rows:
         alone = [one["step_ms"] for one in rows if one["gpus"] == 1 and all(one[key] == row[key] for key in ("model", "micro_steps"))]
-        alone = alone[: row["gpus"]]  # GPU 0 first: these are the ones that the processes take
+        alone = alone[: row["gpus"]]  # GPU 0 first: the processes use the first GPUs
         tokens = row["micro_steps"] * row["B"] * row["T"]
         if row["gpus"] > 1:
             runs.append(Run(
-                f"ours, {row['gpus']} H200", row["model"], row["gpus"], row["zero_stage"], tokens * row["gpus"], row["step_ms"],
-                tokens, tuple(alone), f"measured: [{folder}](../dev/bench/{folder})", row["messages_alone_ms"], row["exposed_ms"], row["arena_gib"],
+                f"ours, {row['gpus']} H200", row["model"], ranks=row["gpus"], stage=row["zero_stage"], tokens=tokens * row["gpus"],
+                ms=row["step_ms"], one_tokens=tokens, alone_ms=tuple(alone), source=f"measured: [{folder}](../dev/bench/{folder})",
+                messages_ms=row["messages_alone_ms"], lost_ms=row["exposed_ms"], memory_gib=row["arena_gib"],
             ))  # fmt: skip
     return runs
 
@@ -94,48 +95,49 @@ def all_our_runs():
 
 
 def check(run, one_ms):
-    """The Step that the model says for a Run on one host, if one GPU takes one_ms for the step that it does by itself."""
+    """The modelled Step of a Run on one host, if one GPU alone takes one_ms for its step of run.one_tokens."""
     host = fabric(NETWORKS[0])
-    one = step(run.model, 1, run.one_tokens, 0, host)
-    return step(run.model, run.ranks, run.tokens, run.stage, host, measured(run.model).slower(one_ms / one.ms))
+    one = step(run.model, ranks=1, tokens=run.one_tokens, stage=0, fabric=host)
+    gpu = measured(run.model).slower(one_ms / one.ms)
+    return step(run.model, run.ranks, run.tokens, run.stage, fabric=host, gpu=gpu)
 
 
 def checks_table():
-    """The time of a step, from the mean of the GPUs' speeds, and from the slowest."""
-    header = ["run", "model", "tokens a step", "ms", "of N × one", "model: ms", "of N × one", "off", "off, from the slowest", "source"]
+    """The time of a step, modelled from the mean of the GPUs' speeds and from the slowest."""
+    header = ["run", "model", "tokens a step", "ms", "of N × one", "model: ms", "of N × one", "error", "error, from the slowest", "source"]
     rows = []
     for run in all_our_runs() + list(PUBLISHED_RUNS):
-        ideal, says = run.one_ms * run.tokens / run.one_tokens / run.ranks, check(run, run.one_ms)
+        ideal, predicted = run.one_ms * run.tokens / run.one_tokens / run.ranks, check(run, run.one_ms)
         slowest = f"{check(run, max(run.alone_ms)).ms / run.ms - 1:+.1%}" if len(run.alone_ms) > 1 else ""
         rows.append([
-            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.ms:,.1f}", f"{ideal / run.ms:.1%}", f"{says.ms:,.1f}",
-            f"{ideal / says.ms:.1%}", f"{says.ms / run.ms - 1:+.1%}", slowest, run.source,
+            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.ms:,.1f}", f"{ideal / run.ms:.1%}", f"{predicted.ms:,.1f}",
+            f"{ideal / predicted.ms:.1%}", f"{predicted.ms / run.ms - 1:+.1%}", slowest, run.source,
         ])  # fmt: skip
     return table(header, rows)
 
 
-def messages_alone(run, says):
-    """What the model says of Run.messages_ms."""
-    return says.messages + measured(run.model).norm / (1 if run.stage == 0 else run.ranks)
+def messages_alone(run, predicted):
+    """The modelled counterpart of Run.messages_ms."""
+    return predicted.messages + measured(run.model).norm / (1 if run.stage == 0 else run.ranks)
 
 
 def messages_table():
-    """What the messages of our own runs took, and by how much they made the step longer."""
+    """How long the messages of our runs took, and by how much they lengthened the step."""
     header = ["run", "model", "tokens a step", "messages alone, ms", "model", "they lengthen the step by, ms", "model", "of the step"]
     rows = []
     for run in all_our_runs():
-        says = check(run, run.one_ms)
+        predicted = check(run, run.one_ms)
         rows.append([
-            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.messages_ms:.2f}", f"{messages_alone(run, says):.2f}",
-            f"{run.lost_ms:.2f}", f"{says.lost:.2f}", f"{run.lost_ms / run.ms:.1%}",
+            run.name, run.model, f"`-z {run.stage}`, {run.tokens:,}", f"{run.messages_ms:.2f}", f"{messages_alone(run, predicted):.2f}",
+            f"{run.lost_ms:.2f}", f"{predicted.lost:.2f}", f"{run.lost_ms / run.ms:.1%}",
         ])  # fmt: skip
     return table(header, rows)
 
 
 def our_table():
-    """Our own runs, for those who want to know what several GPUs bring."""
+    """Our runs on several GPUs, compared with the same GPUs alone."""
     header = [
-        "model", "GPUs", "ZeRO", "micro-steps", "tok/s", "one by one, tok/s", "of all one by one", "of N × the slowest",
+        "model", "GPUs", "ZeRO", "micro-steps", "tok/s", "each alone, tok/s", "of the sum of these", "of N × the slowest",
         "ms a step", "messages alone, ms", "they lengthen it by, ms", "GiB a GPU", "source",
     ]  # fmt: skip
     rows = []
@@ -158,17 +160,19 @@ def scaling_table(model, per_gpu):
     ]  # fmt: skip
     rows = []
     for ranks in GPUS:
-        one = modelled(model, per_gpu, ranks, 1, wide)
-        shares = [share(model, per_gpu, ranks, stage, wide) for stage in (0, 1, 2)] + [share(model, per_gpu, ranks, 1, poor)]
+        one = modelled(model, per_gpu, ranks, stage=1, network=wide)
+        shares = [share(model, per_gpu, ranks, stage, network=wide) for stage in (0, 1, 2)] + [
+            share(model, per_gpu, ranks, stage=1, network=poor)
+        ]
         memory = [f"{memory_gib(model, ranks, stage, one.B):.1f}" for stage in (0, 1, 2)]
         speed = [f"{one.ms:,.1f}", thousands(one.tokens_per_second)]
         rows.append([ranks, f"{one.B} × {one.count}", *speed, *(f"{s:.1%}" for s in shares), *memory])
     return table(header, rows)
 
 
-def thousands(number):
-    """629k, 4.98M."""
-    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.0f}k"
+def thousands(value):
+    """As in 629k or 4.98M."""
+    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:.0f}k"
 
 
 def parts_table():
@@ -178,8 +182,8 @@ def parts_table():
     for model in MODELS:
         for per_gpu in (False, True):
             for ranks in (8, 64, 512):
-                many = modelled(model, per_gpu, ranks, 1, NETWORKS[0])
-                lost = losses(model, per_gpu, ranks, 1, NETWORKS[0])
+                many = modelled(model, per_gpu, ranks, stage=1, network=NETWORKS[0])
+                lost = losses(model, per_gpu, ranks, stage=1, network=NETWORKS[0])
                 ideal = many.ms - sum(lost.values())
                 hidden = 1 - (many.gradients + many.parameters) / many.messages
                 rows.append([
@@ -194,7 +198,7 @@ def batch_name(model, per_gpu):
 
 
 def limits_table():
-    """Up to how many GPUs the step keeps ENOUGH of N × one, and the two largest losses at the next number."""
+    """The largest GPU count with ENOUGH of N × one, and the two largest losses at the next size."""
     header = ["batch", "network between hosts", "ZeRO", f"{ENOUGH:.0%} up to", "then", "of N × one", "lost most, of the step's time"]
     rows = []
     for model in MODELS:
@@ -216,7 +220,7 @@ def limits_table():
 
 
 def memory_table():
-    """GiB a GPU by the trainer's plan."""
+    """GiB per GPU, as planned by the trainer."""
     header = ["GPUs", *(f"{model}, B = {measured(model).B}: `-z {stage}`" for model in MODELS for stage in (0, 1, 2))]
     rows = []
     for ranks in (1, 2, 4, 8, 64):
@@ -247,7 +251,7 @@ def drawn():
 
 
 def draw(path):
-    """A panel for each model and each way to choose the batch. The numbers are in the file as text, too."""
+    """A panel for each model and each way to choose the batch. The file also holds the values as text."""
     picture = Picture(figsize=(12, 8), dpi=110, layout="constrained")
     panels = picture.subplots(2, 2, sharex=True, sharey=True)
     for axes, ((per_gpu, model), lines) in zip(panels.flat, drawn().items()):
@@ -273,7 +277,7 @@ def draw(path):
 
 
 def blocks():
-    """What is generated, by document and name."""
+    """The generated tables: document -> {name of the block: table}."""
     scaling_tables = {
         "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "messages": messages_table(), "parts": parts_table(), "limits": limits_table(),
         **{f"{model} {kind}": scaling_table(model, kind == "per GPU") for model in MODELS for kind in ("per step", "per GPU")},
@@ -282,18 +286,18 @@ def blocks():
 
 
 def with_blocks(text, tables):
-    """A document with its blocks renewed. Raises ValueError if one has no place in it."""
+    """The text of a document with its blocks replaced. Raises ValueError if a block does not occur in it exactly once."""
     for name, content in tables.items():
         pattern = re.escape(BLOCK.format(name, "\0")).replace("\0", ".*?")
         block = BLOCK.format(name, content + "\n")
         text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
         if found != 1:
-            raise ValueError(f"the block {name!r} must stand in the document once, it is there {found} times")
+            raise ValueError(f"the block {name!r} must occur in the document exactly once, it occurs {found} times")
     return text
 
 
 def write():
-    """Renew the blocks of the documents, and the picture."""
+    """Update the blocks of the documents, and the picture."""
     for document, tables in blocks().items():
         path = DOCS / document
         path.write_text(with_blocks(path.read_text(), tables))

@@ -1,15 +1,15 @@
-"""The time of a training step on N GPUs: what one GPU takes for its share, and what of the messages is not hidden behind that.
+"""The time of a training step on N GPUs: one GPU's time for its share, plus the part of the messages that compute does not hide.
 
     micro-steps    forward and backward of each micro-batch, as on one GPU
-    slowed         what they take longer while messages are under way on the same GPU
-    gradients      in the last backward pass (-z 2: in each), each layer's matrices are sent when it is done, one message after the other,
-                   beside the layers below; in the last one the embeddings' and all vectors' follow. What is not through then is waited for
-    norm           of the gradients, with -z 1 and 2 of this GPU's parts, and a message: the loss, and the sums of which the norm is made
+    slowed         the extra time they take while messages are sent on the same GPU
+    gradients      in the last backward pass (-z 2: in each) a layer's matrices are sent when it is done, one message after the other, while the
+                   layers below are computed; in the last one, the embeddings' and all vectors' follow. What is not hidden is waited for
+    norm           of the gradients, with -z 1 and 2 of this GPU's parts, plus a message: the loss, and the partial sums of the norm
     AdamW          with -z 1 and 2 of this GPU's parts
-    parameters     with -z 1 and 2 each matrix is sent when it is updated, beside the update of the next one. What is left is waited for
+    parameters     with -z 1 and 2 each matrix is sent once it is updated, during the update of the next. What is not hidden is waited for
 
-Left out: differences between GPUs and between steps (all wait for the slowest), other users of the network, reading data, validation,
-checkpoints, and the host, which is taken to be always ahead of the GPU.
+Left out: differences between GPUs and between steps (all wait for the slowest), other traffic on the network, reading data, validation,
+checkpoints, and the host, which is assumed to be always ahead of the GPU.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from gpt2_numba.parallel.gradients import BUFFERS
 from gpt2_numba.parallel.shards import Sharing
 
 BF16, FLOAT32 = 2, 4  # bytes
-NORM_SUMS = 1056  # that each GPU makes of its squares: BLOCKS in layers/fast/global_norm.py
+NORM_SUMS = 1056  # partial sums of squares on each GPU: BLOCKS in layers/fast/global_norm.py
 
 
 class Step(NamedTuple):
@@ -36,10 +36,10 @@ class Step(NamedTuple):
     adamw: float
     parameters: float
 
-    messages: float  # that all messages take together: some of it is in the parts above, the rest is hidden
-    lost: float  # by which messages lengthen the step: slowed, gradients, parameters, and what they add to norm and AdamW
+    messages: float  # total duration of all messages: some of it is in the parts above, the rest is hidden
+    lost: float  # added to the step by messages: slowed, gradients, parameters, and their share of norm and AdamW
     B: int
-    count: int  # of micro-steps
+    count: int  # micro-steps
     tokens: int  # over all GPUs
 
     @property
@@ -59,15 +59,16 @@ PARTS = Step._fields[:6]
 
 
 def step(model, ranks, tokens, stage, fabric, gpu=None):
-    """The Step of "d12" or "d48" by -z `stage`.
+    """The Step of "d12" or "d48" with -z `stage`.
 
-    tokens  over all ranks; ValueError if they are not as many rows for each of them
+    tokens  per step, over all ranks
     gpu     OneGpu, by default as measured. The micro-batch is the largest up to gpu.B that divides the rows of a GPU
+    Raises ValueError if the tokens are not the same number of whole rows for each rank.
     """
     gpu = gpu or measured(model)
     rows, left_over = divmod(tokens, gpu.T * ranks)
     if left_over:
-        raise ValueError(f"{tokens} tokens are not as many rows of {gpu.T} for each of {ranks} GPUs")
+        raise ValueError(f"{tokens} tokens cannot be divided into rows of {gpu.T} for {ranks} GPUs")
     B = max(size for size in range(1, gpu.B + 1) if rows % size == 0)
     count, share = rows // B, micro_step_share(model, B)
     sharing = Sharing(parse_descriptor(model), 0, ranks, stage)
@@ -78,15 +79,15 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
 
     layer, rest = _gradient_messages(sharing, fabric)
     layers = [(share * gpu.layer, layer)] * L
-    slowed, gradients = beside([*layers, (share * gpu.tail, rest)], keep_step=stage == 2)
+    slowed, gradients = overlap([*layers, (share * gpu.tail, rest)], keep_step=stage == 2)
     earlier = count - 1 if stage == 2 else 0  # micro-steps that send their layers' gradients as well
-    slowed_earlier, gradients_earlier = beside([*layers, (share * gpu.tail, 0.0)], keep_step=True)
+    slowed_earlier, gradients_earlier = overlap([*layers, (share * gpu.tail, 0.0)], keep_step=True)
     slowed, gradients = slowed + earlier * slowed_earlier, gradients + earlier * gradients_earlier
     norm_message = _norm_message(sharing, fabric)
     matrices = [] if stage == 0 else _parameter_messages(gpu, sharing, fabric)
-    update_slowed, parameters = beside(matrices)
+    update_slowed, parameters = overlap(matrices)
     return Step(
-        micro_steps=count * (share * full + _sharing_gradients(gpu, sharing)),
+        micro_steps=count * (share * full + _sharded_gradients(gpu, sharing)),
         slowed=slowed,
         gradients=gradients,
         norm=sharing.counted.local_count() / everything * gpu.norm + norm_message,
@@ -98,18 +99,19 @@ def step(model, ranks, tokens, stage, fabric, gpu=None):
     )  # fmt: skip
 
 
-def beside(pieces, keep_step=False):
-    """Compute makes one piece after the other; each is sent when it is made and the one before is through.
+def overlap(pieces, keep_step=False):
+    """How far messages slow compute and make it wait. Compute produces one piece after the other; each is sent once it is complete and the
+    previous one has arrived.
 
     pieces     list of (ms of compute, ms of message)
-    keep_step  before a piece is sent, compute waits for the one before it (-z 2, which has no memory for more)
-    Returns (ms by which messages slow compute down, ms for which compute waits, at the end or in between).
+    keep_step  before a piece is sent, compute waits for the previous one (-z 2, which has no memory for more)
+    Returns (ms by which messages slow compute down, ms that compute waits, at the end or in between).
     """
     now = sent = slowed = waited = 0.0
-    for_each = figure(f"compute slowed by a message beside it, {'-z 2' if keep_step else '-z 0, 1'}")
+    per_layer = figure(f"compute slowed by a concurrent message, {'-z 2' if keep_step else '-z 0, 1'}")
     for compute, message in pieces:
-        under_way = min(compute, max(0.0, sent - now))
-        slower = figure("compute slowed while a message is under way") * under_way + (for_each * compute if under_way else 0.0)
+        during = min(compute, max(0.0, sent - now))
+        slower = figure("compute slowed during a message") * during + (per_layer * compute if during else 0.0)
         now, slowed = now + compute + slower, slowed + slower
         if keep_step and sent > now:
             now, waited = sent, waited + sent - now
@@ -126,49 +128,49 @@ def _gradient_messages(sharing, fabric):
 
 
 def _norm_message(sharing, fabric):
-    """Loss and requests to stop; with shards the sums of squares, too."""
-    numbers = 2 if sharing.stage == 0 else NORM_SUMS + 2
-    return message_ms("all_reduce", FLOAT32 * numbers, sharing.state.ranks, fabric)
+    """Milliseconds for the loss and requests to stop; with shards also the sums of squares."""
+    elements = 2 if sharing.stage == 0 else NORM_SUMS + 2
+    return message_ms("all_reduce", FLOAT32 * elements, sharing.state.ranks, fabric)
 
 
 def _parameter_messages(gpu, sharing, fabric):
-    """A pair for each matrix: ms of its update and that of the vectors before it, ms of sending it. At last the update of the other vectors."""
-    pieces, numbers = [], 0
+    """For each matrix (ms to update it and the vectors before it, ms to send it), then (ms to update the remaining vectors, 0)."""
+    pieces, elements = [], 0
     for name, parts in itertools.groupby(sharing.state.parts(), key=lambda part: part[3].name):
         parts = list(parts)
-        numbers += sum(length for _, _, length, _ in parts)
+        elements += sum(length for _, _, length, _ in parts)
         if name in MATRICES:
-            pieces.append((numbers, _message("all_gather", [segment for *_, segment in parts], sharing, fabric)))
-            numbers = 0
-    pieces.append((numbers, 0.0))
-    return [(count / sharing.state.global_count * gpu.adamw, message) for count, message in pieces]
+            pieces.append((elements, _message("all_gather", [segment for *_, segment in parts], sharing, fabric)))
+            elements = 0
+    pieces.append((elements, 0.0))
+    return [(updated / sharing.state.global_count * gpu.adamw, message) for updated, message in pieces]
 
 
 def _message(kind, segments, sharing, fabric):
-    """One call for several matrices."""
-    return message_ms(kind, BF16 * _numbers(segments), sharing.state.ranks, fabric)
+    """Milliseconds of one call for several matrices."""
+    return message_ms(kind, BF16 * _elements(segments), sharing.state.ranks, fabric)
 
 
-def _numbers(segments):
+def _elements(segments):
     return sum(segment.length for segment in segments)
 
 
-def _sharing_gradients(gpu, sharing):
-    """-z 2: what a micro-step does more, ms: the sums that have come are added to this GPU's parts, and the buffers are cleared."""
+def _sharded_gradients(gpu, sharing):
+    """Extra ms of a micro-step with -z 2: the received sums are added to this GPU's parts, and the buffers are cleared."""
     if sharing.stage < 2:
         return 0.0
-    everything = sharing.state.config.L * _numbers(sharing.layer_matrices(0))
+    everything = sharing.state.config.L * _elements(sharing.layer_matrices(0))
     own = everything - (sharing.grads.global_count - sharing.grads.local_count())
     return BF16 * (3 * own + everything) / gpu.copy_rate / 1e6
 
 
 def memory_gib(model, ranks, stage, B):
-    """GiB of GPU memory for a micro-batch of B rows (bf16, `-r 0`), without what NCCL and CUDA take for themselves.
+    """GiB of GPU memory for a micro-batch of B rows (bf16, `-r 0`), without that of NCCL and CUDA.
 
-    What grows with B, activations and scratch, is what the measured training had beside its 16 bytes a parameter.
+    Activations and scratch, which grow with B, are the measured training's memory beyond its 16 bytes per parameter.
     """
     sharing, gpu = Sharing(parse_descriptor(model), 0, ranks, stage), measured(model)
     everything = sharing.state.global_count
-    gradients = sharing.grads.local_count() + (BUFFERS * _numbers(sharing.layer_matrices(0)) if sharing.stage == 2 else 0)
-    with_batch = (gpu.memory_gib - 16 * everything / 2**30) * B / gpu.B
-    return (BF16 * everything + BF16 * gradients + 3 * FLOAT32 * sharing.state.local_count()) / 2**30 + with_batch
+    gradients = sharing.grads.local_count() + (BUFFERS * _elements(sharing.layer_matrices(0)) if sharing.stage == 2 else 0)
+    batch_gib = (gpu.memory_gib - 16 * everything / 2**30) * B / gpu.B
+    return (BF16 * everything + BF16 * gradients + 3 * FLOAT32 * sharing.state.local_count()) / 2**30 + batch_gib

@@ -23,8 +23,8 @@ Flash attention relies on two consequences:
   threads: no data moves. This is how attention's weights become a factor.
 - A row of `sums` belongs to four neighbouring threads, a quad: the maximum or sum of a row takes two shuffles (`quad_max`, `quad_sum`).
 
-`a` and `b` are loaded from shared memory by shared_memory.load_matrices (ldmatrix.x4): rows of a (16, 16) tile as `a`; rows of a (16, 16) tile of the
-transpose of b as b_low, b_high of two products. load_matrices_transposed loads b from rows of b itself.
+`a` and `b` are loaded from shared memory by shared_memory.load_matrices (ldmatrix.x4): rows of a (16, 16) tile as `a`; rows of a (16, 16)
+tile of the transpose of b as b_low, b_high of two products. load_matrices_transposed loads b from rows of b itself.
 
 TF32 is float32 with 10 bits of mantissa instead of 23; the lowest 13 bits are unused. A tensor core ignores them, which rounds towards
 zero: every factor would be too small, by 2^-11 on average. So `to_tf32` rounds factors to nearest first, with an error of at most 2^-11 in

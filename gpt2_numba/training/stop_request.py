@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM as a request to stop: the current step is finished, a checkpoint is written, then the run ends.
 
-SIGUSR1 too: mpirun (Open MPI 5) forwards it to its processes and waits for them, whereas SIGINT or SIGTERM makes it kill them at once.
+SIGHUP too, unless it is ignored, as under nohup. And SIGUSR1: mpirun (Open MPI 5) forwards it to its processes and waits for them, whereas SIGINT or SIGTERM makes it kill them at once.
 """
 
 import signal
@@ -12,20 +12,24 @@ from gpt2_numba.training.checkpoint import done_checkpoints
 class StopRequest:
     """Use in a `with` statement around the training loop; `requested` is the name of the first signal, None before it.
 
-    A second Ctrl-C stops at once, as usual. Outside the main thread, where Python delivers no signals, it does nothing.
+    A second Ctrl-C stops at once, as usual. Outside the main thread, where Python delivers no signals, it does nothing. The handler only sets a
+    flag: a signal may arrive in the middle of any other function, even of a print.
     """
 
     SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-    )  # Windows lacks the last one
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    )  # not all on Windows
 
     def __init__(self):
-        self.requested = None
+        self.requested, self._announced = None, False
 
     def __enter__(self):
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {signum: signal.signal(signum, self._handle) for signum in self.SIGNALS}
+            heeded = [
+                signum for signum in self.SIGNALS if signal.getsignal(signum) != signal.SIG_IGN or signum != getattr(signal, "SIGHUP", None)
+            ]
+            self._handlers = {signum: signal.signal(signum, self._handle) for signum in heeded}
         return self
 
     def __exit__(self, *_):
@@ -38,7 +42,12 @@ class StopRequest:
     def _handle(self, signum, _frame):
         self.requested = signal.Signals(signum).name
         self._restore_handlers()
-        print(f"\n{self.requested}: finishing this step (a second one stops at once)", flush=True)
+
+    def announce(self):
+        """Print once that the request has been noticed. Called wherever the loop comes by."""
+        if self.requested and not self._announced:
+            self._announced = True
+            print(f"{self.requested}: finishing this step (a second one stops at once)", flush=True)
 
 
 class Stopped(Exception):

@@ -12,8 +12,8 @@ Compared with the plain kernels of layers/attention:
 Several engines share these ideas and one signature (matmuls is the exception: it keeps weights in memory). `choose_engine`, the type, the
 head size and the GPU decide which one runs:
 
-    matmuls     float32, and bfloat16 with head sizes that no other engine takes: whole matrices of weights, multiplied by cuBLASLt, for only
-                as many sequences at a time as fit in the GPU's cache
+    matmuls     float32, and bfloat16 with head sizes that no other engine takes: whole matrices of weights, multiplied by cuBLASLt, for
+                only as many sequences at a time as fit in the GPU's cache
     tf32        float32 where products may round to TF32 (10 bits of mantissa): tile by tile on tensor cores, as mma
     mma         bfloat16: tile by tile on tensor cores
     wgmma       bfloat16, heads of 64: the same with Hopper's larger, asynchronous instructions

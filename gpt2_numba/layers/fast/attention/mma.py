@@ -15,7 +15,8 @@ One factor, the A operand, is in registers, 16 or 32 rows per warp; the other is
     dk, dv     A block takes some keys and loops over the queries from them on. Everything is transposed, one row per key:
                weightsᵀ = exp(scale · k qᵀ - lse),   dv += weightsᵀ dout,   dk += dscoresᵀ q
 
-Scores here are not yet divided by √HS: log2_scale does that inside exp2 (tiles.py); scale = 1 / √HS. delta[t] = out[t] · dout[t] (delta.py).
+Scores here are not yet divided by √HS: log2_scale does that inside exp2 (tiles.py). scale = 1 / √HS; delta[t] = out[t] · dout[t], see
+delta.py.
 
 Each sum is made by one block, in a fixed order, so the bits repeat. The price: backward computes seven products instead of the five of a
 single kernel with atomic sums, since q kᵀ and dout vᵀ are computed in both kernels.

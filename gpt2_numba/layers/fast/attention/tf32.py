@@ -3,7 +3,7 @@
 The method is that of mma.py: the same three kernels (forward; dq; dk and dv), each sum made by one block in a fixed order, the same ring,
 the same padding of rows and replacement of rows from T on. The differences follow from four bytes per element:
 
-    multiply_transposed    (rows, tile's rows) =  factors tileᵀ    an element is as wide as a pair of bfloat16: the same loads, ldmatrix, serve
+    multiply_transposed    (rows, tile's rows) =  factors tileᵀ    an element is as wide as a pair of bfloat16, so ldmatrix serves
     multiply_add           (rows, HS)         +=  factors tile     no instruction transposes 4-byte elements; see there for the way around
 
 Rounding: a tensor core truncates a factor's 13 lowest mantissa bits, which biases every factor towards zero. So factors are rounded to the

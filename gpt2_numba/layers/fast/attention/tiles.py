@@ -18,9 +18,9 @@ A row belongs to four neighbouring threads with the same g, a quad, which reduce
 has one (largest score, lse, delta) are in local arrays (row tiles, 2). In the kernel for dk and dv, rows are keys: lse and delta belong to
 columns.
 
-Scores here are not yet divided by √HS, unlike those of layers/attention. With scale = 1 / √HS, the weights are exp(scale · score - lse), and
-dscores are the gradients of scale · scores, so dq and dk are multiplied by scale at the end. Exponentials are powers of two, one instruction
-each: exp(x) = exp2(x log2(e)). `log2_scale` = scale · log2(e), applied inside exp2, does both.
+Scores here are not yet divided by √HS, unlike those of layers/attention. With scale = 1 / √HS, the weights are exp(scale · score - lse),
+and dscores are the gradients of scale · scores, so dq and dk are multiplied by scale at the end. Exponentials are powers of two, one
+instruction each: exp(x) = exp2(x log2(e)). `log2_scale` = scale · log2(e), applied inside exp2, does both.
 
 Numba computes indices in int64, two registers each: int32(...) keeps them in one, and uint32(...) makes // and % cheap. int64(...) is for
 offsets that may exceed 2^31.
