@@ -27,7 +27,7 @@ from gpt2_numba.training.resume import save_or_warn
 from gpt2_numba.training.schedules import learning_rate
 from gpt2_numba.training.settings import parse_settings
 from gpt2_numba.training.step_reports import StepReports, StepResult
-from gpt2_numba.training.stop_request import Stopped, StopRequest
+from gpt2_numba.training.stop_request import NotSaved, Stopped, StopRequest
 
 GRAD_CLIP = 1.0  # the largest norm of all gradients together
 
@@ -36,7 +36,8 @@ def train(settings, group=None):
     """Run one training from start to end. Returns the trained GPT2.
 
     settings  Settings as choose_machine returns them        group  the processes that train together; None: this one alone
-    Raises Stopped if the run was asked to stop, UserError if something the settings ask for is not possible.
+    Raises Stopped if the run was asked to stop, NotSaved if it is done but its last checkpoint could not be written, UserError if something
+    the settings ask for is not possible.
     """
     group = group or Alone()
     run = prepare(settings, group)
@@ -45,7 +46,7 @@ def train(settings, group=None):
     peak = peak_tokens_per_second(settings, model.config, group)
     reports = StepReports(run.max_steps, run.tokens_per_step, log, overlap=settings.device == "gpu", peak_tokens_per_second=peak)
 
-    step = run.first_step
+    step, saved = run.first_step, True
     with Prefetcher(run.train_loader) as batches, StopRequest() as stop:
         while True:
             last = step == run.max_steps
@@ -55,7 +56,7 @@ def train(settings, group=None):
             stopping = stop.requested if group.ranks == 1 else reports.stopping
             if settings.log_dir and step > run.first_step and (due(settings.checkpoint_every, step, last) or stopping):
                 reports.finish()
-                save_or_warn(settings, step, model, batches, run_state)
+                saved = save_or_warn(settings, step, model, batches, run_state)
             if stopping and not last:
                 reports.finish()
                 break
@@ -111,12 +112,14 @@ def train(settings, group=None):
             step += 1
 
     if stopping and not last:
-        raise Stopped(stop.requested or "a signal to another process", step, settings)
+        raise Stopped(stop.requested or "a signal to another process", step, settings, saved)
     if log.path:
         group.doing("plotting the losses")
         picture = log.path.with_name("loss.png")
         plot_losses(log.path, picture, f"{model.config}, {count_parameters(model.config) / 1e6:.1f} M parameters")
         print(f"wrote {log.path} and {picture}")
+    if not saved:
+        raise NotSaved(f"all {step} steps are done, but the last checkpoint was not written: see the warning above")
     return model
 
 
@@ -129,16 +132,16 @@ def due(every, step, last):
 
 
 def run(argv):
-    """Train as the command line asks. Returns the exit code: 0, or 130 if the run was stopped."""
+    """Train as the command line asks. Returns the exit code: 0, 130 if the run was stopped, 1 if its last checkpoint was not written."""
     settings = choose_machine(parse_settings(argv))
     group, code = join(settings, settings.device), 0
     try:
         with only_first_prints(group):
             train(settings, group)
-    except Stopped as stopped:
+    except (Stopped, NotSaved) as ending:
         if group.rank == 0:
-            print(stopped, file=sys.stderr)
-        code = 128 + signal.SIGINT
+            print(ending, file=sys.stderr)
+        code = ending.code
     except SharedError:
         group.close()
         if group.rank == 0:

@@ -24,7 +24,7 @@ from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.group import Alone
-from gpt2_numba.training import checkpoint, resume
+from gpt2_numba.training import checkpoint, resume, step_reports
 from gpt2_numba.training.checkpoint import complete_checkpoints
 from gpt2_numba.training.model_file import write_model_file
 from gpt2_numba.training.outliers import OutlierDetector
@@ -689,6 +689,28 @@ def test_a_full_disk_costs_no_checkpoint_and_does_not_end_the_run(run, tmp_path,
     assert all(line.startswith("warning: ") and "No space left" in line and str(tmp_path) in line for line in warnings)
     assert full.results == whole.results
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("stop_after", [None, 3])
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(data, tmp_path, monkeypatch, capsys, stop_after):
+    def fill_up(path, state, kept):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    line = step_reports.step_line
+
+    def stop_in_step(**values):
+        if values["step"] + 1 == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return line(**values)
+
+    monkeypatch.setattr(resume, "write_state_file", fill_up)
+    monkeypatch.setattr(step_reports, "step_line", stop_in_step)
+    assert trainer.main([*TINY, "-x", "4", "-n", "4", *data, "-o", str(tmp_path)]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and errors[0].startswith("warning: ") and "No space left" in errors[0]
+    assert ("stopped by SIGTERM after 3 steps" if stop_after else "the last checkpoint was not written") in errors[1]
+    monkeypatch.undo()
+    assert trainer.main([*TINY, "-x", "4", "-n", "4", *data, "-o", str(tmp_path)]) == 0
 
 
 def test_resume_needs_a_log_directory(run):

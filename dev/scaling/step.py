@@ -2,8 +2,8 @@
 
     micro-steps    forward and backward of each micro-batch, as on one GPU
     slowed         the extra time they take while messages are sent on the same GPU
-    gradients      in the last backward pass (-z 2: in each) a layer's matrices are sent when it is done, one message after the other, while the
-                   layers below are computed; in the last one, the embeddings' and all vectors' follow. What is not hidden is waited for
+    gradients      in the last backward pass (-z 2: in each) a layer's matrices are sent when it is done, one message after the other, while
+                   the layers below are computed; in the last one, the embeddings' and all vectors' follow. What is not hidden is waited for
     norm           of the gradients, with -z 1 and 2 of this GPU's parts, plus a message: the loss, and the partial sums of the norm
     AdamW          with -z 1 and 2 of this GPU's parts
     parameters     with -z 1 and 2 each matrix is sent once it is updated, during the update of the next. What is not hidden is waited for

@@ -90,7 +90,10 @@ def save(directory, step, model, loader, run_state, keep, major_every, group):
 
 
 def save_or_warn(settings, step, model, loader, run_state):
-    """Save a checkpoint as the settings require. If that fails, for instance for lack of space, print a warning: the run continues."""
+    """Save a checkpoint as the settings require. If that fails, for instance for lack of space, print a warning: the run continues.
+
+    Returns whether it was written, the same at all processes.
+    """
     group = model.group
     group.doing(f"writing the checkpoint of step {step}")
     try:
@@ -99,9 +102,11 @@ def save_or_warn(settings, step, model, loader, run_state):
             keep=settings.keep_checkpoints, major_every=settings.major_checkpoint_every, group=group,
         )  # fmt: skip
         print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
+        return True
     except CheckpointFailed as error:
         if group.rank == 0:
             print(f"warning: {error}", file=sys.stderr)
+        return False
 
 
 def open_newest(directory, warn=True):

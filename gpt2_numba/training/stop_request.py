@@ -50,10 +50,17 @@ class StopRequest:
             print(f"{self.requested}: finishing this step (a second one stops at once)", flush=True)
 
 
-class Stopped(Exception):
-    """The run was asked to stop and did so after `step` updates."""
+class NotSaved(Exception):
+    """The run is done, but its last checkpoint could not be written."""
 
-    def __init__(self, signal_name, step, settings):
+    code = 1  # exit code
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did so after `step` updates. saved: whether the checkpoint that was due could be written."""
+
+    def __init__(self, signal_name, step, settings, saved=True):
+        self.code = 128 + signal.SIGINT if saved else 1  # exit code
         how = "no checkpoint was written, since no log directory was given (-o)"
         if settings.log_dir:
             steps = done_checkpoints(settings.log_dir)
