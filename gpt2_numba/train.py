@@ -46,7 +46,7 @@ def train(settings, group=None):
     peak = peak_tokens_per_second(settings, model.config, group)
     reports = StepReports(run.max_steps, run.tokens_per_step, log, overlap=settings.device == "gpu", peak_tokens_per_second=peak)
 
-    step, saved = run.first_step, True
+    step, saved, saved_at = run.first_step, True, run.first_step
     with Prefetcher(run.train_loader) as batches, StopRequest() as stop:
         while True:
             last = step == run.max_steps
@@ -54,9 +54,10 @@ def train(settings, group=None):
             # Once in a while, and when asked to stop: save everything that a resumed run needs, before anything else can go wrong. The request is
             # read once: a signal after this line is for the next step, which then saves its own. Several processes stop after the same step.
             stopping = stop.requested if group.ranks == 1 else reports.stopping
-            if settings.log_dir and step > run.first_step and (due(settings.checkpoint_every, step, last) or stopping):
+            if settings.log_dir and step > saved_at and (due(settings.checkpoint_every, step, last) or stopping):
                 reports.finish()
                 saved = save_or_warn(settings, step, model, batches, run_state)
+                saved_at = step if saved else saved_at
             if stopping and not last:
                 reports.finish()
                 break
@@ -84,6 +85,8 @@ def train(settings, group=None):
             if last:
                 reports.finish()
                 break
+            if stop.requested if group.ranks == 1 else reports.stopping:
+                continue  # the request arrived meanwhile: save, and stop before another step
 
             # One step: the gradients of all micro-batches, then the update. The GPU's work is queued; its result is reported a step later.
             reports.begin(model.moment())
