@@ -2,8 +2,11 @@
 
     tokens -> encoder -> L blocks -> layernorm -> output layer -> loss
 
-    block:  residual2 = residual  + attproj(attention(qkv(layernorm1(residual))))        residual, residual2, residual3: the residual
-            residual3 = residual2 + fcproj(gelu(fc(layernorm2(residual2))))              stream, (N, C), at three places; all are kept
+    block:  residual2 = residual  + attproj(attention(qkv(layernorm1(residual))))
+            residual3 = residual2 + fcproj(gelu(fc(layernorm2(residual2))))
+
+    A block is a Transformer block. residual, residual2, residual3: the residual stream, (N, C), at three points; all are kept. qkv, attproj,
+    fc, fcproj: linear layers, which make queries, keys and values, and end attention; begin and end the MLP.
 
 Forward keeps what backward will need. Backward goes through the same layers in reverse: each turns the gradient of its output into the
 gradient of its input, and adds to the gradients of its parameters. Names are those of memory_plan.py; a `d` in front means the gradient.
@@ -84,7 +87,7 @@ def backward(model, acts, dloss, last):
             dinp=acts.dfch, dweight=g.fcprojw[l], dbias=g.fcprojb[l], dout=acts.dbranch, inp=acts.fch_gelu[l], weight=p.fcprojw[l]
         )
         k.gelu_backward(acts.dfch, acts.dfch, acts.fch[l])  # in place
-        if recompute >= 2:  # and one ln1 and ln2
+        if recompute >= 2:  # all blocks share one ln1 and one ln2
             k.layernorm_forward(
                 out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], inp=acts.residual2[l], weight=p.ln2w[l], bias=p.ln2b[l]
             )
@@ -116,7 +119,7 @@ def sum_of_squares(model):
     partials, grads = model.memory["norm_partials"], model.memory["grads"]
     zero(partials)
     # A row of the table (gpu/ranges.py): where a range begins in this process's arrays, among parameters, among gradients; does it decay?
-    for (start, _, in_grads, _), (stop, *_) in pairwise(model.sharing.norm_ranges().tolist()):
+    for (start, _, in_grads, _), (stop, *_) in pairwise(model.sharing.norm_ranges().tolist()):  # the last row only marks the end
         model.kernels.functions.sum_of_squares(partials, grads[in_grads : in_grads + stop - start])
 
 

@@ -52,7 +52,7 @@ def activation_shapes(config, B, T):
 
 
 def transient_shapes(config, B, T, fused):
-    """Short-lived arrays. The sets share one piece of memory, since no two of them are in use at the same time."""
+    """Short-lived arrays. The dictionaries share one piece of memory, since no two of them are in use at the same time."""
     N, C = B * T, config.C
     in_forward = {"branch": (N, C)}
     at_the_end = {"logits": (N, config.Vp)}

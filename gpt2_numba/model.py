@@ -95,7 +95,7 @@ class GPT2:
 
     def load_pieces(self, pieces):
         """Set parameters from (name, layer, float array) triples, one for each tensor of each layer; resets the optimizer's state."""
-        parts = {(part[3].name, part[3].layer): part for part in self.sharing.state.parts()}
+        parts = {(segment.name, segment.layer): (*part, segment.start) for *part, segment in self.sharing.state.parts()}
         for name, layer, values in pieces:
             target = getattr(self.params, name)
             target = target[layer] if isinstance(target, list) else target
@@ -103,8 +103,8 @@ class GPT2:
                 raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
             self._write(target, values)
             if "master" in self.memory:
-                local, start, length, segment = parts[name, layer]
-                mine = values.reshape(-1)[start - segment.start : start - segment.start + length]
+                local, start, length, first = parts[name, layer]
+                mine = values.reshape(-1)[start - first : start - first + length]
                 self._write(self.memory["master"][local : local + length], mine)
         zero(self.memory["m"])
         zero(self.memory["v"])

@@ -5,8 +5,6 @@ processes, one GPU each, train one model together: mpirun -np 8 python -m gpt2_n
 bottom. What comes before the first step is in training/preparation.py.
 """
 
-import contextlib
-import os
 import signal
 import sys
 import traceback
@@ -15,7 +13,7 @@ from gpt2_numba.command_line import exit_code
 from gpt2_numba.config import count_parameters
 from gpt2_numba.data.prefetch import Prefetcher
 from gpt2_numba.errors import SharedError
-from gpt2_numba.parallel.group import Alone
+from gpt2_numba.parallel.group import Alone, only_first_prints
 from gpt2_numba.parallel.start import join
 from gpt2_numba.parallel.watch import end_process
 from gpt2_numba.plot import plot_losses
@@ -29,11 +27,11 @@ from gpt2_numba.training.settings import parse_settings
 from gpt2_numba.training.step_reports import StepReports, StepResult
 from gpt2_numba.training.stop_request import NotSaved, Stopped, StopRequest
 
-GRAD_CLIP = 1.0  # the largest norm of all gradients together
+GRAD_CLIP = 1.0  # gradients are scaled down if their joint norm is larger
 
 
 def train(settings, group=None):
-    """Run one training from start to end. Returns the trained GPT2.
+    """Train from start to end. Returns the trained GPT2.
 
     settings  Settings as choose_machine returns them        group  the processes that train together; None: this one alone
     Raises Stopped if the run was asked to stop, NotSaved if it is done but its last checkpoint could not be written, UserError if something
@@ -51,8 +49,8 @@ def train(settings, group=None):
         while True:
             last = step == run.max_steps
 
-            # Once in a while, and when asked to stop: save everything that a resumed run needs, before anything else can go wrong. The request is
-            # read once: a signal after this line is for the next step, which then saves its own. Several processes stop after the same step.
+            # Once in a while, and when asked to stop: save everything that a resumed run needs, before anything else can go wrong. The
+            # request is read once: a later signal stops the run after the next step. Several processes stop after the same step.
             stopping = stop.requested if group.ranks == 1 else reports.stopping
             if settings.log_dir and step > saved_at and (due(settings.checkpoint_every, step, last) or stopping):
                 reports.finish()
@@ -89,13 +87,13 @@ def train(settings, group=None):
                 continue  # the request arrived meanwhile: save, and stop before another step
 
             # One step: the gradients of all micro-batches, then the update. The GPU's work is queued; its result is reported a step later.
-            reports.begin(model.moment())
+            reports.begin(model.moment())  # starts the clock
             model.zero_grad()
             if settings.overfit_one_batch:
                 batches.reset()
             for micro_step in range(run.grad_accum_steps):
                 stop.announce()
-                group.doing(f"step {step + 1}, micro-step {micro_step + 1}")
+                group.doing(f"step {step + 1}, micro-step {micro_step + 1}")  # for the message if a process hangs
                 inputs, targets = batches.next_batch()
                 model.forward(inputs)
                 model.backward(targets, run.grad_accum_steps, last=micro_step + 1 == run.grad_accum_steps)
@@ -166,16 +164,6 @@ def run(argv):
     group.doing("ending")
     group.close()
     return code
-
-
-@contextlib.contextmanager
-def only_first_prints(group):
-    """Discards what any process but the first prints."""
-    if group.rank == 0:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def main(argv):

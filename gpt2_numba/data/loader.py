@@ -1,7 +1,7 @@
 """The data loader: shards of tokens in, batches of inputs and targets out, in llm.c's order.
 
-A shard is cut into samples of ranks * B * T tokens. One micro-step of all ranks uses one sample: rank r reads its own B * T tokens, and one
-more, because the target of a token is the next token:
+A shard is a file of tokens, cut into samples of ranks * B * T tokens; a rank is the number of a process. One micro-step of all ranks uses
+one sample: rank r reads its own B * T tokens, and one more, because the target of a token is the next token:
 
     shard    | sample 0            | sample 1            | ...          a remainder too short for a sample is not used
     sample   | rank 0   | rank 1   |                                    B * T tokens each

@@ -21,5 +21,6 @@ increases. Every backward pass here is derived by one rule:
     | N      | B * T: rows, one for each token  | V, Vp  | vocabulary; the same, padded to a multiple of 128    |
     | C      | channels                         | maxT   | the longest sequence that the model can take         |
 
-In the tables of arrays, [r] is read, [w] overwritten, and [+] accumulated into: what is there already stays in the sum.
+In the tables of arrays, [r] is read, [w] overwritten, [rw] updated in place, and [+] accumulated into: what is there already stays in the
+sum. The model has L Transformer blocks, indexed l; in a kernel, a block is a block of threads.
 """

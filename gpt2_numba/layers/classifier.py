@@ -8,9 +8,9 @@
 The last line is what is computed: exp(largest) is taken out of the sum, and in p it cancels. Nothing changes, but exp can no longer
 overflow, and the sum is at least 1 (the largest logit contributes exp(0)).
 
-Backward, from the line before, which has no largest in it. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε exp(logits[n,
-v]), so its logarithm rises by that divided by the sum, which is ε p[n, v]. And if v is the target, the last term, -logits[n, v], falls by
-ε. Multiply by dloss, divide by ε:
+Backward, from the second form of the loss, without `largest`. Raise logits[n, v] by a tiny ε. Σ_w exp(logits[n, w]) rises by ε
+exp(logits[n, v]), so its logarithm rises by that divided by the sum, which is ε p[n, v]. And if v is the target, the last term, -logits[n,
+v], falls by ε. Multiply by dloss, divide by ε:
 
     dlogits[n, v] = (p[n, v] - [v = targets[n]]) dloss          [...] is 1 where the equation holds, else 0
 

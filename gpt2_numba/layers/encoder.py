@@ -9,8 +9,8 @@ wherever the token is v. Multiply by dout, add up, divide by ε:
 
 Forward gathers rows; the second sum scatters them: many rows of dout may belong to one row of dwte. If a thread took one (b, t) and added
 its row to dwte, threads with the same token would write to the same number at the same time. Atomic additions would be safe, but would add
-in the order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here it is
-turned around: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons.
+in the order in which the threads arrive, and since float32 rounds after each addition, the bits would differ from run to run. Here
+the loop is reversed: each block owns one row of dwte and scans all positions for its token. Simple, not fast: Vp * B * T comparisons.
 
 Token and learned position embeddings: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 
@@ -19,7 +19,7 @@ Token and learned position embeddings: Radford et al. 2019, "Language Models are
     | tokens     | (B, T) int32       | [r]     | [r]                                                                       |
     | wte, wpe   | (Vp, C) (maxT, C)  | [r]     |                                                                           |
     | out, dout  | (N, C)             | [w]     | [r]                                                                       |
-    | dwte, dwpe | (Vp, C) (maxT, C)  |         | [+] the output layer shares wte, and has added its gradient to dwte       |
+    | dwte, dwpe | (Vp, C) (maxT, C)  |         | [+] dwte: the output layer shares wte, and has added its gradient already |
 
 N = B * T rows; row b * T + t is position t of sequence b. [r] read, [w] overwritten, [+] accumulated into.
 """
@@ -79,7 +79,7 @@ def encoder_backward_wpe_kernel(dwpe, dout):
 
 @cuda.jit(cache=True)
 def encoder_backward_wte_kernel(dwte, dout, tokens):
-    """One block per row v of dwte: it goes through all positions in order and adds the rows of dout whose token is v. dout (B, T, C)."""
+    """One block per row v of dwte adds up the rows of dout (B, T, C) whose token is v, in order. Each channel is one thread's: += is safe."""
     v = cuda.blockIdx.x
     B, T, C = dout.shape
     for b in range(B):

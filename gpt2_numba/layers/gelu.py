@@ -32,7 +32,7 @@ from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
 
 # float32 constants. A bare Python literal is float64, and one of them makes the whole expression float64, many times slower on most GPUs.
-# The references use the same ones, also in float64, where they are exact to 24 bits only.
+# The references use the same ones, in float64 too, although they carry only the 24 bits of float32.
 HALF, ONE = np.float32(0.5), np.float32(1)
 SQRT_2_OVER_PI = np.float32(np.sqrt(2 / np.pi))
 CUBIC = np.float32(0.044715)

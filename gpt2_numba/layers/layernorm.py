@@ -32,8 +32,8 @@ Multiply each movement of xhat[j] by dxhat[j], add up over j, divide by ε:
                        (1)          (2)            (3)
     mean_dxhat = 1/C Σ_j dxhat[j]        mean_dxhat_xhat = 1/C Σ_j dxhat[j] xhat[j]
 
-Adding a constant to a row, or scaling it about its mean, changes nothing in xhat (the latter up to eps). Terms (2) and (3) remove the
-components of the gradient along these two directions, (1, ..., 1) and, up to eps, xhat.
+Adding a constant to a row, or scaling it about its mean, changes nothing in xhat. Terms (2) and (3) remove the components of the
+gradient along these two directions, (1, ..., 1) and xhat. (Exact for eps = 0.)
 
 Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-2.
 
@@ -43,7 +43,7 @@ Ba, Kiros, Hinton 2016, "Layer Normalization" (arXiv:1607.06450). eps as in GPT-
     | mean, rstd (float32)| (N,)   | [w]     | [r] saved by forward                                                         |
     | weight, bias        | (C,)   | [r]     | weight [r]                                                                   |
     | dout                | (N, C) |         | [r]                                                                          |
-    | dinp                | (N, C) |         | [+] inp also goes on along the residual path, whose gradient dinp holds      |
+    | dinp                | (N, C) |         | [+] dinp already holds the gradient that reaches inp along the residual path |
     | dweight, dbias      | (C,)   |         | [+] a step may consist of several batches (gradient accumulation)            |
 
 [r] read, [w] overwritten, [+] accumulated into.
@@ -143,7 +143,7 @@ def layernorm_backward_inp_kernel(dinp, dout, inp, weight, mean, rstd):
 
 @cuda.jit(cache=True)
 def layernorm_backward_params_kernel(dweight, dbias, dout, inp, mean, rstd):
-    """One thread per channel goes down the rows, first to last: the order of the additions never changes, so neither do the bits."""
+    """One thread per channel goes down the rows, first to last: a fixed order, so the bits repeat. Simple, not fast: only C threads."""
     c = cuda.grid(1)  # this thread's number among all threads of all blocks
     if c >= inp.shape[1]:  # it may return, since there is no barrier in this kernel
         return

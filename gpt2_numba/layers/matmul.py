@@ -9,7 +9,7 @@ rises by ε inp[n, c]. Raise bias[o]: out[n, o] of every row rises by ε. Multip
     dweight[o, c] += Σ_n dout[n, o] inp[n, c]                                  dweight += doutᵀ inp
     dbias[o]      += Σ_n dout[n, o]
 
-Forward is one matrix product, backward two of the same size, so it costs twice as much. Nearly all of a GPT's arithmetic is here.
+Forward is one matrix product; backward is two of the same size and costs twice as much. Nearly all of a GPT's arithmetic is here.
 
     | array          | shape               | forward | backward                                                  |
     | -------------- | ------------------- | ------- | --------------------------------------------------------- |
@@ -51,8 +51,9 @@ ZERO = np.float32(0)
 # Rows and columns of a tile. The compiler unrolls a loop of 16 steps, so that every index in it is a constant; one of 32 steps it does not,
 # and then computing the indices takes several times as long as multiplying.
 TILE = 8 if SIMULATING else 16
-# Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. Threads that store a column
-# (a_tile[x, y] below) would otherwise meet in two banks, 16 apart, and be served one after the other; with rows of 17 they spread over all.
+# Each row of a tile in shared memory is one number longer. Shared memory has 32 banks, number i in bank i % 32. With rows of 16, the
+# 32 threads of a warp that store columns (a_tile[x, y] below) would meet in 4 banks, 8 in each, and be served one after the other; with rows
+# of 17 they spread over 31.
 TILE_SHAPE = (TILE, TILE + 1)
 SHAPE_HINT = "Weights are (out, in)."
 

@@ -13,6 +13,8 @@ Collectives work on arrays in place. With 3 ranks, and bounds [0, 2, 4, 6]:
 Values that are not arrays go through rank 0 (meeting.py).
 """
 
+import contextlib
+import os
 import socket
 
 from gpt2_numba.parallel.meeting import Meeting
@@ -120,3 +122,13 @@ class Alone(Group):
 
     def all_gather(self, pieces):
         pass
+
+
+@contextlib.contextmanager
+def only_first_prints(group):
+    """Discards what any process but the first prints."""
+    if group.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
