@@ -1,4 +1,4 @@
-"""The ruler (`python -m dev.bench`), as far as it can be checked without a GPU: what it counts, what it watches, what it makes of times."""
+"""The ruler (`python -m dev.bench`), as far as it can be tested without a GPU: what it counts, records, and computes from times."""
 
 import inspect
 import itertools
@@ -40,7 +40,7 @@ NO_WATCH = SimpleNamespace(between=lambda start, stop: {})
 
 
 class Shape:
-    """An array without memory: what is counted is its shape and type."""
+    """An array without memory: only shape and type count."""
 
     def __init__(self, *shape, dtype="u2"):
         self.shape, self.size, self.ndim, self.dtype = shape, math.prod(shape), len(shape), np.dtype(dtype)
@@ -74,7 +74,7 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
             2 * N * C * 2 + 2 * N * 4 + 2 * C * 2,
             7 * N * C,
         ),
-        (  # dinp, dweight, dbias are read and written
+        (  # dinp, dweight and dbias are read and written
             cost("layernorm_backward", dinp=Shape(N, C), dweight=Shape(C), dbias=Shape(C), dout=Shape(N, C), inp=Shape(N, C),
                  weight=Shape(C), mean=f32(N), rstd=f32(N), scratch=f32(999), dinp_sums=Shape(C)),
             (2 + 2) * N * C * 2 + (1 + 3 * 2) * C * 2 + 2 * N * 4,
@@ -110,7 +110,7 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
             (N * C + N * C + T * C) * 2 + N * 4,
             N * C,
         ),
-        (cost("encoder_forward", out=Shape(N, C), tokens=i32(B, T), wte=Shape(8, C), wpe=Shape(9, C)),  # a vocabulary of 8 words
+        (cost("encoder_forward", out=Shape(N, C), tokens=i32(B, T), wte=Shape(8, C), wpe=Shape(9, C)),  # a vocabulary of 8 tokens
          (N * C + 8 * C + T * C) * 2 + N * 4, N * C),
         (
             cost("encoder_backward", dwte=Shape(Vp, C), dwpe=Shape(9, C), dout=Shape(N, C), places=i32(N), pieces=i32(N + 1, 3), scratch=f32(99), T=T),
@@ -130,7 +130,7 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
         (cost("zero", array=Shape(80)), 160, 0),
     ],
 )  # fmt: skip
-def test_bytes_and_flop_are_those_counted_by_hand(counted, nbytes, flop):
+def test_bytes_and_flop_match_those_counted_by_hand(counted, nbytes, flop):
     assert (counted.bytes, counted.flop) == (nbytes, flop)
 
 
@@ -139,15 +139,15 @@ def test_the_floor_is_the_longer_of_memory_and_matmul():
     assert product.floor(CEILINGS) == 1.0 and product.bound(CEILINGS) == "memory"  # 1 ms of bytes, 1 ms of FLOP
     more = product + Cost(0, 8 * 10**11, True)
     assert more.floor(CEILINGS) == 2.0 and more.bound(CEILINGS) == "matmul"
-    assert Cost(4 * 10**9, 10**15, is_product=False).floor(CEILINGS) == 1.0  # FLOP that are no products never bound
+    assert Cost(4 * 10**9, 10**15, is_product=False).floor(CEILINGS) == 1.0  # FLOP outside products never bound
 
 
-def test_what_has_no_formula_has_no_cost():
+def test_a_launch_without_a_formula_has_no_cost():
     assert cost("a_kernel_of_tomorrow", inp=Shape(8)) is None
 
 
 @pytest.mark.parametrize("recompute", [0, 2])
-def test_every_launch_of_the_model_is_counted_and_every_array_of_it(recompute):
+def test_every_launch_of_the_model_and_all_its_arrays_are_counted(recompute):
     with watch_launches() as log:
         Trainer(TINY, 2, 8, 1, device="cpu", recompute=recompute).step()
     for launch in log.launches:
@@ -160,15 +160,15 @@ def test_every_launch_of_the_model_is_counted_and_every_array_of_it(recompute):
         assert set(count.elements) <= set(known)
 
 
-def test_the_formulas_name_arguments_that_there_are():
+def test_the_formulas_name_existing_arguments():
     for name, count in COUNTS.items():
         # A fast function, the textbook one of the same name, or both.
         fast = vars(fused_layer_order) | vars(fused_layer_order.global_norm) | {"gemm": gemm}
         functions = [fast.get(name), FUNCTIONS.get(name)]
         if any(functions):
             known = set(f"{count.read} {count.written} {count.changed} {count.scratch}".split())
-            strangers = known.difference(*(inspect.signature(function).parameters for function in functions if function))
-            assert not strangers, f"dev.bench.costs counts {strangers} of {name}, which has no such arguments"
+            unknown = known.difference(*(inspect.signature(function).parameters for function in functions if function))
+            assert not unknown, f"dev.bench.costs counts {unknown} of {name}, which has no such arguments"
 
 
 # ------------------------------------------------------------------------------------------------------------ watching
@@ -181,7 +181,7 @@ def watched_step(config=TINY, B=2, T=8, micro_steps=2, device="cpu", mark=time.p
     return trainer, log
 
 
-def test_the_launches_of_a_step_are_seen_in_order_with_their_arguments():
+def test_the_launches_of_a_step_are_recorded_in_order_with_their_arguments():
     _, log = watched_step()
     names = [launch.name for launch in log.launches]
     assert names[:2] == ["zero", "encoder_forward"] and names[-1] == "adamw_update"
@@ -191,34 +191,34 @@ def test_the_launches_of_a_step_are_seen_in_order_with_their_arguments():
     classifier = next(launch for launch in log.launches if launch_name(launch, TINY) == "matmul_forward classifier")
     assert classifier.arguments["weight"].shape == (TINY.Vp, TINY.C) and classifier.layer == "matmul"
     assert all(launch.start <= launch.stop for launch in log.launches)
-    assert not any(name.endswith(("_size", "places_by_token")) for name in names)  # on the host they only compute
+    assert not any(name.endswith(("_size", "places_by_token")) for name in names)  # they only compute, on the host
 
 
-def test_the_gap_between_steps_is_from_the_end_of_one_to_the_begin_of_the_next(monkeypatch):
+def test_the_gap_between_steps_is_from_the_end_of_one_to_the_start_of_the_next(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(step_module, "mark", lambda: next(clock))
     monkeypatch.setattr(step_module, "milliseconds", lambda start, stop: stop - start)
     monkeypatch.setattr(step_module, "empty_mark", lambda: 0.0)
-    monkeypatch.setattr(step_module, "real_gpu", lambda: False)  # the clock above has no events that could be asked
+    monkeypatch.setattr(step_module, "real_gpu", lambda: False)  # the clock above has no events to query
     trainer = Trainer(TINY, 2, 8, 2, device="cpu")
     monkeypatch.setattr(trainer.model, "zero_grad", lambda: next(clock))  # the first work of a step takes a tick
     assert gaps_between_steps(trainer, 3) == {"gap_ms": [1, 1, 1], "ran_out_of_work": 0}
     assert next(clock) == 4 * 3
 
 
-def test_the_start_of_a_training_is_cut_into_parts():
+def test_the_start_of_a_training_is_measured_in_parts():
     flags = ["-e", "L=1,NH=1,C=16", "-b", "2", "-t", "8", "-d", "32", "--device", "cpu"]
     result = start_module.measure(flags)
     assert result["step"].startswith("step    1/1 | loss ")
     _, begins = result["inside"]["first step begins"]
     assert 0 < begins < result["seconds"]
     assert sum(result["parts"].values()) == pytest.approx(result["seconds"], rel=0.3)
-    assert {"import Numba", "weights: waited for", "first backward pass asked for", "other micro-steps asked for"} <= set(result["parts"])
+    assert {"import Numba", "weights: drawn", "first backward pass queued", "other micro-steps queued"} <= set(result["parts"])
     text = start_module.format_result(result)
     assert f"first step begins after{begins:>26.2f}" in text and "0 kernels compiled" in text
 
 
-def test_watching_leaves_nothing_behind():
+def test_watching_restores_the_functions():
     before = dict(vars(fused_layer_order))
     with pytest.raises(RuntimeError, match="on purpose"), watch_launches():
         assert fused_layer_order.gelu_forward is not before["gelu_forward"]
@@ -226,7 +226,7 @@ def test_watching_leaves_nothing_behind():
     assert dict(vars(fused_layer_order)) == before
 
 
-def test_a_launch_can_be_called_again_with_the_same_arrays():
+def test_a_launch_can_be_repeated_with_the_same_arrays():
     trainer, log = watched_step()
     launch = next(launch for launch in log.launches if launch.name == "gelu_forward")
     expected = launch.arguments["out"].copy()
@@ -272,7 +272,7 @@ def test_the_parts_of_a_launch_are_its_kernels_and_products():
         assert "MHz" not in ceilings_table(measured)
 
 
-# ---------------------------------------------------------------------------------------------------- what is made of times
+# ---------------------------------------------------------------------------------------------------- evaluation of times
 
 
 def test_calls_are_timed():
@@ -282,9 +282,9 @@ def test_calls_are_timed():
     assert len(repeated) >= 2 and [end for end, _ in repeated] == sorted(end for end, _ in repeated)
 
 
-def test_what_counts_as_sustained_comes_after_the_first_second():
+def test_sustained_times_are_those_after_the_first_second():
     assert settled([(0.5, 1.0), (0.9, 1.0), (1.5, 3.0), (2.0, 5.0), (2.5, 4.0)]) == 4.0
-    assert settled([(0.1, 9.0), (0.2, 9.0), (0.3, 2.0), (0.4, 2.0)]) == 2.0  # less than a second in all: the second half
+    assert settled([(0.1, 9.0), (0.2, 9.0), (0.3, 2.0), (0.4, 2.0)]) == 2.0  # less than a second in total: the second half
 
 
 def launch(name, phase, ms, arguments, parts=()):
@@ -308,7 +308,7 @@ def timeline(monkeypatch):
     return summarise(log, SimpleNamespace(config=TINY, micro_steps=2), step_ms=20.0, ceilings={"copy": 4e12, "matmul": 1e15})
 
 
-def test_the_step_is_the_sum_of_its_parts_and_of_what_is_left_over(timeline):
+def test_the_step_is_the_sum_of_its_parts_and_the_rest(timeline):
     parts = timeline["parts"]
     assert {name: (part["calls"], part["ms"]) for name, part in parts.items()} == {
         "unheard_of": (2, 6.0), "gelu_forward": (2, 4.0), "sum_of_squares": (1, 4.0), "zero": (1, 1.0)
@@ -316,7 +316,7 @@ def test_the_step_is_the_sum_of_its_parts_and_of_what_is_left_over(timeline):
     assert timeline["phases"] == {"forward": 5.0, "backward": 6.0, "update": 4.0}
     assert timeline["kernels"]["other_kernel"] == {"calls": 2, "ms": 4.0}
     assert timeline["kernels_ms"] == 15.0 and timeline["left_over_ms"] == 5.0 and timeline["left_over"] == 0.25
-    # 4 and 12 GB at 4 TB/s are 1 and 3 ms; gelu twice; what is not counted is taken to be as fast as can be.
+    # 4 and 12 GB at 4 TB/s are 1 and 3 ms; gelu twice; what is not counted is taken to be as fast as possible.
     assert parts["gelu_forward"]["floor_ms"] == 2.0 and parts["gelu_forward"]["share"] == 0.5
     assert timeline["floor_ms"] == pytest.approx(6 + 2 + 3 + 1, abs=1e-6)
     assert timeline["speed_of_light"] == timeline["floor_ms"] / 20
@@ -329,7 +329,7 @@ def square_product(transpose_a):
     return Part("gemm", {"out": Shape(4, 4), "a": Shape(4, 4), "b": Shape(4, 4), **sizes}, None)
 
 
-def test_each_different_launch_is_timed_once_with_its_parts(monkeypatch):
+def test_each_distinct_launch_is_timed_once_with_its_parts(monkeypatch):
     monkeypatch.setattr(kernels_module, "time_call", lambda call: [3.0, 1.0, 2.0])
     _, log = watched_step()
     for one in log.launches:
@@ -347,7 +347,7 @@ def test_each_different_launch_is_timed_once_with_its_parts(monkeypatch):
     assert text.count("gelu_backward") == 1 and "  gemm dweight" in text and "ok 0.10" in text
 
 
-def test_calls_of_one_name_are_told_by_what_they_leave_out(monkeypatch):
+def test_calls_of_one_name_are_distinguished_by_missing_arguments(monkeypatch):
     monkeypatch.setattr(kernels_module, "time_call", lambda call: [1.0])
     full = {"dinp": Shape(4, 8), "dout": Shape(4, 8), "inp": Shape(4, 8), "dbias": Shape(8)}
     log = LaunchLog(None)
@@ -355,7 +355,7 @@ def test_calls_of_one_name_are_told_by_what_they_leave_out(monkeypatch):
     assert [row["name"] for row in measure_kernels(log, TINY, CEILINGS, {})] == ["gelu_backward", "gelu_backward without dbias"]
 
 
-def test_products_are_told_by_what_is_transposed():
+def test_products_are_named_by_the_transposed_factor():
     def product(a, b):
         return product_name(Part("gemm", {"transpose_a": a, "transpose_b": b}, None))
 
@@ -375,7 +375,7 @@ def test_checks_have_the_models_widths_and_few_rows():
 
 
 @pytest.mark.skipif(not gpu_available(), reason="no GPU, and not in the simulator")
-def test_a_kernel_that_is_wrong_is_found(monkeypatch):
+def test_a_wrong_kernel_is_found(monkeypatch):
     sizes = Sizes(B=1, T=3, C=16, NH=1, V=9, Vp=16, OC=8)
     monkeypatch.setattr(kernels_module, "LAYERS", ("residual", "gelu"))
     verdicts, wrong = check_layers(TINY, "fp32", lambda layer, config: sizes)
@@ -391,7 +391,7 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch):
 # ------------------------------------------------------------------------------------------------- tables, pictures, files
 
 
-def test_tables_have_straight_columns():
+def test_table_columns_are_aligned():
     text = table(["name", "ms"], [["a", "1.0"], ["longer", "10.0"]])
     assert text.split("\n") == ["name    ms", "------  ----", "a       1.0", "longer  10.0"]
     three = table(["name", "ms", ""], [["a", "1.0", "x"], ["b", "10.0", ""]]).split("\n")
@@ -406,7 +406,7 @@ def test_labels_keep_their_distance():
     assert len(many) == 100 and min(many) > -1e-9 and max(many) <= 0.88
 
 
-def test_the_result_and_its_pictures_are_written(tmp_path, timeline):
+def test_the_result_and_its_plots_are_written(tmp_path, timeline):
     rows = [
         {"name": "gelu_forward", "shape": [4, 4], "calls": 1, "ms": 2.0, "bytes": 4e9, "flop": 9e9, "bound": "memory", "share": 0.5,
          "floor_ms": 1.0, "check": ""},
@@ -435,7 +435,7 @@ def test_the_result_and_its_pictures_are_written(tmp_path, timeline):
     plot_step(timeline, "a step", tmp_path / "step.png")
 
 
-def test_the_ceilings_are_told():
+def test_the_ceilings_table():
     measured = {
         "copy": {"burst": 4.2e12, "sustained": 4.1e12, "sm_clock_mhz": 1980.0, "mean_power_w": 420.0},
         "square": {"size": 8192, "burst": 8e14, "sustained": 7e14},
@@ -447,7 +447,7 @@ def test_the_ceilings_are_told():
         assert word in text
 
 
-def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+def test_a_missing_gpu_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(bench, "real_gpu", lambda: False)
     assert bench.main([]) == 2
     error = capsys.readouterr().err
@@ -457,7 +457,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "flags, word", [(["--part", "steps"], "ceilings,kernels,step"), (["--precision", "fp8"], "fp8"), (["--nothing"], "--nothing")]
 )
-def test_mistakes_are_told_in_one_line(flags, word, capsys):
+def test_errors_are_reported_in_one_line(flags, word, capsys):
     assert bench.main(flags) == 2
     error = capsys.readouterr().err
     assert word in error and error.count("\n") == 1
@@ -468,7 +468,7 @@ def test_the_machine_is_described():
     assert gpus() is None or all(isinstance(line, str) for line in gpus())
 
 
-def test_clock_and_power_are_medians_of_the_time_asked_for():
+def test_clock_and_power_are_medians_over_the_given_time():
     watch = GpuWatch("no such GPU")
     with watch:
         pass

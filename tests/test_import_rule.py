@@ -1,6 +1,6 @@
 """Imports point down only: train -> training -> model -> layers -> gpu. A layer can be read without the model; the package needs no tests.
 
-Read from the source (all import statements, those inside of functions too), so that nothing has to be installed or run.
+The imports are read from the source, including those inside functions, so nothing has to be installed or run.
 """
 
 import ast
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "gpt2_numba"
 OUTSIDE = ("dev", "tutorials", "tests")  # the package never imports these
 
-# What each room may import of the package, besides its own modules: only rooms that are listed above it. A room is a directory or a file.
+# What each part may import from the package, apart from its own modules: only parts listed above it. A part is a directory or a file.
 PLAIN = {"errors", "integers", "config"}  # plain values, below everything
 BELOW_THE_MODEL = {"layers", "gpu", "parallel", "kernel_sets", "options", "memory_plan", "memory_fit"} | PLAIN
 ALLOWED = {
@@ -53,7 +53,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path, source=None):
+def imported_names(path, source=None):
     """Dotted names that a file imports, relative ones made absolute. `from a import b` counts as a.b, which may be a module or not."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
@@ -71,53 +71,53 @@ def imports_of(path, source=None):
     return names
 
 
-def room_of(name):
-    """gpt2_numba.layers.gelu.gelu_forward -> layers; None for what is not of the package."""
+def part_name(name):
+    """gpt2_numba.layers.gelu.gelu_forward -> layers; None for names outside the package."""
     parts = name.split(".")
     return (parts[1] if len(parts) > 1 else "") if parts[0] == PACKAGE else None
 
 
-def layer_of(name):
-    """gpt2_numba.layers.fast.attention.mma -> (attention, fast). A layer may be a file or a package of several, which import each other."""
+def layer_and_set(name):
+    """gpt2_numba.layers.fast.attention.mma -> (attention, fast). A layer may be a file, or a package of files that import each other."""
     _, _, *rest = [*name.split("."), "", ""]
     is_fast = rest[0] == "fast"
     return rest[is_fast], is_fast
 
 
 def faults(path, source=None):
-    """What a file imports and must not, as text."""
+    """The forbidden imports of a file, as text."""
     name = module_name(path)
-    room = room_of(name)
+    part = part_name(name)
     found = []
-    for imported in sorted(imports_of(path, source)):
-        other = room_of(imported)
+    for imported in sorted(imported_names(path, source)):
+        other = part_name(imported)
         if imported.split(".")[0] in OUTSIDE:
-            found.append(f"{name} imports {imported}: the package stands without {', '.join(OUTSIDE)}")
+            found.append(f"{name} imports {imported}: the package must not need {', '.join(OUTSIDE)}")
         elif other is None:
             continue
-        elif other != room and other not in ALLOWED[room]:
-            found.append(f"{name} imports {imported}: {room} may import {', '.join(sorted(ALLOWED[room])) or 'nothing'} only")
-        elif room == other == "layers":
-            (layer, is_fast), (other_layer, other_is_fast) = layer_of(name), layer_of(imported)
+        elif other != part and other not in ALLOWED[part]:
+            found.append(f"{name} imports {imported}: {part} may import {', '.join(sorted(ALLOWED[part])) or 'nothing'} only")
+        elif part == other == "layers":
+            (layer, is_fast), (other_layer, other_is_fast) = layer_and_set(name), layer_and_set(imported)
             if layer != other_layer:
                 found.append(f"{name} imports {imported}: layers do not import each other")
             elif other_is_fast and not is_fast:
-                found.append(f"{name} imports {imported}: a layer's own file does without its fast kernels")
+                found.append(f"{name} imports {imported}: a layer's own file must not need its fast kernels")
     return found
 
 
 @pytest.mark.parametrize("path", source_files(), ids=module_name)
-def test_arrows_point_down(path):
+def test_imports_point_down(path):
     assert faults(path) == []
 
 
-def test_every_room_is_in_the_rule():
-    assert {room_of(module_name(path)) for path in source_files()} == set(ALLOWED)
+def test_every_part_is_in_the_rule():
+    assert {part_name(module_name(path)) for path in source_files()} == set(ALLOWED)
 
 
-def test_rooms_allow_only_what_is_listed_above_them():
-    rooms = list(ALLOWED)
-    assert [(room, below) for room in rooms for below in ALLOWED[room] if rooms.index(below) >= rooms.index(room)] == []
+def test_parts_allow_only_parts_listed_above_them():
+    order = list(ALLOWED)
+    assert [(part, below) for part in order for below in ALLOWED[part] if order.index(below) >= order.index(part)] == []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_rooms_allow_only_what_is_listed_above_them():
         ("errors.py", "from gpt2_numba.config import GPT2Config"),
     ],
 )
-def test_the_rule_sees_what_is_wrong(file, source):
+def test_the_rule_catches_forbidden_imports(file, source):
     assert len(faults(ROOT / PACKAGE / file, source)) == 1
 
 
@@ -172,5 +172,5 @@ def test_the_rule_sees_what_is_wrong(file, source):
         ("plot.py", "from gpt2_numba.training.log import read_main_log\nimport development"),
     ],
 )
-def test_the_rule_allows_what_is_right(file, source):
+def test_the_rule_allows_permitted_imports(file, source):
     assert faults(ROOT / PACKAGE / file, source) == []

@@ -33,7 +33,7 @@ def batch(config=SMALL, B=B, T=T, seed=5):
 
 
 def lively_weights(config, seed=3):
-    """Weights far from their start: larger matrices, biases and LayerNorms of their own, so that every gradient is worth looking at."""
+    """Weights far from their initial values: larger matrices, distinct biases and LayerNorms, so that every gradient matters."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in parameter_shapes(config).items():
@@ -51,7 +51,7 @@ def make_model(config=SMALL, B=B, T=T, weights=None, **options):
 
 
 def train_step(model, inputs, targets, step=0, learning_rate=1e-2):
-    """One step: loss, gradients, their norm, and the parameters after it."""
+    """Train one step. Returns loss, gradients, their norm, and the parameters after it."""
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
@@ -67,7 +67,7 @@ def assert_same_bits(left, right):
 
 
 def assert_within(got, want, bounds, title):
-    """Every number of every tensor within bounds[name] of `want`; prints a table of the largest errors."""
+    """Assert that every element is within bounds[name] of `want`; prints a table of the largest errors."""
     faults = []
     print(f"\n{title}\n{'tensor':<10}{'shape':<16}{'largest':>12}{'error':>12}{'bound':>12}")
     for name in want:
@@ -94,7 +94,7 @@ def test_the_parameter_table():
 
 
 @pytest.mark.parametrize("descriptor, count", [("d12", 124_475_904), ("d48", 1_557_686_400)])
-def test_parameter_counts_are_those_of_llm_c(descriptor, count):
+def test_parameter_counts_match_llm_c(descriptor, count):
     assert count_parameters(parse_descriptor(descriptor)) == count
 
 
@@ -130,7 +130,7 @@ def test_the_free_form():
 @pytest.mark.parametrize(
     "text", ["", "d", "d13", "D12", "12", "d-12", "d12x", "d²", "gpt2:c384", "gpt3:d12", "gpt3:c5140", "gpt4:d12", "model.bin"]
 )
-def test_an_unknown_descriptor_names_those_that_are_known(text):
+def test_an_unknown_descriptor_error_lists_the_known_ones(text):
     with pytest.raises(UserError, match=r"unknown model .*d6, d12.*gpt3:c384.*L=4,NH=4") as raised:
         parse_descriptor(text)
     assert repr(text) in str(raised.value) and "\n" not in str(raised.value)
@@ -165,7 +165,7 @@ def test_errors_of_the_free_form(text, complaint):
 
 
 class MersenneTwister:
-    """mt19937ar (Matsumoto and Nishimura 2002), as slow and plain as can be."""
+    """mt19937ar (Matsumoto and Nishimura 2002), written as plainly as possible."""
 
     def __init__(self, seed):
         self.state = [seed]
@@ -185,7 +185,7 @@ class MersenneTwister:
 
 
 def plain_normals(random, n, std):
-    """n normals as llm.c draws them: all uniforms first, then groups of 16 in place, at last the last 16 anew."""
+    """n normals as llm.c draws them: all uniforms first, then groups of 16 in place, finally the last 16 drawn again."""
 
     def uniform():
         return (random() % 2**24) * 2.0**-24
@@ -206,13 +206,13 @@ def plain_normals(random, n, std):
     return np.array(x)
 
 
-def test_the_plain_generator_gives_the_known_numbers():
+def test_the_plain_generator_gives_the_known_values():
     random = MersenneTwister(137)
     assert [random() for _ in range(5)] == [4053805790, 2173880614, 380293709, 1237255315, 2986595568]
 
 
 def test_weights_are_drawn_in_the_order_of_llm_c():
-    """C = 8 and odd V: the counts for wte and wpe are no multiples of 16, so their last 16 values are drawn again."""
+    """C = 8 and odd V: the counts for wte and wpe are not multiples of 16, so their last 16 values are drawn again."""
     config = GPT2Config(L=2, NH=1, C=8, max_T=5, V=37)
     weights = initial_weights(config, parameter_shapes(config), seed=137)
     random = MersenneTwister(137)
@@ -221,11 +221,11 @@ def test_weights_are_drawn_in_the_order_of_llm_c():
         name, drawn = (what, weights[what][: config.V]) if isinstance(what, str) else (what[0], weights[what[0]][what[1]])
         std = 0.02 / math.sqrt(2 * config.L) if name in ("attprojw", "fcprojw") else 0.02
         expected = plain_normals(random, drawn.size, std).reshape(drawn.shape)
-        # A few roundings to float32 (2^-24 each) of numbers up to 5.8 standard deviations, the largest that 24 bits give.
+        # A few roundings to float32 (2^-24 each) of values up to 5.8 standard deviations, the largest that 24 bits give.
         np.testing.assert_allclose(drawn, expected, rtol=0, atol=4 * 2.0**-24 * 5.8 * std, err_msg=str(what))
 
 
-def test_what_is_not_drawn():
+def test_parameters_that_are_not_random():
     weights = initial_weights(SMALL, parameter_shapes(SMALL))
     assert not weights["wte"][SMALL.V :].any(), "the padding of the vocabulary must be zero"
     for name in NAMES:
@@ -236,14 +236,14 @@ def test_what_is_not_drawn():
         assert weights[name].dtype == np.float32
 
 
-def test_spread_of_the_weights():
+def test_standard_deviation_of_the_weights():
     config = GPT2Config(L=3, NH=2, C=64, max_T=31, V=101)
     weights = initial_weights(config, parameter_shapes(config), seed=1)
     for name in MATRICES:
         values = weights[name][: config.V] if name == "wte" else weights[name]
         std = 0.02 / math.sqrt(6) if name in ("attprojw", "fcprojw") else 0.02
         n = values.size
-        # n normals: the deviation found strays by std / sqrt(2 n), the mean by std / sqrt(n); five times that.
+        # Of n normals, the sample deviation has an error of std / sqrt(2 n), the mean of std / sqrt(n); five times that is allowed.
         assert abs(values.std() - std) < 5 * std / math.sqrt(2 * n), name
         assert abs(values.mean()) < 5 * std / math.sqrt(n), name
 
@@ -255,9 +255,9 @@ def test_seeds_differ_and_repeat():
 
 
 @pytest.mark.parametrize("n", [16, 17, 31, 96, 100, 127])
-def test_the_size_of_the_pieces_makes_no_difference(n, monkeypatch):
+def test_the_chunk_size_does_not_change_the_values(n, monkeypatch):
     stream = NormalStream(9)
-    whole = [stream.draw(n, 0.5), stream.draw(40, 0.5)]  # what comes next must not change either
+    whole = [stream.draw(n, 0.5), stream.draw(40, 0.5)]  # the next draw must not change either
     monkeypatch.setattr(initial_weights_module, "CHUNK", 32)
     stream = NormalStream(9)
     for expected in whole:
@@ -269,8 +269,8 @@ def test_fewer_than_16_normals_are_refused():
         NormalStream(1).draw(15, 1.0)
 
 
-def test_weights_one_tensor_at_a_time_are_the_same():
-    """How a large model is filled: each tensor of each block comes once, and lands where load_params would put it."""
+def test_loading_one_tensor_at_a_time_gives_the_same_weights():
+    """As for a large model: each tensor of each block comes once, and goes where load_params would put it."""
     pieces = list(draw_initial_weights(SMALL, parameter_shapes(SMALL)))
     assert len({(name, layer) for name, layer, _ in pieces}) == len(pieces) == 4 + 12 * SMALL.L
     at_once, one_by_one = make_model(weights=initial_weights(SMALL, parameter_shapes(SMALL))), make_model()
@@ -290,7 +290,7 @@ def needed(B, T=64, recompute=1, precision="bf16", config=D12):
     return plan_memory(config, B, T, Options("gpu", precision, recompute)).nbytes + WORKSPACE_BYTES
 
 
-def test_memory_grows_with_the_batch_and_shrinks_with_recomputing():
+def test_memory_grows_with_the_batch_and_shrinks_with_recomputation():
     assert needed(1) < needed(2) < needed(4)
     assert needed(2, T=63) < needed(2, T=64)
     assert needed(4, recompute=0) > needed(4, recompute=1) > needed(4, recompute=2)
@@ -314,12 +314,12 @@ def check(free_bytes, B=8, recompute=1):
     check_memory(parse_descriptor("d12"), B, 64, Options("gpu", "bf16", recompute), free_bytes)
 
 
-def test_what_fits_passes():
+def test_a_model_that_fits_is_accepted():
     check(needed(8))
     check(math.inf)
 
 
-def test_too_little_memory_says_that_recomputing_would_fit():
+def test_the_memory_error_suggests_recomputation():
     with pytest.raises(UserError, match=r"B=8, T=64, bf16, recompute 1 needs .* With recompute 2 \(-r 2\) it fits"):
         check(needed(8) - 1)
     with pytest.raises(UserError, match=r"recompute 0 needs .* With recompute 2 \(-r 2\) it fits"):
@@ -327,14 +327,14 @@ def test_too_little_memory_says_that_recomputing_would_fit():
 
 
 @pytest.mark.parametrize("fits", [1, 5, 7])
-def test_too_little_memory_says_which_batch_would_fit(fits):
+def test_the_memory_error_names_the_largest_batch_that_fits(fits):
     free = needed(fits, recompute=2)
     with pytest.raises(UserError, match=rf"are free\. A micro-batch of {fits} \(-b {fits}\) fits"):
         check(free, recompute=2)
     check(free, B=fits, recompute=2)
 
 
-def test_too_little_memory_for_anything():
+def test_the_memory_error_if_nothing_fits():
     with pytest.raises(UserError, match="Not even a micro-batch of 1 fits: use a shorter .*, a smaller model .* or bf16") as raised:
         check(1 << 20)
     assert f"{needed(8) / 2**30:.2f} GiB" in str(raised.value) and "0.00 GiB are free" in str(raised.value)
@@ -345,7 +345,7 @@ def test_too_little_memory_for_anything():
 
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_every_gradient_against_central_differences_in_float64(monkeypatch, recompute):
-    """The model on the host with all arrays in float64, which the references allow: then differences are sharp."""
+    """The model on the host with all arrays in float64, which the references allow, so that differences are precise."""
     for module in (memory_plan, model_module):
         monkeypatch.setattr(module, "FLOAT32", np.dtype(np.float64))
     model = make_model(recompute=recompute)
@@ -378,8 +378,8 @@ def test_every_gradient_against_central_differences_in_float64(monkeypatch, reco
                 below = loss()
                 tensor[index] = before
                 difference = (above - below) / (2 * h)
-                # The difference itself: h² / 6 = 2e-9 of the third derivative, at most about 10; the losses' last bits over h, 1e-11.
-                # Constants of GELU are float32, and three times one of them is rounded on its own: 3e-8 of a gradient.
+                # Error of the difference: h² / 6 = 2e-9 of the third derivative, which is at most about 10; the losses' last bits over h,
+                # 1e-11. GELU's constants are float32, and three times one of them is rounded separately: 3e-8 of a gradient.
                 bound = 2e-8 + 1e-7 * abs(difference)
                 error = abs(gradient[index] - difference)
                 errors.append((error, difference, bound))
@@ -388,17 +388,17 @@ def test_every_gradient_against_central_differences_in_float64(monkeypatch, reco
         print(f"{name:<10}{difference:12.3e}{error:12.3e}{bound:12.3e}")
 
 
-def test_no_gradient_where_nothing_was_used():
+def test_unused_parameters_have_no_gradient():
     model = make_model()
     inputs, targets = batch()
     _, grads, _, params = train_step(model, inputs, targets)
     assert not grads["wte"][SMALL.V :].any(), "the padding of the vocabulary has no gradient"
-    assert not grads["wpe"][T:].any(), "positions behind the batch have no gradient"
+    assert not grads["wpe"][T:].any(), "positions after the batch have no gradient"
     assert not params["wte"][SMALL.V :].any(), "the padding stays zero"
 
 
-def test_the_first_loss_is_that_of_a_guess():
-    """Fresh weights give logits of about 0.02 sqrt(C) = 0.08: all tokens nearly equally likely, the loss ln V within the square of that."""
+def test_the_first_loss_is_that_of_a_uniform_guess():
+    """Fresh weights give logits of about 0.02 sqrt(C) = 0.08: all tokens are nearly equally likely, and the loss is ln V within 0.08²."""
     config = GPT2Config(L=2, NH=2, C=16, max_T=32, V=101)
     model = make_model(config, 4, 32, weights=initial_weights(config, parameter_shapes(config)))
     inputs, targets = batch(config, 4, 32)
@@ -406,7 +406,7 @@ def test_the_first_loss_is_that_of_a_guess():
     assert model.take_loss() == pytest.approx(math.log(101), abs=0.02)
 
 
-def test_training_on_one_batch_learns_it():
+def test_training_can_overfit_one_batch():
     model = make_model(weights=initial_weights(SMALL, parameter_shapes(SMALL)))
     inputs, targets = batch()
     losses = [train_step(model, inputs, targets, step)[0] for step in range(60)]
@@ -424,7 +424,7 @@ def test_micro_batches_add_up_to_the_whole():
         halves.backward(targets[part], grad_accum_steps=2)
     halves_loss, halves_norm, _ = halves.measure().wait()
     assert halves_loss == pytest.approx(loss, rel=2.0**-22)
-    # The same terms, added up in another order: a gradient is a sum over 20 tokens, with a rounding to float32 (2^-24) at each.
+    # The same terms in a different order: a gradient is a sum over 20 tokens, each with a rounding to float32 (2^-24).
     bounds = {name: 20 * 2.0**-24 * np.abs(gradient).max() for name, gradient in grads.items()}
     assert_within(halves.grads_to_host(), grads, bounds, "two micro-batches against one batch")
     assert halves_norm == pytest.approx(norm, rel=1e-5)
@@ -437,7 +437,7 @@ def test_the_norm_is_that_of_all_gradients_together():
 
 
 def test_only_the_matrices_decay():
-    """Gradients of zero: what changes is weight decay alone."""
+    """With zero gradients only weight decay changes parameters."""
     weights = lively_weights(SMALL)
     model = make_model(weights=weights)
     model.zero_grad()
@@ -447,7 +447,7 @@ def test_only_the_matrices_decay():
         np.testing.assert_allclose(after, weights[name] * (0.95 if decayed else 1.0), rtol=2.0**-22, atol=0, err_msg=name)
 
 
-def test_recomputing_gives_the_same_bits_on_the_cpu():
+def test_recomputation_gives_the_same_bits_on_the_cpu():
     inputs, targets = batch()
     runs = [train_step(make_model(recompute=level), inputs, targets) for level in (0, 1, 2)]
     for other in runs[1:]:
@@ -455,7 +455,7 @@ def test_recomputing_gives_the_same_bits_on_the_cpu():
         assert_same_bits(other[1], runs[0][1])
 
 
-def test_the_same_run_gives_the_same_bits_on_the_cpu():
+def test_a_repeated_run_gives_the_same_bits_on_the_cpu():
     def run():
         model = make_model()
         return [train_step(model, *batch(seed=step), step) for step in range(3)]
@@ -467,7 +467,7 @@ def test_the_same_run_gives_the_same_bits_on_the_cpu():
 
 
 def test_a_smaller_batch_on_a_larger_model_gives_the_same():
-    """Buffers are used from their front; what an earlier, larger batch left behind must not matter."""
+    """Buffers are used from the start; what an earlier, larger batch left in them must not matter."""
     inputs, targets = batch()
     alone = train_step(make_model(), inputs, targets)
     larger = make_model(B=3, T=7)
@@ -479,7 +479,7 @@ def test_a_smaller_batch_on_a_larger_model_gives_the_same():
     assert_same_bits(after[1], alone[1])
 
 
-def test_evaluate_gives_the_loss_and_leaves_gradients_alone():
+def test_evaluate_computes_the_loss_and_does_not_change_gradients():
     inputs, targets = batch()
     model = make_model()
     loss, grads, _, _ = train_step(make_model(), inputs, targets)
@@ -498,7 +498,7 @@ def test_evaluate_gives_the_loss_and_leaves_gradients_alone():
 
 
 def test_logits():
-    """Every row of the logits, made here from the definition of what the losses say: cross-entropy of their softmax."""
+    """The logits against the loss: its definition is the cross-entropy of their softmax."""
     inputs, targets = batch()
     model = make_model()
     model.forward(inputs)
@@ -511,7 +511,7 @@ def test_logits():
     assert model.take_loss() == pytest.approx(losses.mean(), rel=1e-6)
 
 
-def test_tokens_see_only_what_is_before_them():
+def test_tokens_see_only_earlier_tokens():
     inputs, _ = batch()
     model = make_model()
     model.forward(inputs)
@@ -525,21 +525,21 @@ def test_tokens_see_only_what_is_before_them():
     assert (after[1, 3:] != before[1, 3:]).any(axis=1).all()
 
 
-def test_parameters_go_in_and_come_out():
+def test_loaded_parameters_are_returned_as_a_copy():
     rng = np.random.default_rng(4)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(SMALL).items()}
     model = make_model(weights=weights)
     assert_same_bits(model.params_to_host(), {name: weights[name] for name in NAMES})
-    taken = model.params_to_host()
-    taken["wte"][:] = 0
-    assert (model.params_to_host()["wte"] == weights["wte"]).all(), "what comes out is a copy"
+    copy = model.params_to_host()
+    copy["wte"][:] = 0
+    assert (model.params_to_host()["wte"] == weights["wte"]).all(), "params_to_host must return a copy"
 
 
-# ---------------------------------------------------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------------------------------------------------- user errors
 
 
 @pytest.mark.parametrize("bad, seen", [(SMALL.V, SMALL.V), (-1, -1), (50256, 50256)])
-def test_a_token_outside_of_the_vocabulary(bad, seen):
+def test_a_token_outside_the_vocabulary_is_refused(bad, seen):
     model = make_model()
     inputs, targets = batch()
     wrong = inputs.copy()
@@ -553,7 +553,7 @@ def test_a_token_outside_of_the_vocabulary(bad, seen):
         model.evaluate(inputs, wrong)
 
 
-def test_too_long_a_sequence():
+def test_a_sequence_that_is_too_long_is_refused():
     with pytest.raises(UserError, match="T=8 must be at most the model's longest context, 7: use -t 7"):
         GPT2(SMALL, 1, 8)
 
@@ -563,13 +563,13 @@ def test_bf16_needs_a_gpu():
         GPT2(SMALL, 1, 4, Options("cpu", "bf16"))
 
 
-def test_a_gpu_is_asked_for_and_there_is_none(monkeypatch):
+def test_a_missing_gpu_is_reported(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: False)
     with pytest.raises(UserError, match="a GPU was requested, but no working one.*--device cpu.*NUMBA_ENABLE_CUDASIM=1"):
         GPT2(SMALL, 1, 4, Options("gpu"))
 
 
-def test_too_little_gpu_memory_is_said_before_anything_is_allocated(monkeypatch):
+def test_too_little_gpu_memory_is_reported_before_allocation(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: True)
     monkeypatch.setattr(model_module, "free_gpu_bytes", lambda: 1 << 20)
     monkeypatch.setattr(memory_plan.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
@@ -593,14 +593,14 @@ def test_calls_in_the_wrong_order():
     model.forward(inputs)
     model.backward(targets)
     with pytest.raises(RuntimeError, match="call forward first"):
-        model.backward(targets)  # the logits are gone
+        model.backward(targets)  # the logits have been overwritten
     with pytest.raises(ValueError, match=r"at most \(B, T\) = \(2, 5\), got \(3, 5\)"):
         model.forward(np.zeros((3, 5), np.int32))
     with pytest.raises(ValueError, match=r"got \(2, 6\)"):
         model.forward(np.zeros((2, 6), np.int32))
 
 
-def test_foreign_parameters_are_refused():
+def test_parameters_of_another_model_are_refused():
     model, weights = make_model(), lively_weights(SMALL)
     with pytest.raises(ValueError, match="load_params"):
         model.load_params({name: weights[name] for name in NAMES[1:]})
@@ -618,7 +618,7 @@ with_bfloat16 = pytest.mark.skipif(not bfloat16_supported(), reason="this GPU ha
 
 @pytest.fixture(scope="module")
 def two_steps():
-    """Two steps on the same data, on the host: what the device is compared with."""
+    """Two steps on the host, for comparison with the device."""
     model = make_model()
     return [train_step(model, *batch(seed=step), step, learning_rate=1e-3) for step in range(2)]
 
@@ -628,13 +628,14 @@ def test_the_device_agrees_with_the_cpu_in_fp32(two_steps):
     model = make_model(device="gpu")
     for step, (loss, grads, norm, params) in enumerate(two_steps):
         got = train_step(model, *batch(seed=step), step, learning_rate=1e-3)
-        assert got[0] == pytest.approx(loss, rel=2.0**-21)  # a sum of 37 exponentials and one over 10 rows, in another order
+        assert got[0] == pytest.approx(loss, rel=2.0**-21)  # a sum of 37 exponentials and one over 10 rows, in a different order
         assert got[2] == pytest.approx(norm, rel=1e-5)
-        # Float32 on both sides, sums in another order. A gradient has come through about 16 layers, each with sums of up to 4C = 64
-        # products, that is an error of about sqrt(64) 2^-24 a layer; independent of each other, sqrt(16) times that in the end.
+        # float32 on both sides, different order of summation. A gradient has passed through about 16 layers, each with sums of up to
+        # 4C = 64 products: an error of about sqrt(64) 2^-24 per layer, and, as these are independent, sqrt(16) times that in total.
         bounds = {name: 4 * 8 * 2.0**-24 * np.abs(gradient).max() for name, gradient in grads.items()}
         assert_within(got[1], grads, bounds, f"gradients of step {step}, fp32, device against CPU")
-        # AdamW divides a gradient by its size: where the gradient is small against its error, the step may be any part of its length.
+        # AdamW divides a gradient by its size: if the gradient is small compared with its error, the step may be any fraction of its
+        # length.
         moved = {name: 2 * 1e-3 * (step + 1) * np.minimum(1, 10 * bounds[name] / (np.abs(grads[name]) + 1e-12)) for name in params}
         bounds = {name: moved[name] + 2.0**-22 * np.abs(params[name]) + 1e-8 for name in params}
         assert_within(got[3], params, bounds, f"parameters after step {step}, fp32, device against CPU")
@@ -645,8 +646,8 @@ def test_the_device_agrees_with_the_cpu_in_fp32(two_steps):
 def test_the_device_is_close_to_the_cpu_in_bf16(two_steps):
     loss, grads, norm, params = two_steps[0]
     got = train_step(make_model(device="gpu", precision="bf16"), *batch(seed=0), 0, learning_rate=1e-3)
-    # bfloat16 keeps 8 bits: a rounding loses up to 2^-8 of a number, typically 2^-9. Some 30 of them on the way to a gradient,
-    # independent of each other, make sqrt(30) 2^-9 = 1.1 % of a tensor's norm; a tensor as a whole must be within three times that.
+    # bfloat16 has 8 bits of precision: rounding changes a value by up to 2^-8 of it, typically 2^-9. Some 30 independent roundings on the
+    # way to a gradient add up to sqrt(30) 2^-9 = 1.1 % of a tensor's norm; a tensor as a whole must be within three times that.
     assert got[0] == pytest.approx(loss, rel=2.0**-8)
     assert got[2] == pytest.approx(norm, rel=0.02)
     print(f"\n{'tensor':<10}{'norm':>12}{'error':>12}{'bound':>12}")
@@ -654,12 +655,12 @@ def test_the_device_is_close_to_the_cpu_in_bf16(two_steps):
         size, error = np.linalg.norm(gradient), np.linalg.norm(got[1][name] - gradient)
         print(f"{name:<10}{size:12.3e}{error:12.3e}{0.033 * size:12.3e}")
         assert error < 0.033 * size, name
-    # The first step of AdamW is lr times the gradient's sign, wrong where it is small; then rounding, to either neighbour.
+    # The first step of AdamW is lr times the sign of the gradient, wrong where that is small; then comes rounding, to either neighbour.
     assert_within(got[3], params, {name: 2e-3 + 2.0**-7 * np.abs(params[name]) for name in params}, "parameters after a step, bf16")
 
 
 @on_the_device
-def test_fp32_gives_the_same_bits_on_the_device_again_and_recomputed():
+def test_fp32_is_bit_identical_on_the_device_when_repeated_or_recomputed():
     inputs, targets = batch(ONE_BLOCK)
     runs = [train_step(make_model(ONE_BLOCK, device="gpu", recompute=level), inputs, targets) for level in (1, 1, 0, 2)]
     for other in runs[1:]:
@@ -670,8 +671,8 @@ def test_fp32_gives_the_same_bits_on_the_device_again_and_recomputed():
 
 @on_the_device
 @with_bfloat16
-def test_bf16_gives_the_same_bits_on_the_device_again():
-    """Without master weights, where stochastic rounding is all there is."""
+def test_bf16_is_bit_identical_on_the_device_when_repeated():
+    """Without master weights: only stochastic rounding."""
     inputs, targets = batch(ONE_BLOCK)
     options = {"device": "gpu", "precision": "bf16", "master_weights": False}
     first, again = (train_step(make_model(ONE_BLOCK, **options), inputs, targets) for _ in range(2))

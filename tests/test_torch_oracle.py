@@ -1,6 +1,6 @@
 """The whole model against an independent GPT-2 in PyTorch: ten training steps, and every gradient tensor of the first.
 
-PyTorch is an extra of its own (`pip install -e '.[oracle]'`); without it these tests are left out, and say so.
+PyTorch is an optional dependency (`pip install -e '.[oracle]'`); without it these tests are skipped with a message.
 """
 
 import math
@@ -27,13 +27,13 @@ on_both_devices = pytest.mark.parametrize(
     "device",
     [
         "cpu",
-        pytest.param("gpu", marks=pytest.mark.skipif(not real_gpu(), reason="no GPU; in the simulator it would take an hour")),
+        pytest.param("gpu", marks=pytest.mark.skipif(not real_gpu(), reason="no GPU; the simulator would take an hour")),
     ],
 )
 
 
 def lively_weights():
-    """Larger than at the start, biases not zero, LayerNorms not one: every gradient counts."""
+    """Weights larger than at the start, nonzero biases, LayerNorms other than one: every gradient matters."""
     rng = np.random.default_rng(11)
     weights = {}
     for name, shape in parameter_shapes(CONFIG).items():
@@ -49,12 +49,12 @@ def batches():
 
 
 def learning_rate(step):
-    return 1e-4 * (step + 1)  # rising, so that a step's number matters
+    return 1e-4 * (step + 1)  # rising, so that the step index matters
 
 
 @pytest.fixture(scope="module")
 def torch_run():
-    """Ten steps in PyTorch: losses, norms, gradients of the first step, parameters at the end."""
+    """Ten steps in PyTorch: losses, norms, gradients of the first step, final parameters."""
     model = TorchGPT2(CONFIG.L, CONFIG.NH, CONFIG.C, CONFIG.max_T, CONFIG.V)
     model.load(lively_weights())
     optimizer = model.adamw(weight_decay=0.1)
@@ -74,7 +74,7 @@ def torch_run():
 
 @pytest.fixture(scope="module")
 def our_run():
-    """device -> the same of our model; run once for each device."""
+    """A function of the device: the same results from our model, computed once per device."""
     runs = {}
 
     def run(device):
@@ -101,8 +101,9 @@ def our_run():
 def test_every_gradient_of_the_first_step(device, our_run, torch_run):
     ours, theirs = our_run(device)[2], torch_run[2]
     assert sorted(ours) == sorted(theirs)
-    # Float32 on both sides, sums in another order. A gradient has come through about 6 L + 4 = 22 layers; each has sums of up to 4C = 192
-    # products, whose roundings are independent: sqrt(192) of them a layer, sqrt(22) times that in all, of the tensor's largest number.
+    # float32 on both sides, different order of summation. A gradient has passed through about 6 L + 4 = 22 layers; each has sums of up to
+    # 4C = 192 products, whose roundings are independent: sqrt(192) of them per layer, sqrt(22) times that in total, relative to the
+    # tensor's largest element.
     roundings = math.sqrt(22 * 192)
     print(f"\n{device}, fp32\n{'tensor':<10}{'shape':<16}{'largest':>12}{'error':>12}{'bound':>12}")
     faults = []
@@ -124,9 +125,9 @@ def test_every_gradient_of_the_first_step(device, our_run, torch_run):
 @on_both_devices
 def test_ten_losses_and_norms(device, our_run, torch_run):
     (losses, norms, _, _), (their_losses, their_norms, _, _) = our_run(device), torch_run
-    assert max(their_norms) > 1.1, "the clipping would not be tested"
-    # A loss is a mean of 120 logarithms of sums over 101 logits: a few roundings at the first step. Later the parameters differ too, by
-    # what the test below allows, which the loss feels in proportion to its gradient: it stays within a few roundings a step.
+    assert max(their_norms) > 1.1, "otherwise clipping is not tested"
+    # A loss is a mean of 120 logarithms of sums over 101 logits: a few roundings in the first step. Later the parameters differ too, by
+    # what the test below allows, and the loss differs in proportion to its gradient: it stays within a few roundings per step.
     print(f"\n{device}, fp32\nstep        loss     PyTorch       error       bound        norm     PyTorch")
     faults = []
     for step, (loss, want) in enumerate(zip(losses, their_losses)):
@@ -140,30 +141,30 @@ def test_ten_losses_and_norms(device, our_run, torch_run):
 
 @on_both_devices
 def test_parameters_after_ten_steps(device, our_run, torch_run):
-    """AdamW divides every gradient by its own size, so a gradient near zero turns its error into a step of any length up to the
-    learning rate: single numbers may differ. A tensor as a whole must have gone the same way.
+    """AdamW divides every gradient by its own size, so the error of a gradient near zero becomes a step of any length up to the learning
+    rate: single elements may differ. A tensor as a whole must have moved the same way.
 
-    The bias of the keys is all of that kind: it adds the same to all scores of a query, which softmax does not notice. Its gradient
-    is zero, but for rounding errors, and where it goes is chance.
+    The bias of the keys consists of such elements: it adds the same to all scores of a query, which cancels in the softmax. Its gradient is
+    zero except for rounding errors, and its updates are random.
     """
     ours, theirs, start = our_run(device)[3], torch_run[3], lively_weights()
-    print(f"\n{device}, fp32\n{'tensor':<10}{'way':>12}{'error':>12}")
+    print(f"\n{device}, fp32\n{'tensor':<10}{'moved':>12}{'error':>12}")
     for name, want in theirs.items():
         got, begin = ours[name][: len(want)], start[name][: len(want)]
         if name == "qkvb":
             keys = slice(CONFIG.C, 2 * CONFIG.C)
-            farthest = sum(learning_rate(step) for step in range(STEPS)) * 1.1  # Adam's step may exceed the rate a little; decay is 0
-            assert np.abs(got[:, keys] - begin[:, keys]).max() <= farthest
+            longest = sum(learning_rate(step) for step in range(STEPS)) * 1.1  # Adam's step may exceed the rate a little; decay is 0
+            assert np.abs(got[:, keys] - begin[:, keys]).max() <= longest
             got, want, begin = (np.delete(array, keys, axis=1) for array in (got, want, begin))
-        way, error = np.linalg.norm(want - begin), np.linalg.norm(got - want)
-        print(f"{name:<10}{way:12.3e}{error:12.3e}")
-        # 1e-4 of the way: a gradient is off by 1e-6 of the tensor's largest (above), so where it is a hundred times smaller than that,
-        # the step is off by 1e-4; a smaller one has a larger error, but there are few of them.
-        assert error < 1e-4 * way, name
+        moved, error = np.linalg.norm(want - begin), np.linalg.norm(got - want)
+        print(f"{name:<10}{moved:12.3e}{error:12.3e}")
+        # 1e-4 of the distance moved: a gradient is off by 1e-6 of the tensor's largest (above), so where it is a hundred times smaller than
+        # that, the step is off by 1e-4; smaller gradients have larger errors, but they are few.
+        assert error < 1e-4 * moved, name
 
 
-def test_initial_weights_are_those_of_torch():
-    """torch.manual_seed, then normal_ in llm.c's order. C = 8, odd V and max_T: counts that are no multiples of 16, too."""
+def test_initial_weights_match_torchs():
+    """torch.manual_seed, then normal_ in llm.c's order. C = 8, odd V and max_T: also counts that are not multiples of 16."""
     config = GPT2Config(L=2, NH=1, C=8, max_T=5, V=37)
     weights = initial_weights(config, parameter_shapes(config), seed=42)
     torch.manual_seed(42)
@@ -172,5 +173,5 @@ def test_initial_weights_are_those_of_torch():
     for name, ours in drawn:
         std = 0.02 / math.sqrt(4) if name in ("attprojw", "fcprojw") else 0.02
         theirs = torch.empty(ours.shape).normal_(0.0, std).numpy()
-        # PyTorch's vectorised logarithm and cosine are off by a few last bits: up to 4.4e-8 has been seen at std 0.02.
+        # PyTorch's vectorised logarithm and cosine are off in the last few bits: up to 4.4e-8 was seen at std 0.02.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7, err_msg=name)

@@ -34,11 +34,10 @@ def measure_ceilings(products, storage, tokens, watch, square=SQUARE, copy_bytes
         shapes.setdefault(work_key(part), []).append(part)
     product_rates = []
     for parts in shapes.values():
-        part, flop = parts[0], launch_cost(parts[0]).flop
+        part = parts[0]
         sizes = [part.arguments[name] for name in ("rows", "columns", "inner")]
-        product_rates.append(
-            {"name": product_name(part), "MNK": sizes, "calls": len(parts), "burst": flop / _seconds(time_call(part.call))}
-        )
+        burst = launch_cost(part).flop / _seconds(time_call(part.call))
+        product_rates.append({"name": product_name(part), "MNK": sizes, "calls": len(parts), "burst": burst})
 
     def all_products():
         for part in products:

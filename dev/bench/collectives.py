@@ -2,9 +2,9 @@
 
     mpirun -np 2 python -m dev.bench.collectives [--out DIR]
 
-First it checks every function of the group (gpt2_numba/parallel/nccl_group.py) against NumPy: in float32 and bfloat16, with equal and unequal
-parts, one array and several, launched directly, recorded in a CUDA graph and replayed. All cases run; exit code 1 if any is wrong. Then it
-measures the time by size of message, sent as the trainer sends them: from a graph.
+First it checks every function of the group (gpt2_numba/parallel/nccl_group.py) against NumPy: in float32 and bfloat16, with equal and
+unequal parts, one array and several, launched directly, recorded in a CUDA graph and replayed. All cases run; exit code 1 if any is
+wrong. Then it measures the time by size of message, sent as the trainer sends them: from a graph.
 
 "Bus" is the rate that each link must carry, comparable with the hardware's rate for any number of ranks n: bytes of the array / time *
 (n - 1) / n, and twice that for all_reduce, which is a reduce_scatter and an all_gather (nccl-tests, "PERFORMANCE.md").

@@ -2,14 +2,14 @@
 
     python -m dev.bench.kernel_sets --out DIR -- FLAGS OF gpt2_numba.train
 
-For instance with `-i ... -j ... -e d12 -b 4 -t 1024 -d 4096 -x 20`. Writes DIR/table.txt, DIR/result.json and each run's console and log. Exit code
-1 if the losses of two float32 runs differ by more than the bound.
+For instance with `-i ... -j ... -e d12 -b 4 -t 1024 -d 4096 -x 20`. Writes DIR/table.txt, DIR/result.json and the console output and log
+of each run. Exit code 1 if the losses of two float32 runs differ by more than the bound.
 
-The bound. The sets add the same numbers in other orders, so two float32 runs differ by roundings. A loss near 11 is itself a multiple of
-2^-20 = 9.5e-7, and on the way to it a number is rounded about a hundred times (4 products a block, of 12 blocks, and as many norms and
-sums), each time by 2^-24 of its size at most, at random: together about 10 * 2^-24 of the loss. AdamW divides by the size of the
-gradient, so a gradient that is off by a few millionths moves a parameter by a few millionths of a step, except where the gradient is
-itself near nothing. Over 20 steps this grows; 16 times the first loss's rounding, relative 1e-5, is allowed at any step.
+The bound. The sets add the same terms in different orders, so two float32 runs differ by rounding. A loss near 11 is itself a multiple of
+2^-20 = 9.5e-7, and a value is rounded about a hundred times on the way to it (4 products per block, 12 blocks, and as many norms and
+sums), each time by at most 2^-24 of its size, at random: together about 10 * 2^-24 of the loss. AdamW divides by the size of the gradient,
+so a gradient that is off by a few millionths moves a parameter by a few millionths of a step, except where the gradient is itself near
+zero. This grows over 20 steps; a relative difference of 1e-5, 16 times the rounding of the first loss, is allowed at any step.
 """
 
 import argparse

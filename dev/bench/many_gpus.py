@@ -2,12 +2,11 @@
 
     python -m dev.bench.many_gpus --gpus 1,2 --models d12,d48 --zero 0,1,2 --micro-steps 8,1 --out DIR
 
-For each number of GPUs, model and stage of ZeRO it starts that many processes by mpirun. Each of them steps through random tokens, as in
-training
-(CUDA graphs, losses told one step late), with several micro-steps a step and with one. Then the same steps without any messages, and
-the messages without the steps; what the messages add to a step is exposed, the rest of them is hidden. "1" runs on all GPUs at the same
-time, a process each that knows of no other: cards of one kind differ by some percent, and together they go at the pace of the slowest.
-Writes DIR/result.json and DIR/table.txt.
+For each number of GPUs, model and ZeRO stage it starts that many processes with mpirun. Each trains on random tokens as in real training
+(CUDA graphs, losses reported one step late), with several micro-steps per step and with one. Then come the same steps without messages, and
+the messages without the steps: the time that messages add to a step is exposed, the rest of theirs is hidden. "1" runs on all GPUs at the
+same time, one independent process per GPU: cards of the same kind differ by some percent, and together they run at the pace of the
+slowest. Writes DIR/result.json and DIR/table.txt.
 """
 
 import argparse
@@ -76,7 +75,7 @@ class Runner:
         self.model = self.trainer.model
 
     def _weights(self):
-        """Weights of the size they have at the start of training; all layers have the same, since drawing them all takes longer than measuring."""
+        """Weights as large as at the start of training; all layers have the same, since drawing them all takes longer than measuring."""
         random = np.random.default_rng(1)
         for tensor, shape in parameter_shapes(self.config).items():
             one = 0.02 * random.standard_normal(shape if tensor in ONCE else shape[1:], np.float32)
@@ -87,7 +86,7 @@ class Runner:
     def step(self, micro_steps):
         """One step. Returns its Measurement."""
         self.trainer.micro_steps = micro_steps
-        return self.trainer.ask_for_step()
+        return self.trainer.queue_step()
 
     def time_steps(self, seconds, micro_steps, messages=True):
         """Run for about `seconds`, after as long to warm up. Returns the milliseconds of each step, the last loss and norm."""
@@ -178,7 +177,7 @@ def measure(name, zero_stage, micro_steps, seconds, log_dir, B=None):
 
 
 def results_table(rows):
-    """The results as text. The shares are relative to the sum of the GPUs' own speeds, and to N times the slowest, with the same micro-steps."""
+    """The results as text. Shares of the GPUs' summed single speeds, and of N times the slowest, with the same micro-steps."""
     lines = [
         "model  GPUs  -z  micro-steps  tokens / step  ms / step      tok/s  of the summed GPUs  of N x slowest  without messages, ms  "
         "messages, ms  exposed, ms  memory, GiB"

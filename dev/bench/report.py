@@ -12,8 +12,9 @@ def ceilings_table(ceilings):
     def row(name, measured, unit, scale, remark=""):
         clock, power = measured.get("sm_clock_mhz"), measured.get("mean_power_w") or measured.get("power_w")
         rows.append([
-            name, f"{measured['burst'] / scale:.2f} {unit}", f"{measured['sustained'] / scale:.2f} {unit}" if "sustained" in measured else
-            "",
+            name,
+            f"{measured['burst'] / scale:.2f} {unit}",
+            f"{measured['sustained'] / scale:.2f} {unit}" if "sustained" in measured else "",
             f"{clock:.0f} MHz" if clock else "", f"{power:.0f} W" if power else "", remark,
         ])  # fmt: skip
 
@@ -73,7 +74,8 @@ def summary(result):
         )
         if gaps := step.get("gap_ms"):
             lines.append(
-                f"  gap between steps on the GPU: {statistics.median(gaps):.3f} ms = {statistics.median(gaps) / step['ms']:.2%} of the step, "
+                f"  gap between steps on the GPU: {statistics.median(gaps):.3f} ms = "
+                f"{statistics.median(gaps) / step['ms']:.2%} of the step, "
                 f"at most {max(gaps):.3f}; the GPU ran out of work at {step['ran_out_of_work']} of {len(gaps)}"
             )
     if timeline := result.get("timeline"):

@@ -2,8 +2,8 @@
 
     python -m dev.bench.start [--cold] [--out FILE] -- FLAGS OF gpt2_numba.train
 
-The training makes one step. With --cold it finds no compiled kernels and no other choices that earlier runs have kept: it is given an
-empty cache. Prints a table; --out writes it as JSON as well.
+The training runs one step. --cold gives it an empty cache, without the compiled kernels and other choices kept by earlier runs. Prints a
+table; --out also writes it as JSON.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# Runs in the trainer's process. The GPU's context and cuBLASLt would start by themselves a little later: here they get rows of their own.
+# Runs in the trainer's process. The GPU's context and cuBLASLt, which would start a little later, are started here to get rows of their
+# own.
 PROGRAM = """
 import json, sys, time
 began = last = float(sys.argv[1])
@@ -63,15 +64,15 @@ def counted(home, function, name):
         return result
     setattr(home, function, call)
 
-def waited_for(tensors):
+def timed_weights(tensors):
     for tensor in tensors:
-        part("weights: waited for")
+        part("weights: drawn")
         yield tensor
         part("weights: converted and copied")
 
 draw = preparation.draw_initial_weights
-preparation.draw_initial_weights = lambda *args: waited_for(draw(*args))
-for function, name in {"make_model": "memory for the model", "make_loaders": "data", "choose_matmuls": "choices of matmuls read"}.items():
+preparation.draw_initial_weights = lambda *args: timed_weights(draw(*args))
+for function, name in {"make_model": "memory for the model", "make_loaders": "data", "choose_matmuls": "matmul choices"}.items():
     timed(preparation, function, name)
 
 begin = train.StepReports.begin
@@ -81,18 +82,18 @@ def first_step_begins(*args):
     return begin(*args)
 train.StepReports.begin = first_step_begins
 passes = {"forward": 0, "backward": 0}
-def name_of(direction):
+def pass_name(direction):
     def name():
         passes[direction] += 1
-        return f"first {direction} pass asked for" if passes[direction] == 1 else "other micro-steps asked for"
+        return f"first {direction} pass queued" if passes[direction] == 1 else "other micro-steps queued"
     return name
 for method in passes:
-    timed(model.GPT2, method, name_of(method), "first step: batches")
+    timed(model.GPT2, method, pass_name(method), "first step: batches")
 for method in ("zero_grad", "measure", "update"):
-    timed(model.GPT2, method, "zeros, norm and update asked for", "first step: batches")
+    timed(model.GPT2, method, "zeros, norm and update queued", "first step: batches")
 timed(train.StepReports, "finish", "waiting for the GPU", "first step: batches")
 counted(cublaslt, "_make_plan", "kinds of matmuls planned")
-counted(cublaslt, "_search", "of these, fastest algorithm searched")
+counted(cublaslt, "_search", "of these, algorithm searched")
 train.train(train.choose_machine(train.parse_settings(sys.argv[3:])))
 kernels = [(use.kernel, use.types, use.loaded, use.seconds) for use in kernel_cache.uses]
 open(sys.argv[2], "w").write(json.dumps({"parts": parts, "inside": inside, "kernels": kernels, "problems": kernel_cache.problems}))
@@ -100,26 +101,26 @@ open(sys.argv[2], "w").write(json.dumps({"parts": parts, "inside": inside, "kern
 
 
 def measure(flags, cache=None):
-    """Start a training with these flags and time it until it tells of its first step. cache: directory in place of the user's."""
+    """Start a training with these flags and time it until it reports its first step. cache: directory in place of the user's."""
     with tempfile.TemporaryDirectory() as directory:
-        told = Path(directory, "told.json")
+        report = Path(directory, "report.json")
         environment = dict(os.environ)
         if cache is not None:
             environment |= {"XDG_CACHE_HOME": str(cache), "NUMBA_CACHE_DIR": str(cache)}
         start = time.time()
-        command = [sys.executable, "-u", "-c", PROGRAM, repr(start), str(told), *flags, "-x", "1", "-v", "0", "-s", "0"]
+        command = [sys.executable, "-u", "-c", PROGRAM, repr(start), str(report), *flags, "-x", "1", "-v", "0", "-s", "0"]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         seconds, line = None, ""
         for line in process.stdout:
             if seconds is None and line.startswith("step "):
                 seconds, first = time.time() - start, line.strip()
         if process.wait() or seconds is None:
-            raise RuntimeError(f"the training failed (exit code {process.returncode}); it said at last: {line.strip()}")
-        return {"seconds": seconds, "step": first} | json.loads(told.read_text())
+            raise RuntimeError(f"the training failed (exit code {process.returncode}); its last line: {line.strip()}")
+        return {"seconds": seconds, "step": first} | json.loads(report.read_text())
 
 
 def format_result(result):
-    """The parts, what is inside of them, and the kernels that took longest, as text."""
+    """The result as text: the parts, details within them, and the kernels that took longest."""
     lines, end = [f"{'part':<40}{'seconds':>9}{'sum':>9}"], 0.0
     for name, seconds in result["parts"].items():
         end += seconds
@@ -128,9 +129,9 @@ def format_result(result):
     _, begins = inside.pop("first step begins")
     lines += [
         f"{'first step begins after':<40}{begins:>9.2f}",
-        f"{'first step is told after':<40}{result['seconds']:>9.2f}",
+        f"{'first step reported after':<40}{result['seconds']:>9.2f}",
         "",
-        "inside of the parts:",
+        "within the parts:",
     ]
     kernels = sorted(result["kernels"], key=lambda kernel: -kernel[3])
     for was_loaded, what in ((True, "kernels loaded"), (False, "kernels compiled")):

@@ -1,7 +1,7 @@
-"""(c) The step: how fast, where the time goes, and how far from the speed of light.
+"""(c) The step: its speed, where the time goes, and how close it comes to the speed of light.
 
-The timeline comes from marks before and after every kernel, in a pass made for it; the time of the step from a pass without them. What
-the kernels leave over of the step is gaps between them.
+The timeline comes from marks before and after every kernel, in a separate pass; the time of the step from a pass without them. The rest
+of the step is gaps between kernels.
 """
 
 import itertools
@@ -22,11 +22,11 @@ STEP_SECONDS = 4.0
 HOST_REPEATS = 3
 GAPS = 4
 LEAD_MILLISECONDS = 20
-PARTS_BETWEEN_HOLDS = 150  # as many launches and marks as that fit into the queue, which holds about a thousand
+PARTS_BETWEEN_HOLDS = 150  # these launches and their marks fit into the queue, which holds about a thousand
 
 
 def measure_step(trainer, watch, seconds=STEP_SECONDS):
-    """Speed of the step as it is trained: milliseconds (median, after the first second), tokens a second, share of the chip's peak."""
+    """Measure the step as in training: milliseconds (median, after the first second), tokens per second, share of the chip's peak."""
     start = time.perf_counter()
     repeated = time_for(seconds, trainer.step)
     watched = watch.between(start + SETTLING_SECONDS, time.perf_counter())
@@ -49,7 +49,7 @@ def measure_step(trainer, watch, seconds=STEP_SECONDS):
 
 
 def host_time(trainer):
-    """Milliseconds that the host is busy with a micro-step and with an update, when the GPU's queue is empty."""
+    """Milliseconds that the host needs for a micro-step and for an update when the GPU's queue is empty."""
     micro_steps, updates = [], []
     for _ in range(HOST_REPEATS):
         for work, times in ((trainer.micro_step, micro_steps), (trainer.update, updates)):
@@ -62,11 +62,11 @@ def host_time(trainer):
 
 
 def gaps_between_steps(trainer, count=GAPS):
-    """From the last kernel of a step to the first of the next, on the GPU: milliseconds (a list), and how often the GPU ran out of work there.
+    """Milliseconds on the GPU between the last kernel of a step and the first of the next (a list), and how often it ran out of work there.
 
-    Steps as in the training loop: the numbers of one are looked at when the next has been asked for. A mark is set behind the last kernel
-    of a step, another before the first of the next. If the host has set the second before the GPU comes to the first, what lies between
-    them is all that the GPU waits; else it has run out of work, and waits longer than that by the time that a launch takes.
+    Steps as in the training loop: the results of a step are read after the next has been queued. One mark follows the last kernel of a
+    step, another precedes the first of the next. If the host queues the second before the GPU reaches the first, the time between them is
+    all that the GPU waits; otherwise it has run out of work, and waits longer by the time that a launch takes.
     """
     gaps, ran_out, end, measurement = [], 0, None, None
     for step in range(count + 1):
@@ -74,7 +74,7 @@ def gaps_between_steps(trainer, count=GAPS):
         if step > 0:
             gaps.append((end, begin))
             ran_out += real_gpu() and end.query()
-        last_step, measurement = measurement, trainer.ask_for_step()
+        last_step, measurement = measurement, trainer.queue_step()
         end = mark()
         if last_step:
             last_step.wait()
@@ -85,7 +85,7 @@ def gaps_between_steps(trainer, count=GAPS):
 
 
 def chip_peak():
-    """Dense bf16 FLOP/s by the vendor's word, or None."""
+    """The vendor's peak of dense bf16 FLOP/s, or None."""
     try:
         return peak_flops(device_name(), *device_properties())
     except (AttributeError, NotImplementedError):  # the simulator has no such properties
@@ -93,13 +93,13 @@ def chip_peak():
 
 
 def record_timeline(trainer):
-    """One micro-step and an update, launch by launch, with marks around every kernel. Returns the LaunchLog."""
+    """Run one micro-step and an update, launch by launch, with marks around every kernel. Returns the LaunchLog."""
     trainer.step()  # without marks, so that the chip is as warm as in training
     with watch_launches(mark) as log:
         parts = itertools.count()
 
         def keep_ahead():
-            """Give the host a lead before the GPU has worked off the queue: a launch with its marks takes the host some 60 µs."""
+            """Give the host a lead before the GPU empties the queue: a launch with its marks takes the host some 60 µs."""
             if next(parts) % PARTS_BETWEEN_HOLDS == 0:
                 hold(LEAD_MILLISECONDS)
 
@@ -110,12 +110,13 @@ def record_timeline(trainer):
 
 
 def summarise(log, trainer, step_ms, ceilings):
-    """Where a step's time goes.
+    """Summarise where the time of a step goes.
 
     log        of one micro-step and an update, from record_timeline
-    step_ms    of a whole step    ceilings  sustained copy and matmul rates
+    step_ms    of a whole step
+    ceilings   sustained copy and matmul rates
     Returns a dictionary: parts of the step (by launch name: calls, ms, floor_ms, share of the step), kernels (by kernel name), phases,
-    the sum of all kernels, what is left over, and the sum of floors as a share of the step.
+    the sum of all kernels, the rest of the step, and the sum of floors as a share of the step.
     """
     mark_ms = empty_mark()
 
@@ -124,7 +125,7 @@ def summarise(log, trainer, step_ms, ceilings):
 
     by_name, by_kernel, phases = {}, {}, {}
     for launch in log.launches:
-        # The gradients are zeroed and the parameters updated once a step, all else for each micro-step.
+        # Gradients are zeroed and parameters updated once per step, everything else runs in each micro-step.
         once = launch.phase == "update" or launch.name == "zero" and launch is log.launches[0]
         times = 1 if once else trainer.micro_steps
         ms = times * math.fsum(map(duration, launch.parts or [launch]))
@@ -133,7 +134,7 @@ def summarise(log, trainer, step_ms, ceilings):
         entry["calls"] += times
         entry["ms"] += ms
         if cost is None:
-            entry["floor_ms"] += ms  # unknown: taken to be as fast as can be
+            entry["floor_ms"] += ms  # unknown: taken to be as fast as possible
             entry["not_counted"] = True
         else:
             entry["floor_ms"] += times * cost.floor(ceilings)

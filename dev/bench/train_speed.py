@@ -1,10 +1,10 @@
-"""Speed of the trainer as a user sees it: runs a training, reads its step lines, keeps what is needed to compare and to repeat.
+"""The speed of the trainer as a user sees it: runs a training, reads its step lines, and keeps what is needed to compare and repeat it.
 
     python -m dev.bench.train_speed --out DIR [--twice] -- FLAGS OF gpt2_numba.train
 
 Writes DIR/result.json (command, date, GPU, versions, median speed of the steps after the third, first and last loss, memory) and the
-run's console.txt, main.log and loss.png. With --twice the same command runs again and all losses and norms must repeat to the last
-digit printed, and the parameters' SHA-256 to the last bit.
+run's console.txt, main.log and loss.png. With --twice the same command runs again: all printed losses and norms
+and the SHA-256 of the parameters must be identical.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RUN = (
 
 
 def run(flags, directory):
-    """One training; its console goes to a file. Returns (step lines as (step, loss, norm, ms), SHA-256 of the parameters)."""
+    """Run a training, its console output in a file. Returns steps (step, loss, norm, ms), SHA-256 of the parameters, memory as text."""
     console = directory / "console.txt"
     with open(console, "w") as file:
         subprocess.run([sys.executable, "-c", RUN, *flags, "-o", str(directory)], stdout=file, check=True)
