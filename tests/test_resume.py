@@ -713,6 +713,16 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(data, tmp_path, mo
     assert trainer.main([*TINY, "-x", "4", "-n", "4", *data, "-o", str(tmp_path)]) == 0
 
 
+def test_a_picture_that_cannot_be_drawn_is_a_warning(data, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "plot_losses", fail)
+    assert trainer.main([*TINY, "-x", "2", *data, "-o", str(tmp_path)]) == 0
+    errors = capsys.readouterr().err
+    assert errors.startswith("warning: there is no picture") and "No space left" in errors and errors.count("\n") == 1
+
+
 def test_resume_needs_a_log_directory(run):
     with pytest.raises(UserError, match=r"-y 1.*-o DIR"):
         run(*TINY, "-y", 1)

@@ -1,6 +1,7 @@
 """main.log, the step line and its throughput, against llm.c's formats and values worked out by hand."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -135,3 +136,16 @@ def test_time_left_assumes_the_throughput_shown():
     assert throughput.seconds_left(3) == pytest.approx(12.0)
     throughput.update(2.0)
     assert throughput.seconds_left(3) == pytest.approx(6.0)
+
+
+def test_a_log_that_cannot_be_written_is_one_warning(tmp_path, capsys):
+    log = MainLog(tmp_path / "log")
+    log.write_validation(0, 5.0)
+    shutil.rmtree(tmp_path / "log")
+    log.write_train_step(0, 5.0, 1e-3, 1.0)
+    log.write_train_step(1, 4.0, 1e-3, 1.0)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.count("\n") == 1 and str(tmp_path / "log" / "main.log") in warning
+    (tmp_path / "log").mkdir()
+    log.write_train_step(2, 3.0, 1e-3, 1.0)
+    assert read_main_log(tmp_path / "log" / "main.log")["train_loss"][0].tolist() == [2]

@@ -9,6 +9,7 @@ main.log has llm.c's format, so that either program can plot the other's. One li
 Steps count from 0, losses are in nats per token.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ class MainLog:
 
     def __init__(self, directory, append=False):
         """directory: created if absent. append: add to its main.log instead of overwriting it. Raises UserError if it cannot be written."""
-        self.path = None
+        self.path, self._warned = None, False
         if directory is None:
             return
         self.path = Path(directory) / "main.log"
@@ -49,9 +50,15 @@ class MainLog:
         self._append(f"s:{step} trl:{loss:.4f} lr:{learning_rate:.6f} norm:{norm:.2f}")
 
     def _append(self, line):
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with open(self.path, "a") as file:  # opened for every line, so that none is lost if the run is killed
                 file.write(line + "\n")
+        except OSError as error:  # a full disk, a removed directory: no reason to lose the run
+            if not self._warned:
+                self._warned = True
+                print(f"warning: {self.path} cannot be written ({error.strerror}): lines of the log are lost", file=sys.stderr)
 
 
 def read_main_log(path):
