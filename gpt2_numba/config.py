@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gpt2_numba.errors import UserError
 from gpt2_numba.integers import round_up
 
-GPT2_VOCAB = 50257
+GPT2_VOCAB_SIZE = 50257
 VOCAB_PADDING = 128  # the classifier's matrix has a multiple of this many rows, for aligned rows and full tensor core tiles
 
 # depth -> channels, heads. d12 ... d48 are GPT-2's four sizes; the others continue the series as llm.c does.
@@ -47,7 +47,7 @@ class GPT2Config:
         return f"L={self.L},NH={self.NH},C={self.C},T={self.max_T},V={self.V}"
 
 
-def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
+def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB_SIZE):
     """The GPT2Config that a descriptor names.
 
     text       d6 ... d84 (also gpt2:dX), gpt3:cX, or the free form L=..,NH=..,C=..[,T=..][,V=..]
@@ -61,10 +61,10 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB):
     number = int(size[1:]) if size[1:].isdecimal() else None
     if family in ("", "gpt2") and size[:1] == "d" and number in _GPT2_SIZES:
         C, NH = _GPT2_SIZES[number]
-        return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB)
+        return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB_SIZE)
     if family == "gpt3" and size[:1] == "c" and number in _GPT3_SIZES:
         L, HS = _GPT3_SIZES[number]
-        return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB)
+        return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB_SIZE)
     raise UserError(
         f"unknown model {text!r}: known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
         f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}"

@@ -46,12 +46,16 @@ def train(settings, group=None):
 
     step, saved, saved_at = run.first_step, True, run.first_step
     with Prefetcher(run.train_loader) as batches, StopRequest() as stop:
+
+        def asked_to_stop():  # several processes learn it from each other, with the results of a step
+            return stop.requested if group.ranks == 1 else reports.stopping
+
         while True:
             last = step == run.max_steps
 
             # Once in a while, and when asked to stop: save everything that a resumed run needs, before anything else can go wrong. The
             # request is read once: a later signal stops the run after the next step. Several processes stop after the same step.
-            stopping = stop.requested if group.ranks == 1 else reports.stopping
+            stopping = asked_to_stop()
             if settings.log_dir and step > saved_at and (due(settings.checkpoint_every, step, last) or stopping):
                 reports.finish()
                 saved = save_or_warn(settings, step, model, batches, run_state)
@@ -83,7 +87,7 @@ def train(settings, group=None):
             if last:
                 reports.finish()
                 break
-            if stop.requested if group.ranks == 1 else reports.stopping:
+            if asked_to_stop():
                 continue  # the request arrived meanwhile: save, and stop before another step
 
             # One step: the gradients of all micro-batches, then the update. The GPU's work is queued; its result is reported a step later.

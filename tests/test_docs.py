@@ -1,10 +1,11 @@
 """The README and docs: their links lead somewhere, and what they quote from the code is there, word for word."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.test_plain_kernels import FILES, file_kernels, layer_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ROOT / "gpt2_numba" / "layers"
@@ -25,14 +26,8 @@ def test_the_pair_of_kernels_in_the_readme_is_gelu_s():
     assert shown.strip() in (LAYERS / "gelu.py").read_text(encoding="utf-8")
 
 
-def plain_kernel_lines(path):
-    """Lines of a layer's plain kernels and device functions, decorators included."""
-    functions = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
-    jitted = [node for node in functions if any(ast.unparse(decorator).startswith("cuda.jit") for decorator in node.decorator_list)]
-    return sum(node.end_lineno - node.decorator_list[0].lineno + 1 for node in jitted)
-
-
 def test_the_table_of_layers_counts_the_lines_of_their_plain_kernels():
+    """Device functions and decorators included."""
     rows = re.findall(r"^\| \[[\w.]+\]\(gpt2_numba/layers/([\w/]+?)(?:/__init__)?\.py\)[^|]*\| (\d+) \|", README, flags=re.M)
-    files = {path.stem: path for path in LAYERS.glob("[!_]*.py")} | {"attention": LAYERS / "attention" / "__init__.py"}
-    assert {name: int(lines) for name, lines in rows} == {name: plain_kernel_lines(path) for name, path in files.items()}
+    expected = {layer_name(path): sum(k.end_lineno - k.decorator_list[0].lineno + 1 for k in file_kernels(path)) for path in FILES}
+    assert {name: int(lines) for name, lines in rows} == expected

@@ -9,6 +9,7 @@ import pytest
 
 import gpt2_numba
 from gpt2_numba.__main__ import COMMANDS
+from tests.test_import_rule import source_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gpt2_numba"
@@ -58,10 +59,6 @@ def test_the_readme_names_the_reading_path():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{MOST_LINES:,} lines" in readme
     assert [file for file in READING_PATH if Path(file).name.replace("__init__.py", "attention/") not in readme] == []
-
-
-def source_files():
-    return sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())

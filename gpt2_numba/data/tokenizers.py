@@ -8,11 +8,11 @@ End-of-text (`encoding.eot_token`) begins every document, and sampling starts fr
 
 import tiktoken
 
+from gpt2_numba.config import GPT2_VOCAB_SIZE
 from gpt2_numba.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_VOCAB_SIZE = 257
-GPT2_VOCAB_SIZE = 50257
 
 
 def byte_encoding():

@@ -7,12 +7,12 @@ possible raises a UserError, whose single line says what would be.
 import sys
 from dataclasses import dataclass, fields, replace
 
-from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.config import GPT2_VOCAB_SIZE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.multiple_choice import MultipleChoice
 from gpt2_numba.data.token_shards import find_shards
-from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, GPT2_VOCAB_SIZE, encoding_for_vocab
+from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
