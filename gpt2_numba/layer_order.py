@@ -124,8 +124,9 @@ def sum_of_squares(model):
 
 
 def norm_and_scale(model, max_norm):
-    """From the partial sums to the norm of all gradients and the scale that clips it."""
-    model.kernels.functions.norm_and_scale(model.memory["norm_and_scale"], model.memory["norm_partials"], max_norm)
+    """From the partial sums to the norm of all gradients and the scale that clips it; not a number if norm or loss is not finite."""
+    memory = model.memory
+    model.kernels.functions.norm_and_scale(memory["norm_and_scale"], memory["norm_partials"], memory["mean_loss"], max_norm)
 
 
 def update(model, step, learning_rate, weight_decay, beta1, beta2, eps, rounding_seed):

@@ -126,7 +126,7 @@ N, C, V, Vp, B, T = 12, 16, 37, 128, 3, 4  # bfloat16: two bytes
         ),
         (cost("adamw_update", params=f32(80), grads=f32(80), m=f32(80), v=f32(80), master=None), 80 * (4 + 3 * 2 * 4), 16 * 80),
         (cost("sum_of_squares", partials=f32(99), grads=Shape(80)), 80 * 2 + 99 * 4, 160),
-        (cost("norm_and_scale", result=f32(2), partials=f32(99), max_norm=1.0), 101 * 4, 99),
+        (cost("norm_and_scale", result=f32(2), partials=f32(99), loss=f32(1), max_norm=1.0), 102 * 4, 99),
         (cost("zero", array=Shape(80)), 160, 0),
     ],
 )  # fmt: skip

@@ -107,7 +107,7 @@ COUNTS = {
     "classifier_forward_backward": Count("targets", "losses", "logits", flop=_each("logits", 8)),
     "accumulate_mean": Count("values", changed="mean", flop=_each("values", 1)),
     "sum_of_squares": Count("grads ranges", "partials", flop=_each("grads", 2)),
-    "norm_and_scale": Count("partials", "result", flop=_each("partials", 1)),
+    "norm_and_scale": Count("partials loss", "result", flop=_each("partials", 1)),
     "adamw_update": Count(
         "grads step_values rounding_seed norm_and_scale ranges", changed="params m v master", flop=_each("params", 16),
         # With master weights the parameters are only written: half of reading and writing.

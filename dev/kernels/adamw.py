@@ -9,6 +9,7 @@ stochastically: layers/fast/adamw.py.
 """
 
 import functools
+import math
 
 import numpy as np
 from numba import cuda, float32
@@ -39,6 +40,8 @@ def eight_per_thread_kernel(params, grads, m, v, norm_and_scale, learning_rate, 
     load8(m, i, mean)
     load8(v, i, square)
     scale = norm_and_scale[1]
+    if math.isnan(scale):
+        return
     for k in range(WIDTH):
         g = scale * grad[k]
         mean[k] = beta1 * mean[k] + (ONE - beta1) * g

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_values
 from gpt2_numba.gpu.stochastic_rounding import squirrel_noise
-from gpt2_numba.layer_checks.calls import Call, changed, read, textbook_call
+from gpt2_numba.layer_checks.calls import Call, changed, no_error, read, textbook_call
 from gpt2_numba.layer_checks.rows import compare
 from gpt2_numba.layer_checks.running import run_on_device, run_on_host
 from gpt2_numba.layer_checks.tolerances import SPREAD, UNIT, half_ulp
@@ -38,6 +38,12 @@ def reference_rows(s, normal):
         for name, got, right in zip(("params", "m", "v"), (params, m, v), expected):
             # A dozen roundings of values no larger than a few units.
             yield compare(f"adamw, step {t}", name, got, np.array(right), 16 * 2.0**-53 * 4)
+    before = [array.copy() for array in (params, m, v)]
+    textbook.adamw_update(
+        params, grads, m, v, np.array([math.inf, math.nan]), learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.2, t=4
+    )  # fmt: skip
+    for name, got, right in zip(("params", "m", "v"), (params, m, v), before):
+        yield compare("adamw, no finite norm", name, got, right, 0.0)
 
 
 # Eleven parameters: those of adamw_update, with the gradients' scale as a number.
@@ -72,19 +78,20 @@ def plain_calls(s, normal, functions):
     count = s.C * s.C + (6 if s.C % 8 else 0)  # unless C is a multiple of 8: 7 more than one, so that kernels of 2, 4 or 8 have a rest
     params, grads = normal(count), normal(count)
     zeros, means, squares = np.zeros(count), normal(count), np.abs(normal(count))
-    for name, t, m, v, decay in (
-        ("adamw, first step", 1, zeros, zeros, DECAY),
-        ("adamw, step 7", 7, means, squares, DECAY),
-        ("adamw without decay", 7, means, squares, 0.0),
+    for name, t, m, v, decay, scale in (
+        ("adamw, first step", 1, zeros, zeros, DECAY, SCALE),
+        ("adamw, step 7", 7, means, squares, DECAY, SCALE),
+        ("adamw without decay", 7, means, squares, 0.0, SCALE),
+        ("adamw, no finite norm", 7, means, squares, DECAY, math.nan),  # nothing changes
     ):  # fmt: skip
         yield textbook_call(
             functions, textbook, "adamw_update",
             dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"),
-                 norm_and_scale=read(np.array([123.0, SCALE]), "f32")),
+                 norm_and_scale=read(np.array([123.0, scale]), "f32")),
             lambda a, decay=decay, t=t: (
                 a.params, a.grads, a.m, a.v, a.norm_and_scale, LEARNING_RATE, BETA1, BETA2, EPS, decay, t
             ),
-            lambda after, before, storage, decay=decay, t=t: plain_errors(after, before, storage, decay, t),
+            no_error if math.isnan(scale) else lambda after, before, storage, decay=decay, t=t: plain_errors(after, before, storage, decay, t),
             name,
         )  # fmt: skip
 
@@ -132,11 +139,11 @@ def fast_calls(s, normal, storage):
             norm_and_scale=read(np.array([123.0, scale], np.float32), "f32"),
         )
 
-    def call(name, t, m, v, has_master=False, check=None):
+    def call(name, t, m, v, has_master=False, check=None, scale=SCALE):
         tensors = dict(params=changed(params), grads=read(grads), m=changed(m, "f32"), v=changed(v, "f32"))
         if has_master:
             tensors["master"] = changed(params[in_params], "f32")
-        tensors |= step_tensors(t) | dict(ranges=read(ranges, "i64"))
+        tensors |= step_tensors(t, scale=scale) | dict(ranges=read(ranges, "i64"))
 
         def launch(a):
             arrays = a.m, a.v, a.master if has_master else None, a.step_values, a.rounding_seed, a.norm_and_scale, a.ranges
@@ -159,10 +166,11 @@ def fast_calls(s, normal, storage):
             params_errors[in_params] = master_errors + either_neighbour(after.params[in_params], master_errors, storage)
             return {**bounds, "master": master_errors, "params": params_errors}
 
-        return Call("adamw_update", name, tensors, launch, errors, reference, check)
+        return Call("adamw_update", name, tensors, launch, no_error if math.isnan(scale) else errors, reference, check)
 
     yield call("adamw, first step", 1, np.zeros(count), np.zeros(count))
     yield call("adamw, step 7", 7, normal(count), np.abs(normal(count)))
+    yield call("adamw, no finite norm", 7, normal(count), np.abs(normal(count)), scale=math.nan)
     if storage == FLOAT32:
         return
 

@@ -1,4 +1,4 @@
-"""The global norm of the gradients, and the scale that clips them: for a norm that is too large, and for one that is not."""
+"""The global norm of the gradients, and the scale that clips them: for a norm that is too large, for one that is not, and not finite ones."""
 
 import math
 
@@ -13,6 +13,9 @@ from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
 from gpt2_numba.layers import global_norm as textbook
 from gpt2_numba.layers.fast import global_norm as fast
 
+LOSS = np.full(1, 3.25)
+NOT_FINITE = {"loss": math.nan, "partials": math.inf}  # one case for each: the array that gets this value
+
 
 def reference_rows(s, normal):
     """Yield Rows that check the NumPy reference against the definition."""
@@ -22,9 +25,32 @@ def reference_rows(s, normal):
         result, partials = np.full(2, np.nan), np.zeros(textbook.PARTIALS)
         for piece in (grads[:5], grads[5:]):  # the sums accumulate
             textbook.sum_of_squares(partials, piece)
-        textbook.norm_and_scale(result, partials, max_norm)
+        textbook.norm_and_scale(result, partials, LOSS, max_norm)
         expected = np.array([norm, scale])
         yield compare(f"global norm, {name}", "norm, scale", result, expected, math.sqrt(grads.size) * 2.0**-53 * expected)
+    for which in NOT_FINITE:
+        arrays = not_finite(dict(partials=np.ones(textbook.PARTIALS), loss=LOSS), which)
+        textbook.norm_and_scale(result, arrays["partials"], arrays["loss"], 1.0)
+        yield no_scale(f"global norm, {which} not finite", result)
+
+
+def not_finite(arrays, which):
+    """A copy of `arrays` in which the last element of one of them is not finite."""
+    changed_array = arrays[which].copy()
+    changed_array[-1] = NOT_FINITE[which]
+    return {**arrays, which: changed_array}
+
+
+def no_scale(name, result):
+    """A Row: the scale must not be a number, so that AdamW does nothing."""
+    return compare(name, "scale is NaN", np.isnan(result[1:]).astype(np.float32), np.ones(1), 0.0)
+
+
+def check_no_scale(call, storage):
+    """The `check` of a Call whose norm or loss is not finite."""
+    results, rows = run_on_device(call, storage)
+    yield no_scale(call.name, results["result"])
+    yield from rows
 
 
 def result_errors(after, additions):
@@ -58,9 +84,17 @@ def plain_calls(s, normal, functions):
     )  # fmt: skip
     for name, max_norm in (("clipped", 0.5), ("not clipped", 1e9)):
         yield textbook_call(
-            functions, textbook, "norm_and_scale", dict(result=written(2, kind="f32"), partials=read(1 + partials, "f32")),
-            lambda a, max_norm=max_norm: (a.result, a.partials, max_norm),
+            functions, textbook, "norm_and_scale",
+            dict(result=written(2, kind="f32"), partials=read(1 + partials, "f32"), loss=read(LOSS, "f32")),
+            lambda a, max_norm=max_norm: (a.result, a.partials, a.loss, max_norm),
             errors=lambda after, before, storage: result_errors(after, textbook.PARTIALS), name=f"global norm, {name}",
+        )  # fmt: skip
+    for which in NOT_FINITE:
+        arrays = not_finite(dict(partials=partials, loss=LOSS), which)
+        yield textbook_call(
+            functions, textbook, "norm_and_scale",
+            dict(result=written(2, kind="f32"), **{name: read(values, "f32") for name, values in arrays.items()}),
+            lambda a: (a.result, a.partials, a.loss, 1.0), name=f"global norm, {which} not finite", check=check_no_scale,
         )  # fmt: skip
 
 
@@ -73,19 +107,27 @@ def fast_calls(s, normal, storage):
 
     def launch(a, max_norm):
         fast.sum_of_squares(a.partials, a.grads, a.ranges)
-        fast.norm_and_scale(a.result, a.partials, max_norm)
+        fast.norm_and_scale(a.result, a.partials, a.loss, max_norm)
 
     def reference(a, max_norm):
         partials = np.zeros(textbook.PARTIALS)
         textbook.sum_of_squares(partials, a.grads[in_grads])
-        textbook.norm_and_scale(a.result, partials, max_norm)
+        textbook.norm_and_scale(a.result, partials, a.loss, max_norm)
 
+    tensors = dict(result=written(2, kind="f32"), partials=scratch(fast.BLOCKS, kind="f32"), ranges=read(ranges, "i64"))
     for name, max_norm in (("clipped", 1.0), ("not clipped", 1e9)):
         yield Call(
             "sum_of_squares",
             f"global norm, {name}",
-            dict(result=written(2, kind="f32"), grads=read(grads), partials=scratch(fast.BLOCKS, kind="f32"), ranges=read(ranges, "i64")),
+            tensors | dict(grads=read(grads), loss=read(LOSS, "f32")),
             lambda a, max_norm=max_norm: launch(a, max_norm),
             lambda after, before, storage: result_errors(after, additions),
             lambda a, max_norm=max_norm: reference(a, max_norm),
         )
+    infinite = grads.copy()
+    infinite[in_grads[-1]] = math.inf
+    for name, values, loss in (("loss", grads, np.full(1, math.nan)), ("norm", infinite, LOSS)):
+        yield Call(
+            "sum_of_squares", f"global norm, {name} not finite", tensors | dict(grads=read(values), loss=read(loss, "f32")),
+            lambda a: launch(a, 1.0), check=check_no_scale,
+        )  # fmt: skip

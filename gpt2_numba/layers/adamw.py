@@ -17,7 +17,7 @@ Kingma, Ba 2014, "Adam" (arXiv:1412.6980); Loshchilov, Hutter 2017, "Decoupled W
     | params         | (count,)     | [rw]                                                                   |
     | grads          | (count,)     | [r]                                                                    |
     | m, v           | (count,)     | [rw] zero before the first step                                        |
-    | norm_and_scale | (2,) float32 | [r] what global_norm.norm_and_scale has written: [1] is the scale      |
+    | norm_and_scale | (2,) float32 | [r] from global_norm: [1] is the scale; if it is NaN, nothing changes  |
 
 [r] read, [rw] updated in place. The model calls this once for each run of neighbouring tensors that decay alike. There is no backward: here
 the gradients are used up.
@@ -41,6 +41,8 @@ ONE = np.float32(1)
 
 def adamw_update_ref(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, t):
     """The definition, in place. Constants are rounded to the type of the parameters, float32 or (in checks) float64."""
+    if math.isnan(norm_and_scale[1]):
+        return
     real = params.dtype.type
     rate, correction1, correction2 = real(learning_rate), real(1 - beta1**t), real(1 - beta2**t)
     decay_factor = real(1 - rate * weight_decay)
@@ -65,10 +67,10 @@ def _step(params, grads, m, v, step_size, correction2, decay_factor, scale, beta
 @cuda.jit(cache=True)
 def adamw_kernel(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta2, eps, weight_decay, correction1, correction2):
     """One thread per parameter. correction1, correction2: 1 - β1^t and 1 - β2^t."""
-    i = cuda.grid(1)
-    if i >= params.shape[0]:
+    i, scale = cuda.grid(1), norm_and_scale[1]
+    if i >= params.shape[0] or math.isnan(scale):  # NaN: loss or norm is not finite
         return
-    g = norm_and_scale[1] * grads[i]
+    g = scale * grads[i]
     mean = beta1 * m[i] + (ONE - beta1) * g
     square = beta2 * v[i] + (ONE - beta2) * g * g
     m[i], v[i] = mean, square

@@ -26,9 +26,11 @@ float32 master weights, 124,475,904 parameters.
     | master         | (count,) float32            | [rw] may be None, and is if params is float32                               |
     | step_values    | (3,) float32                | [r] the learning rate, 1 - β1^t, 1 - β2^t                                   |
     | rounding_seed  | (1,) uint32                 | [r] selects the noise of stochastic rounding                                |
-    | norm_and_scale | (2,) float32                | [r] from global_norm: [1] multiplies the gradients                          |
+    | norm_and_scale | (2,) float32                | [r] from global_norm: [1] multiplies the gradients; NaN: nothing changes    |
     | ranges         | (K + 1, 4) int64            | [r] where these parameters lie in params and grads, and which decay         |
 """
+
+import math
 
 import numpy as np
 from numba import cuda, float32, uint64
@@ -73,6 +75,8 @@ def adamw_kernel(
     load8(grads, in_grads, grad)
     learning_rate, correction1, correction2 = step_values[0], step_values[1], step_values[2]
     scale = norm_and_scale[1]
+    if math.isnan(scale):  # loss or norm is not finite. Asked here, when all loads are in flight
+        return
     for k in range(WIDTH):
         g = grad[k] * scale
         mean[k] = beta1 * mean[k] + (ONE - beta1) * g

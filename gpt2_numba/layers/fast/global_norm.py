@@ -20,8 +20,11 @@ What is different from the plain kernels of layers/global_norm.py, and what it g
     | partials | (BLOCKS,) float32         | [w] sums of squares, then [r]                         |
     | grads    | (any,) float32 or bfloat16| [r] a multiple of 8 elements                          |
     | ranges   | (K + 1, 4) int64          | [r] which gradients to sum                            |
+    | loss     | (1,) float32              | [r] of the step                                       |
     | result   | (2,) float32              | [w] [0] the norm, [1] the scale                       |
 """
+
+import math
 
 import numpy as np
 from numba import cuda, float32
@@ -33,7 +36,7 @@ from gpt2_numba.gpu.memory_access import WIDTH, load8
 from gpt2_numba.gpu.ranges import IN_GRADS, START, find_range
 from gpt2_numba.gpu.reductions import block_sum
 
-ONE, ZERO = np.float32(1.0), np.float32(0.0)
+ONE, ZERO, NAN = np.float32(1.0), np.float32(0.0), np.float32(math.nan)
 # The same on every GPU, since the bits depend on it. 1,056 blocks are 8 for each of an H200's 132 multiprocessors.
 BLOCKS = 2 if SIMULATING else 1056
 THREADS = 64 if SIMULATING else 256
@@ -68,15 +71,16 @@ def sum_of_squares_kernel(partials, grads, ranges):
 
 
 @cuda.jit(cache=True)
-def norm_and_scale_kernel(result, partials, max_norm):
-    """From the BLOCKS partial sums to the norm and the scale. One block."""
+def norm_and_scale_kernel(result, partials, loss, max_norm):
+    """From the BLOCKS partial sums to the norm and the scale; NaN if norm or loss is not finite. One block."""
     total = ZERO
     for i in range(cuda.threadIdx.x, BLOCKS, cuda.blockDim.x):
         total += partials[i]
     norm = sqrt(block_sum(total))
     if cuda.threadIdx.x == 0:
+        scale = max_norm / norm if norm > max_norm else ONE
         result[0] = norm
-        result[1] = max_norm / norm if norm > max_norm else ONE
+        result[1] = scale if math.isfinite(norm) and math.isfinite(loss[0]) else NAN
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
@@ -96,11 +100,12 @@ def sum_of_squares(partials, grads, ranges):
     sum_of_squares_kernel[BLOCKS, THREADS, compute_stream()](partials, grads, ranges)
 
 
-def norm_and_scale(result, partials, max_norm):
+def norm_and_scale(result, partials, loss, max_norm):
     """The norm whose square is the sum of `partials`, and the scale that clips it to max_norm (float).
 
     Arguments as in the table above. Raises ValueError or TypeError if a shape or type does not fit.
     """
-    check_arrays("norm_and_scale", {"BLOCKS": BLOCKS}, result=(result, "f32 2"), partials=(partials, "f32 BLOCKS"))
+    arrays = dict(result=(result, "f32 2"), partials=(partials, "f32 BLOCKS"), loss=(loss, "f32 1"))
+    check_arrays("norm_and_scale", {"BLOCKS": BLOCKS}, **arrays)
     check_on_device("norm_and_scale", result, "layers/global_norm.py")
-    norm_and_scale_kernel[1, THREADS, compute_stream()](result, partials, np.float32(max_norm))
+    norm_and_scale_kernel[1, THREADS, compute_stream()](result, partials, loss, np.float32(max_norm))
