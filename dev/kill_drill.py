@@ -10,7 +10,6 @@ compared byte by byte. Flags after -- are added to those of the training. Exit c
 failed.
 """
 
-import argparse
 import random
 import re
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.training.checkpoint import complete_checkpoints
 
@@ -147,10 +147,10 @@ def progress(output, directory):
     return f"{reached}, {kept}{writing}"
 
 
-def main(argv):
-    """Run the command line. Returns the exit code."""
+def run(argv):
+    """Do what the command line asks. Returns the exit code."""
     own, extra_flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(prog="python -m dev.kill_drill", description="Kill and resume a training; compare the bits.")
+    parser = Parser(prog="python -m dev.kill_drill", description="Kill and resume a training; compare the bits.")
     parser.add_argument("--kills", type=int, default=20, help="minimum number of kills (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random moments (default: 1)")
     arguments = parser.parse_args(own)
@@ -164,5 +164,10 @@ def main(argv):
     return 0 if equal else 1
 
 
+def main(argv):
+    """The command line. Returns the exit code: that of `run`, or 2 for a user's mistake, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

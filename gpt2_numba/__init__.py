@@ -14,6 +14,12 @@ To read the code, start with train.py, or with layers/__init__.py; docs/architec
 """
 
 import importlib
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python imports the package in order to run one of its programs: `python -m gpt2_numba.train`
+    from gpt2_numba.console import end_at_ctrl_c
+
+    end_at_ctrl_c()
 
 _HOMES = {
     "GPT2": "model",

@@ -1,5 +1,7 @@
 """The commands of the package:  python -m gpt2_numba"""
 
+from gpt2_numba.command_line import main_program
+
 COMMANDS = {
     "train": "train a GPT-2; without flags a small one, on the GPU or on the CPU (--help lists the flags)",
     "doctor": "what this machine has and what is missing; --check checks every layer, --warm compiles the kernels ahead",
@@ -8,7 +10,7 @@ COMMANDS = {
 }
 
 
-def main():
+def main(_argv):
     """Print the commands, a line each."""
     print("Commands (each explains itself with --help):\n")
     for name, purpose in COMMANDS.items():
@@ -16,4 +18,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main_program(main)

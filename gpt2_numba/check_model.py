@@ -11,13 +11,12 @@ Exit code: 0 all is well, 1 something differs, 2 a mistake of the user's, report
 """
 
 import math
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.config import parameter_shapes
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.errors import UserError
@@ -182,7 +181,7 @@ def check_determinism(model, directory, first_step=STEPS):
             batches.append(inputs)
         return {"tokens": np.array(batches), "losses and norms": np.array(losses)} | copy_state(model)
 
-    save(directory, first_step, model, loader, run_state, keep=0, major_every=0, group=model.group)
+    save(directory, first_step, model, loader.state(), run_state)
     first = ten_steps()
     restore(open_newest(directory), model, loader, run_state)
     second = ten_steps()
@@ -311,4 +310,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

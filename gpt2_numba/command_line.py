@@ -3,11 +3,18 @@
 import argparse
 import sys
 
+from gpt2_numba import console
 from gpt2_numba.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError for a wrong command line."""
+
+    def __init__(self, *, doc=None, **options):
+        """doc: the program's docstring, whose first line becomes the description; `python -OO` leaves None of it."""
+        if doc:
+            options["description"] = doc.partition("\n")[0]
+        super().__init__(**options)
 
     def error(self, message):
         raise UserError(f"{message}: see {self.prog} --help")
@@ -18,5 +25,25 @@ def exit_code(run, argv):
     try:
         return run(argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+
+
+def one_line(message):
+    """The message with control characters escaped: a file name may contain a newline, or a terminal's escape sequence."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(message))
+
+
+def main_program(main, outlives_pipe=False):
+    """Run main(argv) as this process's program, and exit with the code that it returns; 130 after Ctrl-C.
+
+    outlives_pipe   see console.prepare_streams: whether the program goes on when the reader of its output goes away
+    """
+    console.prepare_streams(outlives_pipe)
+    try:
+        console.raise_at_ctrl_c()
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        code = console.INTERRUPTED
+    sys.exit(code)

@@ -58,7 +58,7 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB_SIZE):
     if "=" in name:
         return _parse_free_form(name, default_T, default_V)
     family, _, size = name.rpartition(":")
-    number = int(size[1:]) if size[1:].isdecimal() else None
+    number = _positive(size[1:])
     if family in ("", "gpt2") and size[:1] == "d" and number in _GPT2_SIZES:
         C, NH = _GPT2_SIZES[number]
         return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB_SIZE)
@@ -66,7 +66,7 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB_SIZE):
         L, HS = _GPT3_SIZES[number]
         return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB_SIZE)
     raise UserError(
-        f"unknown model {text!r}: known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
+        f"unknown model {text[:80]!r}: known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
         f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}"
     )
 
@@ -76,10 +76,13 @@ def _parse_free_form(text, default_T, default_V):
     given = set()
     for part in text.split(","):
         key, _, value = part.strip().partition("=")
-        if key not in ("L", "NH", "C", "T", "V") or key in given or not value.isdecimal() or int(value) == 0:
-            raise UserError(f"model {text!r}: cannot read {part.strip()!r}. Write each size once, as a positive integer: {_FREE_FORM}")
+        size = _positive(value)
+        if key not in ("L", "NH", "C", "T", "V") or key in given or size is None:
+            raise UserError(
+                f"model {text[:80]!r}: cannot read {part.strip()[:80]!r}. Write each size once, as a positive integer: {_FREE_FORM}"
+            )
         given.add(key)
-        sizes[key] = int(value)
+        sizes[key] = size
     missing = [key for key in ("L", "NH", "C") if key not in given]
     if missing:
         raise UserError(f"model {text!r}: {', '.join(missing)} missing. Write it as {_FREE_FORM}")
@@ -88,6 +91,11 @@ def _parse_free_form(text, default_T, default_V):
     if sizes["C"] // sizes["NH"] % 8:
         raise UserError(f"model {text!r}: the head size C / NH must be a multiple of 8 (16-byte loads), got {sizes['C'] // sizes['NH']}")
     return GPT2Config(L=sizes["L"], NH=sizes["NH"], C=sizes["C"], max_T=sizes["T"], V=sizes["V"])
+
+
+def _positive(text):
+    """The positive integer, of at most 18 digits, that the text is, or None."""
+    return int(text) or None if text.isdecimal() and len(text) <= 18 else None
 
 
 def parameter_shapes(config):

@@ -5,9 +5,10 @@ sets of kernels, plain and fast, against the references, on the GPU or, without 
 
 With --warm it compiles the trainer's kernels for this machine's GPU and stores them on disk (gpu/kernel_cache.py), so that a training
 starts at once. It uses several processes, since Numba compiles one kernel at a time in a process.
+
+With --verify DIR it checks the files of all checkpoints in a log directory instead, and prints a line for each (training/verification.py).
 """
 
-import argparse
 import contextlib
 import importlib.metadata
 import io
@@ -20,6 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.gpu.detect_gpu import count_gpus, simulate_without_gpu
 
 WARM_MODELS = ("d12", "d48")  # some kernels are specialised for the number of channels: those of other models are compiled on first use
@@ -67,6 +69,8 @@ def examine():
     for distribution, (purpose, remedy) in {**OPTIONAL, **(OPTIONAL_FOR_GPUS if gpus > 1 else {})}.items():
         found = version(distribution)
         print(f"[{'ok' if found else '--'}] {distribution:<16}{found or 'not installed'}   ({purpose}{'' if found else ': ' + remedy})")
+    if all_ok:
+        examine_cpu_cache()
     if gpus == 0:
         print("[--] GPU             none: training runs on the CPU, kernels run in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
     elif all_ok:
@@ -74,6 +78,15 @@ def examine():
     if all_ok:
         print(f"[ok] kernels         {which_kernels()}")
     return all_ok
+
+
+def examine_cpu_cache():
+    """Print where functions compiled for the processor are kept between runs."""
+    from gpt2_numba.cpu_cache import cache_directory, njit_cached
+
+    directory = cache_directory(njit_cached()(version))  # of any function of the package; it is not compiled
+    advice = "none, every run compiles for a second or two: set NUMBA_CACHE_DIR to a writable directory"
+    print(f"[{'ok' if directory else '--'}] {'CPU cache':<16}{directory or advice}")
 
 
 def which_kernels():
@@ -228,12 +241,17 @@ def format_uses(uses):
     return "\n".join(lines)
 
 
-def main(argv):
-    """Run the command line. Returns the exit code: 0 if everything works, 1 if not."""
-    parser = argparse.ArgumentParser(prog="python -m gpt2_numba.doctor", description=__doc__.split("\n")[0])
+def run(argv):
+    """Do what the command line asks. Returns the exit code: 0 if everything works, 1 if not. Raises UserError."""
+    parser = Parser(prog="python -m gpt2_numba.doctor", doc=__doc__)
     parser.add_argument("--check", action="store_true", help="check the gradients and kernels of every layer and print tables")
     parser.add_argument("--warm", action="store_true", help="compile the trainer's kernels for this GPU and store them on disk")
+    parser.add_argument("--verify", metavar="DIR", help="check the files of all checkpoints in a log directory, and nothing else")
     arguments = parser.parse_args(argv)
+    if arguments.verify is not None:
+        from gpt2_numba.training.verification import verify_all
+
+        return 0 if verify_all(arguments.verify) else 1
     if arguments.check:
         simulate_without_gpu()
     all_ok = examine()
@@ -248,5 +266,10 @@ def main(argv):
     return 0 if all_ok else 1
 
 
+def main(argv):
+    """The command line. Returns the exit code: that of `run`, or 2 for a user's mistake, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import njit
 
+from gpt2_numba.cpu_cache import njit_cached
+
 STD = 0.02
 TENSORS_AHEAD = 32  # tensors drawn in advance: 0.4 GB for GPT-2 124M, 1.3 GB for 1558M
 CHUNK = 1 << 18  # normals that a thread computes at a time; a multiple of 16, and small enough that the threads finish nearly together
@@ -58,7 +60,7 @@ def _temper(out, state):
         out[i] = y ^ (y >> np.uint32(18))
 
 
-@njit(cache=True, nogil=True)
+@njit_cached(nogil=True)
 def _mersenne_twister(out, state, used):
     """out (n,) uint32 = the next raw numbers. state (624,) uint32 [+], of which `used` words are used up; returns the new `used`."""
     old, done, step = np.empty_like(state), 0, WORDS - FAR  # the first `step` new words depend only on old ones
@@ -114,7 +116,7 @@ def _cosines_and_sines(cosines, sines):
         sines[i] = -y if q >= 2 else y
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_cached(nogil=True, error_model="numpy")
 def _box_muller(out, bits, std):
     """out (n,) float32 = normals from raw 32-bit numbers bits (n,), n a multiple of 16. The scratch arrays fit into the cache."""
     scale, one = np.float32(2.0**-24), np.float32(1.0)

@@ -21,6 +21,7 @@ from gpt2_numba.gpu.arena import free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
     FLOAT32,
+    bfloat16_bits,
     bfloat16_values,
     copy_to_device,
     copy_to_host,
@@ -34,7 +35,7 @@ from gpt2_numba.gpu.graph import Graphs
 from gpt2_numba.gpu.moment import GpuMoment, HostMoment
 from gpt2_numba.gpu.staging import PinnedResults, PinnedRing
 from gpt2_numba.layers.fast.encoder import most_pieces
-from gpt2_numba.memory_fit import check_memory
+from gpt2_numba.memory_fit import check_memory, free_host_bytes
 from gpt2_numba.memory_plan import STEP_RESULTS, activation_views, plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.gradients import Gradients, ShardedGradients, tensors_by_name
@@ -66,8 +67,7 @@ class GPT2:
         self.gelu_fusion = options.gelu_fusion if on_real_gpu and self.kernels.fused else 0
         self.group = group or Alone()
         self.sharing = Sharing(config, self.group.rank, self.group.ranks, options.zero_stage)
-        if options.device == "gpu":
-            check_memory(config, B, T, options, free_gpu_bytes(), self.sharing)
+        check_memory(config, B, T, options, free_gpu_bytes() if on_real_gpu else free_host_bytes(), self.sharing)
         self.arena = plan_memory(config, B, T, options, self.sharing)
         self.memory = self.arena.allocate(on_gpu=options.device == "gpu")
         results = self.memory["step_results"]  # contiguous, so that one copy brings all of them to the host
@@ -104,8 +104,8 @@ class GPT2:
             self._write(target, values)
             if "master" in self.memory:
                 local, start, length, first = parts[name, layer]
-                mine = values.reshape(-1)[start - first : start - first + length]
-                self._write(self.memory["master"][local : local + length], mine)
+                mine = bfloat16_bits(values.reshape(-1)[start - first : start - first + length])
+                self._write(self.memory["master"][local : local + length], bfloat16_values(mine))  # as in llm.c: rounded copies
         zero(self.memory["m"])
         zero(self.memory["v"])
 
@@ -175,8 +175,8 @@ class GPT2:
 
     # ------------------------------------------------------------------------------------------------ activations
 
-    def _activations(self, B, T):
-        """Views of the activations for a batch of (B, T) tokens; made once for each size."""
+    def activations(self, B, T):
+        """Views of the activations for a batch of (B, T) tokens (memory_plan.activation_views); made once for each size."""
         if (B, T) not in self._views:
             self._views[B, T] = activation_views(self.memory, self.config, B, T, self.kernels.fused)
         return self._views[B, T]
@@ -205,7 +205,7 @@ class GPT2:
         b, t = inputs.shape
         if b > self.B or t > self.T:
             raise ValueError(f"forward: inputs must be at most (B, T) = ({self.B}, {self.T}), got {inputs.shape}")
-        acts = self._activations(b, t)
+        acts = self.activations(b, t)
         self._batch = (acts, self._load_tokens("inputs", acts.inputs, inputs))
         self.graphs.run(("forward", b, t), lambda: self._order.forward(self, acts))
 
@@ -222,9 +222,13 @@ class GPT2:
         if not self._losses_gathered:
             raise RuntimeError("take_loss: no loss has been computed since the last call")
         loss = float(self._read(self.memory["mean_loss"])[0]) / self._losses_gathered
-        zero(self.memory["mean_loss"])
-        self._losses_gathered = 0
+        self.discard_losses()
         return loss
+
+    def discard_losses(self):
+        """Forget the batches since the last call of take_loss or measure."""
+        zero(self.memory["shared_results"])
+        self._losses_gathered = 0
 
     def losses_to_host(self):
         """Loss of each token of the last `evaluate`, (b, t) float32, nats."""
@@ -267,8 +271,8 @@ class GPT2:
         graphs, self.graphs = self.graphs, Graphs(False)  # plans may still change: nothing is recorded yet
         self.forward(tokens)
         self.backward(tokens, last=False)
-        self.graphs, self._losses_gathered = graphs, 0
-        zero(self.memory["shared_results"])
+        self.graphs = graphs
+        self.discard_losses()
         self.zero_grad()
 
     def moment(self):
@@ -311,6 +315,7 @@ class GPT2:
     def update(self, step, learning_rate, weight_decay=0.0, beta1=0.9, beta2=0.95, eps=1e-8, rounding_seed=0):
         """One step of AdamW on all parameters, their gradients scaled as the last call of `measure` has found necessary.
 
+        If `measure` has found a loss or norm that is not finite, nothing changes.
         step counts from 0; rounding_seed, below 2**32, chooses the noise of stochastic rounding and should differ from step to step,
         but not from process to process.
         """

@@ -5,12 +5,14 @@
 Reads LOGDIR/main.log (ours or llm.c's) and writes LOGDIR/loss.png, or FILE.
 """
 
-import sys
+import contextlib
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program, one_line
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import read_main_log
 
@@ -22,23 +24,59 @@ _QUIET_COLOUR = "#5b6670"
 # From this many steps on, single steps are noise: the plot then also shows a running mean over 1/50 of the run.
 _SMOOTH_FROM_STEPS = 100
 
+_MOST_LETTERS = 100  # of the title; more do not fit above the plot
+
 
 def plot_losses(log_path, png_path, title):
     """Plot the main.log at log_path to a PNG at png_path (1650 x 825 pixels), with `title` at the top.
 
-    Needs no display. Raises UserError if the log cannot be read or holds no finite loss, or if the PNG cannot be written.
+    Needs no display. Values that are not finite, or too large for a float32, are gaps. Raises UserError if the log cannot be read or holds
+    no finite loss, or if the PNG cannot be written.
     """
-    from matplotlib.figure import Figure  # imported here: it takes as long as all of Numba, and a run plots only at its end
+    series = {name: (steps, _with_gaps(values)) for name, (steps, values) in read_main_log(log_path).items()}
+    if np.isnan([*series["train_loss"][1], *series["val_loss"][1]]).all():
+        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: plot again when the run has done a step")
+    title = one_line(title)
+    with _matplotlib_alone():
+        figure = _draw(series, title if len(title) <= _MOST_LETTERS else title[: _MOST_LETTERS - 1] + "…")
+        try:
+            figure.savefig(png_path, format="png")
+        except OSError as error:
+            raise UserError(
+                f"the path of the plot must be writable, got {str(png_path)!r} ({error.strerror}): choose another with --out"
+            ) from error
 
-    series = read_main_log(log_path)
+
+def _with_gaps(values):
+    """The values (n,) float64, with NaN, which matplotlib leaves out, for all that it cannot draw."""
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)
+
+
+@contextlib.contextmanager
+def _matplotlib_alone():
+    """Draw as if the user had not set up matplotlib: for a notebook's backend that is not installed here, for LaTeX; and without warnings."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib import rc_context  # imported here: it takes as long as all of Numba, and a run plots only at its end
+
+        with rc_context({"text.usetex": False}), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the font lacks a letter of the title
+            yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+def _draw(series, title):
+    """The matplotlib Figure. series: as read_main_log returns it, with gaps."""
+    from matplotlib.figure import Figure
+
     train_steps, train_losses = series["train_loss"]
     val_steps, val_losses = series["val_loss"]
-    if not (np.isfinite(train_losses).any() or np.isfinite(val_losses).any()):
-        raise UserError(f"a plot needs at least one finite loss, got none in {str(log_path)!r}: plot again when the run has done a step")
 
     # A Figure rather than pyplot: it draws into memory, needs no display and leaves no global state.
     figure = Figure(figsize=(11, 5.5), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1))
     loss_axes = figure.add_subplot(grid[:, 0])
     rate_axes = figure.add_subplot(grid[0, 1], sharex=loss_axes)
@@ -70,13 +108,7 @@ def plot_losses(log_path, png_path, title):
     _label(norm_axes, "gradient norm (before clipping)")
     norm_axes.set_ylim(bottom=0)
     norm_axes.set_xlabel("step")
-
-    try:
-        figure.savefig(png_path, format="png")
-    except OSError as error:
-        raise UserError(
-            f"the path of the plot must be writable, got {str(png_path)!r} ({error.strerror}): choose another with --out"
-        ) from error
+    return figure
 
 
 def _draw_noisy(axes, steps, values, colour, label):
@@ -123,4 +155,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

@@ -359,4 +359,4 @@ def test_the_directory_must_be_writable(tmp_path, capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[oracle]' to compare with it")
     (tmp_path / "taken").write_text("a file")
     assert make_debug_state(["-e", DESCRIPTOR, "-t", "7", "--out", str(tmp_path / "taken")]) == 2
-    assert "must be a writable directory" in capsys.readouterr().err
+    assert "must be a directory in which the files can be written" in capsys.readouterr().err

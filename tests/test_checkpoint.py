@@ -1,11 +1,15 @@
 """Checkpoints: complete or ignored, whatever happens while they are written; old ones are deleted, the others stay."""
 
 import errno
+import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import socket
+import stat
 import struct
 import sys
 import traceback
@@ -19,15 +23,20 @@ from gpt2_numba.parallel.group import Alone, Group
 from gpt2_numba.training.checkpoint import (
     CheckpointFailed,
     complete_checkpoints,
+    done_checkpoints,
     done_file_name,
     load_newest,
     model_file_name,
     outliers_file_name,
+    read_done,
     read_outliers,
     save_checkpoint,
     state_file_name,
+    unfinished_checkpoints,
+    verify_checkpoint,
     write_outliers,
 )
+from gpt2_numba.training.finite import NotFinite
 from tests.thread_group import in_threads
 
 
@@ -40,6 +49,18 @@ def contents(step, generation=0, processes=1):
         outliers_file_name(step): text,
         **{state_file_name(step, rank): state for rank in range(processes)},
     }
+
+
+def done_content(step, files, facts=None):
+    """What DONE holds for a checkpoint whose files are smaller than a block, written independently."""
+    recorded = {name: {"bytes": len(content), "sha256": [hashlib.sha256(content).hexdigest()]} for name, content in files.items()}
+    line = json.dumps({"version": 1, "step": step, "block_bytes": 1 << 26, "files": recorded, "facts": facts or {}})
+    return f'{line}\n{{"sha256": "{hashlib.sha256(line.encode()).hexdigest()}"}}\n'.encode()
+
+
+def with_done(step, files):
+    """The files of a checkpoint, and DONE: name -> bytes."""
+    return files | {done_file_name(step): done_content(step, files)}
 
 
 def writers(step, generation=0, processes=1):
@@ -79,7 +100,7 @@ def test_names_are_those_of_llmc():
 
 def test_a_checkpoint_consists_of_its_files(tmp_path):
     save(tmp_path / "new" / "run", 20)
-    expected = contents(20) | {"DONE_00000020": b""}
+    expected = with_done(20, contents(20))
     assert {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")} == expected
 
 
@@ -164,6 +185,37 @@ def test_a_state_file_of_billions_of_processes(tmp_path):
     assert complete_checkpoints(tmp_path) == []
 
 
+def test_unfinished_checkpoints(tmp_path):
+    assert unfinished_checkpoints(tmp_path / "none") == []
+    save(tmp_path, 10, 20)
+    assert unfinished_checkpoints(tmp_path) == []
+    (tmp_path / model_file_name(30)).touch()
+    (tmp_path / state_file_name(123456789, 1)).touch()
+    (tmp_path / done_file_name(10)).unlink()
+    for name in (".model_00000040.bin.aside", "model_0000050.bin", "my_model_00000060.bin", outliers_file_name(70)):
+        (tmp_path / name).touch()
+    assert unfinished_checkpoints(tmp_path) == [123456789, 30, 10]
+
+
+@pytest.mark.parametrize("find", [done_checkpoints, complete_checkpoints, unfinished_checkpoints])
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch, find):
+    def refusal(directory):
+        with pytest.raises(UserError, match="cannot be listed") as raised:
+            find(directory)
+        assert str(directory) in str(raised.value) and "\n" not in str(raised.value)
+        return str(raised.value)
+
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refusal(tmp_path / "file") and "Not a directory" in refusal(tmp_path / "file" / "run")
+    assert "name too long" in refusal(tmp_path / ("x" * 300))
+
+    def fail(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "listdir", fail)  # as in a directory with the permissions 0333
+    assert "Permission denied" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize(
     "keep, major_every, left",
     [
@@ -220,6 +272,17 @@ def test_a_full_disk(tmp_path, name):
     assert complete_checkpoints(tmp_path) == [20]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_advice_fits_the_reason(tmp_path, number):
+    def write(_):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(CheckpointFailed) as raised:
+        save_checkpoint(tmp_path, 20, {model_file_name(20): write}, Alone())
+    assert os.strerror(number) in str(raised.value)
+    assert ("Free some space" in str(raised.value)) == (number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
 def test_a_real_full_disk(tmp_path):
     def write(path):
@@ -242,6 +305,39 @@ def test_a_disk_that_fails_after_writing(tmp_path, monkeypatch, function):
     with pytest.raises(CheckpointFailed, match="Input/output error"):
         save(tmp_path, 20, keep=1)
     assert complete_checkpoints(tmp_path) == [10] and not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
+def test_a_file_system_that_cannot_flush_directories(tmp_path, monkeypatch, number):
+    """Some network file systems; a file that cannot be flushed is an error there, too."""
+    fsync, failing = os.fsync, [stat.S_ISDIR]
+
+    def fail(descriptor):
+        if failing[0](os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    save(tmp_path, 10, 20, keep=1)
+    assert complete_checkpoints(tmp_path) == [20]
+    failing[0] = stat.S_ISREG
+    with pytest.raises(CheckpointFailed, match=os.strerror(number)):
+        save(tmp_path, 30, keep=1)
+    assert complete_checkpoints(tmp_path) == [20]
+
+
+def test_a_directory_that_cannot_be_opened_is_not_flushed(tmp_path, monkeypatch):
+    """With the permissions 0333, files can be written in it. (It cannot be listed, which other tests are about.)"""
+    open_file = os.open
+
+    def fail(path, *rest, **options):
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    save(tmp_path, 10)
+    assert complete_checkpoints(tmp_path) == [10]
 
 
 def test_a_directory_that_cannot_be_created(tmp_path):
@@ -277,7 +373,7 @@ def test_other_errors_propagate(tmp_path, error):
 def test_a_checkpoint_of_several_processes(tmp_path, processes):
     assert save_in_processes(tmp_path / "new" / "run", 20, processes) == [None] * processes
     found = {name: (tmp_path / "new/run" / name).read_bytes() for name in names(tmp_path / "new/run")}
-    assert found == contents(20, processes=processes) | {"DONE_00000020": b""}
+    assert found == with_done(20, contents(20, processes=processes))
 
 
 def test_nothing_is_renamed_before_all_have_written(tmp_path, monkeypatch):
@@ -334,12 +430,32 @@ def test_processes_without_a_shared_directory(tmp_path):
     assert names(tmp_path / "host0") == names(tmp_path / "host1") == []
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_numbers_that_are_not_finite_in_one_process_fail_for_all(tmp_path, rank):
+    save_in_processes(tmp_path, 10, 3)
+    before = names(tmp_path)
+
+    def write(path):
+        path.touch()
+        raise NotFinite("there is nan in wte")
+
+    errors = save_in_processes(tmp_path, 20, 3, keep=1, changes={state_file_name(20, rank): write})
+    (message,) = {str(error) for error in errors}
+    assert all(isinstance(error, CheckpointFailed) for error in errors)
+    assert (
+        f"(rank {rank} on host {socket.gethostname()}, CPU: there is nan in wte)" in message
+        and "(-l)" in message
+        and "space" not in message
+    )
+    assert names(tmp_path) == before
+
+
 @pytest.mark.parametrize("before, after", [(4, 2), (2, 4), (3, 1)])
 def test_a_step_repeated_by_another_number_of_processes(tmp_path, before, after):
     save_in_processes(tmp_path, 20, before)
     save_in_processes(tmp_path, 20, after, generation=1)
     found = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    assert found == contents(20, 1, after) | {"DONE_00000020": b""}
+    assert found == with_done(20, contents(20, 1, after))
 
 
 def test_each_file_is_reported_to_the_watch(tmp_path):
@@ -350,8 +466,10 @@ def test_each_file_is_reported_to_the_watch(tmp_path):
         save_checkpoint(tmp_path, 20, files_of_rank(group.rank, writers(20, processes=2)), group)
 
     in_threads(2, save_watched)
-    assert reported[0] == [f"writing {tmp_path / name}" for name in [*files_of_rank(0, contents(20)), "DONE_00000020"]]
-    assert reported[1] == [f"writing {tmp_path / state_file_name(20, 1)}"]
+    for rank in (0, 1):
+        own = files_of_rank(rank, contents(20, processes=2))
+        writing = [f"writing {tmp_path / name}" for name in own]
+        assert reported[rank] == writing + [f"computing checksums of {tmp_path / f'.{name}.aside'}" for name in own]
 
 
 # --- Killed ---
@@ -447,14 +565,14 @@ def test_killed_at_any_moment(tmp_path, step, newest, processes, victim):
 
 def test_load_newest(tmp_path, capsys):
     save(tmp_path, 10, 20, 30)
-    assert load_newest(tmp_path, lambda step: f"loaded {step}") == "loaded 30"
+    assert load_newest(tmp_path, lambda step, done: f"loaded {step} of {len(done.files)} files") == "loaded 30 of 3 files"
     assert capsys.readouterr() == ("", "")
 
 
 def test_load_newest_skips_damaged_checkpoints(tmp_path, capsys):
     save(tmp_path, 10, 20, 30)
 
-    def load(step):
+    def load(step, _):
         if step > 10:
             raise UserError(f"{step} is cut off")
         return step
@@ -467,10 +585,10 @@ def test_load_newest_skips_damaged_checkpoints(tmp_path, capsys):
 
 def test_load_newest_without_a_checkpoint_that_fits(tmp_path, capsys):
     with pytest.raises(UserError, match="and there is none"):
-        load_newest(tmp_path, lambda step: step)
+        load_newest(tmp_path, lambda step, _: step)
     save(tmp_path, 10, 20)
 
-    def load(step):
+    def load(step, _):
         raise UserError(f"{step} is another model's")
 
     with pytest.raises(UserError, match="and none of 2 does. The newest: 20 is another model's"):
@@ -480,17 +598,118 @@ def test_load_newest_without_a_checkpoint_that_fits(tmp_path, capsys):
 def test_load_newest_hides_no_bug(tmp_path):
     save(tmp_path, 10, 20)
     with pytest.raises(ZeroDivisionError):
-        load_newest(tmp_path, lambda step: 1 / 0)
+        load_newest(tmp_path, lambda step, _: 1 / 0)
+
+
+# --- Damaged ---
+
+
+def flip_bit(path, position=-1):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def swap_in(path):
+    """Replace a file of checkpoint 20 by that of 10, which has the same size."""
+    shutil.copy(path.with_name(path.name.replace("00000020", "00000010")), path)
+
+
+DAMAGES = {
+    "a bit of the model": (model_file_name(20), flip_bit),
+    "a bit of a state": (state_file_name(20, 1), flip_bit),
+    "the first bit of a state": (state_file_name(20, 0), lambda path: flip_bit(path, 0)),
+    "a bit of the windows": (outliers_file_name(20), flip_bit),
+    "a bit of DONE": (done_file_name(20), lambda path: flip_bit(path, 30)),
+    "the model of another step": (model_file_name(20), swap_in),
+    "the windows of another step": (outliers_file_name(20), swap_in),
+    "DONE of another step": (done_file_name(20), swap_in),
+    "no windows": (outliers_file_name(20), Path.unlink),
+    "no state": (state_file_name(20, 2), Path.unlink),
+    "a state cut off": (state_file_name(20, 2), lambda path: os.truncate(path, 20)),
+    "DONE cut off": (done_file_name(20), lambda path: os.truncate(path, 100)),
+    "junk in DONE": (done_file_name(20), lambda path: path.write_bytes(os.urandom(100))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_found_before_it_is_loaded(tmp_path, capsys, damage):
+    """Each process compares a part of the blocks, and all of them take the older checkpoint."""
+    for step in (10, 20):
+        save_in_processes(tmp_path, step, 3)
+    name, spoil = DAMAGES[damage]
+    spoil(tmp_path / name)
+    with pytest.raises(UserError, match=re.escape(name)):
+        verify_checkpoint(tmp_path, 20)
+    loaded = []
+    assert in_threads(3, lambda group: load_newest(tmp_path, lambda step, _: loaded.append(step) or step, group)) == [10] * 3
+    assert loaded == [10] * 3
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: the checkpoint of step 20 cannot be used: ") and warning.count("\n") == 1 and name in warning
+
+
+def test_if_one_process_cannot_load_a_checkpoint_all_take_the_older_one(tmp_path, capsys):
+    save(tmp_path, 10, 20)
+
+    def load_in(group):
+        def load(step, _):
+            if (group.rank, step) == (1, 20):
+                raise UserError("too large for this GPU")
+            return step
+
+        return load_newest(tmp_path, load, group)
+
+    assert in_threads(3, load_in) == [10] * 3
+    assert capsys.readouterr().err == "warning: the checkpoint of step 20 cannot be used: rank 1: too large for this GPU\n"
+
+
+def test_if_one_process_cannot_list_the_directory_all_say_so(tmp_path):
+    save(tmp_path / "run", 10)
+    (tmp_path / "file").touch()
+    directories = [tmp_path / "run", tmp_path / "file", tmp_path / "run"]
+    errors = in_threads(3, lambda group: load_newest(directories[group.rank], lambda *_: 1, group))
+    (message,) = {str(error) for error in errors}
+    assert isinstance(errors[0], UserError) and message.startswith("rank 1: ") and "cannot be listed" in message
+
+
+def test_a_checkpoint_without_checksums_is_loaded(tmp_path, capsys):
+    """DONE of llm.c is empty."""
+    save(tmp_path, 10)
+    (tmp_path / done_file_name(10)).write_bytes(b"")
+    flip_bit(tmp_path / model_file_name(10))
+    assert load_newest(tmp_path, lambda step, done: (step, done)) == (10, None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_facts_are_kept_in_done(tmp_path):
+    facts = [{"data": [rank, "x", None]} for rank in range(2)]
+
+    def save_own(group):
+        files = files_of_rank(group.rank, writers(10, processes=2))
+        save_checkpoint(tmp_path, 10, files, group, facts=facts[group.rank])
+
+    assert in_threads(2, save_own) == [None, None]
+    assert read_done(tmp_path, 10).facts == facts[0]
+    assert (tmp_path / done_file_name(10)).read_bytes() == done_content(10, contents(10, processes=2), facts[0])
+    (tmp_path / done_file_name(10)).unlink()
+    with pytest.raises(UserError, match="DONE_00000010: .*missing"):
+        read_done(tmp_path, 10)
+
+
+# --- Outlier windows ---
 
 
 def test_outliers_survive_bit_for_bit(tmp_path):
-    losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [math.inf, 1e300]
+    losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [1.5, 1e300]
     write_outliers(tmp_path / "o.json", losses, norms)
     found = read_outliers(tmp_path / "o.json")
     assert struct.pack("<6d", *found[0], *found[1]) == struct.pack("<6d", *losses, *norms)
-    write_outliers(tmp_path / "o.json", [math.nan], [])
-    (value,), empty = read_outliers(tmp_path / "o.json")
-    assert math.isnan(value) and empty == []
+
+
+def test_outliers_that_are_not_finite_are_left_out(tmp_path):
+    """A window with infinity or NaN would give no scores until they have left it."""
+    write_outliers(tmp_path / "o.json", [math.nan, 1.0, math.inf, 2.0], [-math.inf])
+    assert read_outliers(tmp_path / "o.json") == ([1.0, 2.0], [])
 
 
 def test_outliers_are_empty_in_a_checkpoint_of_llmc(tmp_path):
@@ -508,9 +727,22 @@ def test_outliers_are_empty_in_a_checkpoint_of_llmc(tmp_path):
         b'{"loss": ["x"], "norm": []}',
         b"[]",
         b"\xff\xfe",
+        b'{"loss": ["0x1.0p+9999"], "norm": []}',
+        b'{"loss": [null], "norm": []}',
+        b'{"loss": {"0x1p0": 1}, "norm": 0}',
+        b'{"loss": [], "norm": ' + b"[" * 100_000,
+        b'{"loss": ' + b"9" * 5000 + b', "norm": []}',
+        b'{"norm": [], "loss": [' + b'"0x1p0", ' * 2000 + b'"0x1p0"]}',
     ],
 )
 def test_damaged_outliers_are_refused(tmp_path, content):
     (tmp_path / "o.json").write_bytes(content)
     with pytest.raises(UserError, match="cut off or altered"):
+        read_outliers(tmp_path / "o.json")
+
+
+@pytest.mark.parametrize("spoil", [os.mkfifo, os.mkdir, lambda path: path.write_bytes(bytes(2 << 20))], ids=["pipe", "directory", "huge"])
+def test_what_cannot_be_an_outliers_file_is_refused(tmp_path, spoil):
+    spoil(tmp_path / "o.json")
+    with pytest.raises(UserError, match=r"o\.json"):
         read_outliers(tmp_path / "o.json")

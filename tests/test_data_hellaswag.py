@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -73,6 +74,8 @@ def test_limit_and_gzip(tmp_path, questions):
         ('{"ctx": "a", "label": "", "endings": ["b", "c"]}', "line 2"),
         ('{"ctx": "a", "label": 0, "endings": ["b", 3]}', "line 2"),
         ('{"ctx": 5, "label": 0, "endings": ["b", "c"]}', "line 2"),
+        ('{"ctx": "a", "label": 1e999, "endings": ["b", "c"]}', "line 2"),
+        ("[" * 100_000, "line 2"),
         ('{"ctx": "", "label": 0, "endings": ["b", "c"]}', "example number 1 has an empty"),
         ('{"ctx": "a", "label": 2, "endings": ["b", "c"]}', "label 2 and 2 endings"),
     ],
@@ -90,11 +93,20 @@ def test_bad_files_and_options(tmp_path, questions, capsys):
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(questions.read_bytes())[:-9])
     (tmp_path / "empty.jsonl").touch()
+    packed = bytearray(gzip.compress(questions.read_bytes()))
+    packed[20:40] = bytes(20)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(packed)
+    os.mkfifo(tmp_path / "pipe")
     out = ["--out", tmp_path / "val.bin"]
     for arguments, reason in [
         ([tmp_path / "none.jsonl", *out], "No such file"),
         ([tmp_path / "binary.jsonl", *out], "UTF-8"),
         ([tmp_path / "cut.jsonl.gz", *out], "cut.jsonl.gz: the questions must be a readable file"),
+        ([tmp_path / "damaged.jsonl.gz", *out], "damaged.jsonl.gz: the questions must be a readable file"),
+        ([tmp_path, *out], "it is a directory"),
+        ([tmp_path / "pipe", *out], "it is a pipe"),
+        ([tmp_path / "a\0b", *out], "null"),
+        ([tmp_path / ("n" * 300), *out], "File name too long"),
         ([questions.rename(tmp_path / "plain.gz"), *out], "plain.gz: the questions must be a readable file"),
         ([tmp_path / "empty.jsonl", *out], "got 0"),
         ([tmp_path / "empty.jsonl", *out, "--limit", 0], "--limit must be at least 1"),
@@ -106,5 +118,10 @@ def test_bad_files_and_options(tmp_path, questions, capsys):
 
 
 def test_output_that_cannot_be_written(tmp_path, questions, capsys):
-    assert make(questions, "--out", tmp_path / "no folder" / "val.bin") == 2
-    assert "--out" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in [
+        ("no folder/val.bin", "No such file"), ("", "it is a directory"), ("pipe", "it is a pipe"), ("a\0b", "null"), ("n" * 300, "too long"),
+    ]:  # fmt: skip
+        assert make(questions, "--out", tmp_path / name) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: --out") and reason in message and message.count("\n") == 1

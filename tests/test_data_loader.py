@@ -182,11 +182,9 @@ def test_token_outside_the_vocabulary(tmp_path):
             DataLoader([shard], B, T, vocab_size=37)
 
 
-def test_vocabulary_of_a_later_shard_is_checked_when_it_is_opened():
-    loader = DataLoader([counting_shard(7), counting_shard(7, first=31)], B, T, vocab_size=37)
-    loader.next_batch()
+def test_the_vocabulary_of_later_shards_is_checked_at_the_start():
     with pytest.raises(UserError, match="token number 6 is 37"):
-        loader.next_batch()
+        DataLoader([counting_shard(7), counting_shard(7, first=31)], B, T, vocab_size=37)
 
 
 LENGTHS = [61, 100, 75]
@@ -306,7 +304,7 @@ def test_skip_skips_the_batches_that_would_have_come_next(shuffle, counts):
 def test_skipped_batches_are_not_read():
     loader = DataLoader(some_shards(), B, T)
     loader.next_batch()  # the shard is open
-    loader._rows = None
+    loader.tokens = None
     loader.skip(8)
     assert loader.state().current_sample == 9
 

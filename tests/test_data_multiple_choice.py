@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import struct
 
 import numpy as np
@@ -170,6 +171,16 @@ def test_the_longest_example_reads_back(tmp_path):
     example = Example(1, [1] * 32757, [[1], [2]])  # 65,534 bytes
     write_examples(tmp_path / "a.bin", [example])
     assert as_lists(read_examples(tmp_path / "a.bin")) == as_lists([example])
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in [("pipe", "it is a pipe"), ("", "it is a directory"), ("a\0b", "null"), ("n" * 300, "File name too long")]:
+        with pytest.raises(UserError, match=reason) as raised:
+            read_examples(tmp_path / path)
+        assert "\n" not in str(raised.value)
+        with pytest.raises(OSError, match=reason):
+            write_examples(tmp_path / path, SMALL)
 
 
 # --- the batches ---

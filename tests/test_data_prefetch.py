@@ -98,6 +98,32 @@ def test_an_error_is_raised_with_its_batch(tmp_path):
         assert take(prefetcher, 1)[0, 0, 0, 0] == 0
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batches", range(1, 12))  # in a shard, after its end, after the end of an epoch
+def test_after_an_error_the_state_is_that_before_its_batch(tmp_path, shuffle, batches):
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for path, length in zip(paths, [25, 19]):
+        write_shard(path, np.arange(length))
+    expected = take(DataLoader(paths, B, T, shuffle=shuffle), 40)
+    contents = [path.read_bytes() for path in paths]
+    read = 0
+    with Prefetcher(DataLoader(paths, B, T, shuffle=shuffle)) as prefetcher:
+        take(prefetcher, batches)
+        prefetcher._pending.exception()  # the thread has read the next one
+        for path in paths:
+            path.write_bytes(b"damaged")
+        with pytest.raises(UserError):
+            while True:
+                np.testing.assert_array_equal(prefetcher.next_batch(), expected[batches + read])
+                read += 1
+        state = prefetcher.state()
+    for path, content in zip(paths, contents):
+        path.write_bytes(content)
+    loader = DataLoader(paths, B, T, shuffle=shuffle)
+    loader.load_state(state)
+    np.testing.assert_array_equal(take(loader, 20), expected[batches + read :][:20])
+
+
 def test_close_ends_the_thread():
     before = threading.active_count()
     with Prefetcher(make_loader()) as prefetcher:

@@ -5,8 +5,10 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2_numba.data.token_shards import find_shards, read_shard, write_shard
+from gpt2_numba.data import token_shards
+from gpt2_numba.data.token_shards import Shard, find_shards, write_shard
 from gpt2_numba.errors import UserError
+from tests.without_permission import without_permission
 
 TOKENS = np.array([50256, 7, 0, 65535, 258], dtype=np.uint16)
 
@@ -24,10 +26,32 @@ def test_written_bytes_are_llmcs(tmp_path):
 
 def test_tokens_read_back(tmp_path):
     (tmp_path / "a.bin").write_bytes(llmc_bytes(TOKENS))
-    tokens = read_shard(tmp_path / "a.bin")
-    assert tokens.dtype == np.uint16 and tokens.shape == (5,)
-    np.testing.assert_array_equal(tokens, TOKENS)
-    assert not tokens.flags.writeable  # training cannot alter its data
+    shard = Shard(tmp_path / "a.bin")
+    assert len(shard) == 5 and shard[:].dtype == np.uint16
+    for piece in (slice(None), slice(0, 2), slice(3, 5), slice(1, 2), slice(2, 2), slice(4, 9)):
+        np.testing.assert_array_equal(shard[piece], TOKENS[piece])
+    shard.close()
+    np.testing.assert_array_equal(shard[1:3], TOKENS[1:3])  # opened again
+
+
+def test_what_is_read_belongs_to_the_caller(tmp_path):
+    write_shard(tmp_path / "a.bin", TOKENS)
+    shard = Shard(tmp_path / "a.bin")
+    shard[:][:] = 0
+    np.testing.assert_array_equal(shard[:], TOKENS)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 100])
+def test_a_check_reads_every_token(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(token_shards, "SCANNED_TOGETHER", together)
+    write_shard(tmp_path / "a.bin", [3, 9, 8, 8, 9])
+    Shard(tmp_path / "a.bin").check()
+    Shard(tmp_path / "a.bin").check(10)
+    with pytest.raises(UserError, match=r"a\.bin: .*vocabulary of 9, token number 1 is 9\."):
+        Shard(tmp_path / "a.bin").check(9)
+    write_shard(tmp_path / "b.bin", [3, 8, 8, 8, 9])
+    with pytest.raises(UserError, match=r"token number 4 is 9\."):
+        Shard(tmp_path / "b.bin").check(9)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +73,7 @@ def test_invalid_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        read_shard(path)
+        Shard(path)
     message = str(raised.value)
     assert reason in message and str(path) in message and "\n" not in message
 
@@ -57,14 +81,14 @@ def test_invalid_files_are_refused(tmp_path, content, reason):
 def test_the_message_for_a_text_file_says_how_to_make_a_shard(tmp_path):
     (tmp_path / "text.txt").write_text("text " * 1000)
     with pytest.raises(UserError, match="python -m dev.data.tokenize_text"):
-        read_shard(tmp_path / "text.txt")
+        Shard(tmp_path / "text.txt")
 
 
 def test_missing_file_and_directory(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        read_shard(tmp_path / "none.bin")
-    with pytest.raises(UserError, match="readable file"):
-        read_shard(tmp_path)
+        Shard(tmp_path / "none.bin")
+    with pytest.raises(UserError, match="it is a directory, not a regular file"):
+        Shard(tmp_path)
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], [65536], [[1, 2]], [1.0]])
@@ -91,3 +115,38 @@ def test_find_shards_takes_a_plain_name_literally(tmp_path):
 def test_find_shards_without_a_match(tmp_path):
     with pytest.raises(UserError, match=r"none_\*\.bin"):
         find_shards(f"{tmp_path}/none_*.bin")
+
+
+@pytest.mark.parametrize(
+    "pattern, reason",
+    [
+        ("none.bin", "No such file or directory"),
+        ("none_*.bin", "nothing of that name in /"),
+        ("none/x_*.bin", "No such file or directory"),
+        ("none/*/x.bin", "No such file or directory"),
+        ("file/x_*.bin", "Not a directory"),
+        ("n" * 300 + ".bin", "File name too long"),
+        ("n" * 300 + "/*.bin", "File name too long"),
+        ("a\0.bin", "null"),
+        ("a\0/*.bin", "null"),
+        ("a\nb_*.bin", "nothing of that name"),
+    ],
+)
+def test_the_reason_why_nothing_matches_is_one_line(tmp_path, pattern, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=reason) as raised:
+        find_shards(f"{tmp_path}/{pattern}")
+    assert "\n" not in str(raised.value) and "'" in str(raised.value)
+
+
+@pytest.mark.parametrize("pattern", ["folder/a.bin", "folder/*.bin"])
+def test_a_directory_that_may_not_be_searched(tmp_path, pattern):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_shard(folder / "a.bin", TOKENS)
+    with without_permission(folder):
+        with pytest.raises(UserError, match="Permission denied") as raised:
+            find_shards(f"{tmp_path}/{pattern}")
+        with pytest.raises(UserError, match="Permission denied"):
+            Shard(folder / "a.bin")
+    assert "\n" not in str(raised.value)

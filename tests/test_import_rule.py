@@ -19,11 +19,13 @@ ALLOWED = {
     "errors": set(),
     "integers": set(),
     "config": {"errors", "integers"},
-    "command_line": {"errors"},
+    "console": set(),
+    "command_line": {"console", "errors"},
+    "cpu_cache": set(),
     "gpu": {"errors", "integers"},
-    "layers": {"gpu", "errors", "integers"},
+    "layers": {"gpu", "cpu_cache", "errors", "integers"},
     "data": PLAIN,
-    "initial_weights": PLAIN,
+    "initial_weights": {"cpu_cache"} | PLAIN,
     "parallel": {"layers", "gpu"} | PLAIN,
     "kernel_sets": {"layers", "gpu", "errors"},
     "options": {"kernel_sets", "errors"},
@@ -34,13 +36,13 @@ ALLOWED = {
     "model": {"layer_order", "fused_layer_order"} | BELOW_THE_MODEL,
     "layer_checks": {"layers", "gpu"},
     "own_kernels": {"layer_checks", "gpu", "errors"},
-    "training": {"model", "data", "initial_weights", "own_kernels"} | BELOW_THE_MODEL,
+    "training": {"model", "data", "initial_weights", "own_kernels", "console", "command_line"} | BELOW_THE_MODEL,
     "plot": {"training", "command_line", "errors"},
     "train": {"training", "plot", "data", "parallel", "command_line", "config", "errors"},
     "check_model": {"training", "model", "layer_checks", "data", "options", "gpu", "command_line", "config", "errors"},
-    "doctor": {"train", "layer_checks", "kernel_sets", "layers", "gpu", "config"},
-    "": {"model", "options", "config", "errors"},  # gpt2_numba/__init__.py
-    "__main__": set(),
+    "doctor": {"train", "training", "layer_checks", "kernel_sets", "layers", "gpu", "config", "cpu_cache", "command_line"},
+    "": {"model", "options", "config", "errors", "console"},  # gpt2_numba/__init__.py
+    "__main__": {"command_line"},
 }
 
 

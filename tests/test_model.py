@@ -571,7 +571,8 @@ def test_a_missing_gpu_is_reported(monkeypatch):
 
 def test_too_little_gpu_memory_is_reported_before_allocation(monkeypatch):
     monkeypatch.setattr(backend, "gpu_available", lambda: True)
-    monkeypatch.setattr(model_module, "free_gpu_bytes", lambda: 1 << 20)
+    for name in ("free_gpu_bytes", "free_host_bytes"):  # the latter in the simulator
+        monkeypatch.setattr(model_module, name, lambda: 1 << 20)
     monkeypatch.setattr(memory_plan.Arena, "allocate", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(UserError, match="too little GPU memory"):
         GPT2(SMALL, 1, 4, Options("gpu"))

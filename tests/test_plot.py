@@ -1,15 +1,22 @@
 """The plot of a run: it is drawn for every log that a run can write, and mistakes are reported in one line."""
 
 import math
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from gpt2_numba.errors import UserError
 from gpt2_numba.plot import main, plot_losses
 from gpt2_numba.training.log import MainLog
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_log(directory, steps, losses=None):
@@ -72,8 +79,11 @@ def test_the_plot_is_a_png_of_the_documented_size(tmp_path):
         "s:0 trl:5.5000 lr:0.000000 norm:1.00\n",
         "s:0 trl:5.5000 lr:0.000100 norm:1.00\ns:1 trl:nan lr:0.000100 norm:nan\n",
         "s:0 trl:5.5000 lr:0.000100 norm:inf\n",
+        "s:0 trl:5.5000 lr:0.000100 norm:1e308\ns:1 trl:1e308 lr:1e308 norm:-1e308\ns:1 tel:-1e308\n",
+        f"s:{2**63 - 1} trl:5.5000 lr:0.000100 norm:1.00\n",
+        f"s:0 tel:5.5000\ns:{2**63 - 1} tel:5.5000\n",
     ],
-    ids=["validation only", "one step", "diverged", "infinite norm"],
+    ids=["validation only", "one step", "diverged", "infinite norm", "huge", "the last possible step", "a very long run"],
 )
 def test_logs_with_little_data_are_drawn(tmp_path, lines):
     (tmp_path / "main.log").write_text(lines)
@@ -81,11 +91,45 @@ def test_logs_with_little_data_are_drawn(tmp_path, lines):
     assert (tmp_path / "loss.png").stat().st_size > 0
 
 
+def test_what_is_not_finite_is_a_gap_also_in_the_running_mean(tmp_path, drawn):
+    losses = [5.0] * 130
+    losses[60:63] = math.nan, math.inf, 1e308
+    plot_losses(write_log(tmp_path, steps=130, losses=losses), tmp_path / "loss.png", "gaps")
+    (_, raw, _), (_, means, _) = drawn[:2]
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(raw)), [60, 61, 62])
+    np.testing.assert_array_equal(
+        np.flatnonzero(np.isnan(means)), [58, 59, 60, 61, 62]
+    )  # windows of 3, the first of which is around step 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("title", ["$\\foo$", "$", "a\nb\0c", "\udc80", "中" * 300, "x" * 5000])
+def test_a_title_may_be_any_name_of_a_directory(tmp_path, title):
+    plot_losses(write_log(tmp_path, steps=2), tmp_path / "loss.png", title)
+
+
+def test_a_dollar_in_the_title_begins_no_formula(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: titles.append(figure._suptitle))
+    plot_losses(write_log(tmp_path, steps=2), tmp_path / "loss.png", "$x$")
+    assert titles[0].get_text() == "$x$" and not titles[0].get_parse_math()
+
+
 @pytest.mark.parametrize("lines", ["", f"s:0 trl:{math.nan} lr:0.000100 norm:1.00\n", "s:0 eval:0.2500\n"])
 def test_a_log_without_losses_is_a_users_mistake(tmp_path, lines):
     (tmp_path / "main.log").write_text(lines)
     with pytest.raises(UserError, match="at least one finite loss"):
         plot_losses(tmp_path / "main.log", tmp_path / "loss.png", "nothing")
+
+
+def test_the_users_backend_does_not_matter(tmp_path):
+    """A notebook sets one for the programs that it starts, too."""
+    write_log(tmp_path, steps=2)
+    command = [sys.executable, "-m", "gpt2_numba.plot", str(tmp_path)]
+    drawn = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}, capture_output=True, text=True
+    )
+    assert (drawn.returncode, drawn.stderr) == (0, "") and (tmp_path / "loss.png").exists()
 
 
 def test_command_line_writes_next_to_the_log_or_to_out(tmp_path, capsys):

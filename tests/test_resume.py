@@ -28,6 +28,7 @@ from gpt2_numba.training import checkpoint, resume, step_reports
 from gpt2_numba.training.checkpoint import complete_checkpoints
 from gpt2_numba.training.model_file import write_model_file
 from gpt2_numba.training.outliers import OutlierDetector
+from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings
 
 V = 37
@@ -79,7 +80,7 @@ def run(data, monkeypatch):
         monkeypatch.setattr(trainer.MainLog, "write_validation", lambda _, step, loss: validations.update({step: loss}))
         model = stopped = None
         try:
-            model = trainer.train(trainer.choose_machine(parse_settings([*data, *map(str, flags)])))
+            model = trainer.train(choose_machine(parse_settings([*data, *map(str, flags)])))
         except trainer.Stopped as error:
             stopped = str(error)
         return SimpleNamespace(results=results, validations=validations, model=model, stopped=stopped)
@@ -177,6 +178,8 @@ def test_the_same_updates_are_skipped_after_a_resume(run, tmp_path, capsys, shor
     assert_same_files(tmp_path / "parts", tmp_path / "whole", 16)
 
     (tmp_path / "no_windows" / "outliers_00000009.json").unlink()  # as in a checkpoint of llm.c
+    (tmp_path / "no_windows" / "DONE_00000009").write_bytes(b"")
+    (tmp_path / "no_windows" / "DONE_00000009").write_bytes(b"")
     other = run(*flags, "-o", tmp_path / "no_windows", "-y", 1)
     assert other.results != second.results and list(other.results) == list(second.results)
 
@@ -281,7 +284,8 @@ def ten_steps_twice(tmp_path, sizes, device, precision, B, T, **options):
     one = fresh()
     one[0].load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
     ten_steps(*one, first=0)
-    resume.save(tmp_path, 10, *one, keep=0, major_every=0, group=Alone())
+    model, loader, run_state = one
+    resume.save(tmp_path, 10, model, loader.state(), run_state)
     expected = ten_steps(*one, first=10)
     other = fresh()
     resume.restore(resume.open_newest(tmp_path), *other)
@@ -637,6 +641,7 @@ def test_the_state_of_another_model(run, tmp_path, capsys):
     run(*TINY, "-o", tmp_path / "a", stop_after=2)
     run(*TINY, "-e", f"L=2,NH=2,C=32,V={V}", "-o", tmp_path / "b", stop_after=2)
     shutil.copy(tmp_path / "b" / "state_00000002_00000.bin", tmp_path / "a")
+    (tmp_path / "a" / "DONE_00000002").write_bytes(b"")  # without checksums the state's size must show it
     with pytest.raises(UserError, match="state_00000002_00000.bin.*another model"):
         run(*TINY, "-o", tmp_path / "a", "-y", 1)
 

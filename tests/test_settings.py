@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from gpt2_numba.config import parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.settings import (
     BUILT_IN_CPU_DEFAULTS,
@@ -48,6 +49,8 @@ FLAGS = [
     ("-nk", "--keep-checkpoints", "3", "keep_checkpoints", 3),
     ("-nm", "--major-checkpoint-every", "90", "major_checkpoint_every", 90),
     ("-y", "--resume", "1", "resume", True),
+    (None, "--final-checkpoint", "off", "final_checkpoint", False),
+    (None, "--restart-data", "on", "restart_data", True),
     (None, "--peak-tflops", "91.5", "peak_tflops", 91.5),
     ("-z", "--zero-stage", "1", "zero_stage", 1),
     ("-pn", "--processes", "2", "processes", 2),
@@ -151,6 +154,68 @@ def test_a_mistake_is_reported_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_settings(arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["-x", "-u", "-b", "-t", "-d", "--hang-timeout", "-l", "--seed", "-e", "-o"])
+@pytest.mark.parametrize("digits", [11, 400, 5000])
+def test_a_number_without_end_is_a_mistake_with_a_short_message(flag, digits):
+    if flag in ("-l", "-o") and digits == 11:
+        return
+    with pytest.raises(UserError) as caught:
+        settings = parse_settings([flag, "9" * digits])
+        parse_descriptor(settings.model)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_largest_integer_is_that_of_llmc():
+    assert parse_settings(["-x", "2147483647"]).max_steps == 2**31 - 1
+    with pytest.raises(UserError, match="-x must be an integer of at most 2147483647, got '2147483648'"):
+        parse_settings(["-x", "2147483648"])
+
+
+@pytest.mark.parametrize("pattern", ["L={},NH=2,C=32", "L=2,NH=2,C={}", "d{}", "gpt2:d{}", "gpt3:c{}"])
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_a_model_of_a_size_without_end_is_a_mistake(pattern, digits):
+    with pytest.raises(UserError, match="model '") as caught:
+        parse_descriptor(pattern.format("9" * digits))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "flag, text, path",
+    [
+        ("-o", "~/log", "/home/me/log"),
+        ("-i", "~/data/*.bin", "/home/me/data/*.bin"),
+        ("-e", "~/model.bin", "/home/me/model.bin"),
+        ("--kernels", "~/mine.py", "/home/me/mine.py"),
+        ("-pf", "~", "/home/me"),
+        ("--eval-file", "a~b", "a~b"),
+    ],
+)
+def test_a_tilde_is_the_home_directory(monkeypatch, flag, text, path):
+    """A shell replaces it in `-o ~/log`, but not in `-o=~/log` and not in a quoted pattern."""
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = parse_settings([f"{flag}={text}", *(["-j", "v.bin"] if flag == "-i" else [])])
+    assert path in dataclasses.asdict(settings).values()
+
+
+@pytest.mark.parametrize("flag", ["-i", "--train-data", "-j", "--eval-file", "-o", "-pf"])
+def test_a_name_that_no_file_system_accepts_is_a_mistake(flag):
+    with pytest.raises(UserError, match=f"{flag} must be a path whose names have at most 255 bytes"):
+        parse_settings([flag, "a/" + 128 * "ü"])
+
+
+@pytest.mark.parametrize("flag", ["-i", "--val-data"])
+@pytest.mark.parametrize("equals", [False, True])
+def test_a_pattern_that_the_shell_has_expanded_is_to_be_quoted(flag, equals):
+    first = [f"{flag}=d_1.bin"] if equals else [flag, "d_1.bin"]
+    with pytest.raises(UserError, match=f"got 'd_2.bin' where a flag belongs: quote the pattern after {flag}"):
+        parse_settings([*first, "d_2.bin", "d_3.bin", "-b", "4"])
+
+
+def test_a_value_too_many_elsewhere_is_not_called_a_pattern():
+    with pytest.raises(UserError, match="got '5' where a flag belongs: see --help"):
+        parse_settings(["-i", "d.bin", "-b", "4", "5"])
 
 
 def test_defaults_depend_on_the_data_and_the_device():

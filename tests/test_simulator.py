@@ -9,6 +9,7 @@ from numba import cuda, float32
 
 from gpt2_numba.gpu.backend import SIMULATING
 from gpt2_numba.gpu.reductions import block_sum, warp_max, warp_sum
+from gpt2_numba.gpu.simulator import swapped_cuda_module
 
 pytestmark = pytest.mark.skipif(not SIMULATING, reason="tests Numba's simulator, which is off")
 
@@ -37,6 +38,18 @@ def works():
     sums = np.full((5, THREADS), np.nan, np.float32)
     sums_kernel[1, THREADS](sums, THREADS)
     return (sums[0] == THREADS * (THREADS - 1) / 2).all()
+
+
+def test_a_files_cuda_is_the_simulators_until_the_last_of_its_calls_returns():
+    """Numba's own, without numba-cuda, restores the real one when the first returns; the other threads then find no blockDim."""
+    fake = object()
+    first, second = swapped_cuda_module(works, fake), swapped_cuda_module(works, fake)
+    with first:
+        second.__enter__()
+        assert works.__globals__["cuda"] is fake
+    assert works.__globals__["cuda"] is fake
+    second.__exit__(None, None, None)
+    assert works.__globals__["cuda"] is cuda
 
 
 def test_barriers_and_warp_instructions():

@@ -18,7 +18,9 @@ from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.training import preparation
 from gpt2_numba.training.log import read_main_log
+from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings, with_defaults
+from gpt2_numba.training.stop_request import StopRequest
 
 V = 37
 TINY = ["-e", f"L=1,NH=2,C=16,V={V}", "-b", "2", "-t", "8", "-x", "4", "-m", "2", "-v", "2", "-s", "0", "--device", "cpu"]
@@ -35,7 +37,7 @@ def shards(tmp_path):
 
 
 def run(argv):
-    return trainer.train(trainer.choose_machine(parse_settings(argv)))
+    return trainer.train(choose_machine(parse_settings(argv)))
 
 
 def test_a_run_learns_and_writes_a_log_and_a_plot(shards, tmp_path, capsys):
@@ -98,7 +100,7 @@ def test_a_sample_continues_a_learnt_text(tmp_path):
     flags = ["-i", str(tmp_path / "abc.bin"), "-j", str(tmp_path / "abc.bin")]
     model = run([*TINY, *flags, "-e", "L=1,NH=2,C=16,V=257,T=16", "-t", "16", "-x", "120", "-l", "0.02"])
     encoding = preparation.encoding_for_vocab(257)
-    assert trainer.sample(model, encoding, 23).startswith("abcdefg")
+    assert trainer.sample(model, encoding, 23, StopRequest()).startswith("abcdefg")
 
 
 def test_built_in_corpus_needs_nothing_but_python(tmp_path):

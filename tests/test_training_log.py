@@ -1,6 +1,7 @@
 """main.log, the step line and its throughput, against llm.c's formats and values worked out by hand."""
 
 import math
+import os
 import shutil
 
 import numpy as np
@@ -26,9 +27,39 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     assert log.path.read_text() == "s:3 tel:1.5000\n"
 
 
-def test_a_new_run_overwrites_the_log(tmp_path):
-    (tmp_path / "main.log").write_text("s:9 tel:9.0000\n")
-    assert MainLog(tmp_path).path.read_text() == ""
+def test_a_new_run_keeps_the_log_of_an_earlier_one(tmp_path, capsys):
+    for run in range(3):
+        MainLog(tmp_path).write_validation(run, 9.0)
+    logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert logs == {"main.1.log": "s:0 tel:9.0000\n", "main.2.log": "s:1 tel:9.0000\n", "main.log": "s:2 tel:9.0000\n"}
+    assert capsys.readouterr().out == "".join(f"the log of an earlier run is now {tmp_path / f'main.{n}.log'}\n" for n in (1, 2))
+
+
+def test_an_empty_log_and_one_that_is_continued_are_not_renamed(tmp_path, capsys):
+    (tmp_path / "main.log").write_text("")
+    MainLog(tmp_path).write_validation(0, 9.0)
+    MainLog(tmp_path, append=True).write_validation(1, 8.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["main.log"] and capsys.readouterr().out == ""
+    assert read_main_log(tmp_path / "main.log")["val_loss"][1].tolist() == [9.0, 8.0]
+
+
+def test_half_a_line_is_not_continued(tmp_path, capsys):
+    """Left by a full disk, in this run or in the one before."""
+    log = MainLog(tmp_path)
+    log.write_validation(0, 9.0)
+    for step in (1, 2):
+        with open(log.path, "a") as file:
+            file.write(f"s:{step} tel:7.0")
+        if step == 1:
+            log = MainLog(tmp_path, append=True)
+        log.write_train_step(step, 8.0, 1e-3, 1.0)
+    assert log.path.read_text().splitlines() == [
+        "s:0 tel:9.0000",
+        "s:1 tel:7.0",
+        "s:1 trl:8.0000 lr:0.001000 norm:1.00",
+        "s:2 tel:7.0",
+        "s:2 trl:8.0000 lr:0.001000 norm:1.00",
+    ]
 
 
 def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
@@ -69,17 +100,43 @@ def test_series_are_sorted_by_step_and_the_later_of_two_lines_counts(tmp_path):
         np.testing.assert_array_equal(series[name][1], values)
 
 
-@pytest.mark.parametrize("line", ["", "loss 3.0", "s:1 foo:2.0", "tel:3.0", "s:1.5 tel:3.0", "s:1 tel:three", "s:1:2"])
-def test_a_foreign_file_is_a_users_mistake_that_names_the_line(tmp_path, line):
+BAD_LINES = [
+    "loss 3.0", "s:1 foo:2.0", "tel:3.0", "s:1.5 tel:3.0", "s:1 tel:three", "s:1:2", "s:1 te", f"s:{2**63} tel:3.0", "s:-1 tel:3.0",
+    "s:" + 5000 * "1" + " tel:3.0", "s:1\0\0 tel:3.0", "s:1 tel:3.0 \udcff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_damaged_line_is_skipped_with_one_warning_that_names_the_first(tmp_path, capsys, line):
     path = tmp_path / "main.log"
-    path.write_text(f"s:0 tel:5.5000\n{line}\n")
-    with pytest.raises(UserError, match="in line 2 of"):
+    path.write_bytes(f"s:0 tel:5.5000\n\n{line}\ns:7 tel:4.5000\r\n{line}".encode(errors="surrogateescape"))
+    series = read_main_log(path)
+    assert [series["val_loss"][0].tolist(), series["val_loss"][1].tolist()] == [[0, 7], [5.5, 4.5]]
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: skipping 2 damaged lines of {path}, the first is '{line[:3]}")
+    assert warning.endswith("in line 3\n") and warning.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_file_without_any_line_of_a_log_is_a_users_mistake(tmp_path, capsys, line):
+    path = tmp_path / "main.log"
+    path.write_bytes(f"{line}\n{line}\n".encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match="in line 1 of"):
         read_main_log(path)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_missing_log_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_main_log(tmp_path / "main.log")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs exist on Unix")
+def test_a_log_that_is_no_regular_file_is_a_users_mistake(tmp_path):
+    os.mkfifo(tmp_path / "fifo")  # reading it would wait for ever
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(UserError, match="not a regular file"):
+            read_main_log(path)
 
 
 def line_with(**changes):

@@ -39,8 +39,9 @@ def test_equal_values_score_zero():
 
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
-def test_a_non_finite_value_is_forgotten_when_it_leaves_the_window(broken):
+def test_a_value_that_is_not_finite_scores_infinity_and_does_not_enter_the_window(broken):
     detector = OutlierDetector(window=3)
-    scores = [detector.update(value) for value in (1.0, 2.0, 3.0, broken, 1.0, 2.0, 3.0)]
-    assert all(math.isnan(score) for score in scores[3:6])
-    assert scores[6] == pytest.approx(math.sqrt(1.5), rel=1e-14)  # the window is 1, 2, 3: (3 - 2) / sqrt(2 / 3)
+    scores = [detector.update(value) for value in (broken, 1.0, 2.0, broken, 3.0, broken, 3.0)]
+    assert scores[0] == scores[3] == scores[5] == math.inf
+    assert math.isnan(scores[4])  # the window has only just been filled
+    assert scores[6] == pytest.approx(math.sqrt(0.5), rel=1e-14)  # the window is 2, 3, 3: (3 - 8/3) / (sqrt(2) / 3)

@@ -9,7 +9,6 @@ kernel's result is wrong.
 import datetime
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from dev.bench.report import ceilings_table, kernels_table, summary, timeline_ta
 from dev.bench.roofline import plot_roofline, plot_step
 from dev.bench.step import measure_step, record_timeline, summarise
 from dev.bench.trainer import Trainer
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import SIMULATING, device_name, real_gpu, synchronize
@@ -36,7 +35,7 @@ SMALL_BATCH = (4, 4)
 
 def parse(argv):
     """Parse the command line."""
-    parser = Parser(prog="python -m dev.bench", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m dev.bench", doc=__doc__)
     parser.add_argument("--model", default="d12", help="d6 ... d84, gpt3:c384 ..., or sizes such as L=4,NH=4,C=128 (default d12)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument(
@@ -164,4 +163,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

@@ -8,7 +8,6 @@ a cold cache, `sustained` the mean of 100 consecutive calls, each replayed as a 
 is measured if it is installed. --sweep times other tile sizes of mma.py instead.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 from numba import cuda
 
 from dev.bench.clock import mark, milliseconds, time_call
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
@@ -303,14 +303,17 @@ def measure(seconds):
     return rows, all_right
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(argv):
+    """Check and measure. Returns the exit code: 1 if a result is wrong."""
+    parser = Parser(prog="python -m dev.bench.attention", doc=__doc__)
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes of mma.py instead")
     parser.add_argument("--seconds", type=float, default=115, help="time limit in seconds; shapes that do not fit are skipped (115)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not real_gpu():
-        sys.exit("dev.bench.attention times attention on a GPU, and there is none here")
+        raise UserError(
+            "python -m dev.bench.attention times attention on a GPU, and there is none here: python -m gpt2_numba.doctor says more"
+        )
     print(device_name())
     began, all_right = time.perf_counter(), True
     if arguments.sweep:
@@ -325,5 +328,10 @@ def main():
     return 0 if all_right else 1
 
 
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main_program(main)

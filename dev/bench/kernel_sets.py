@@ -12,15 +12,14 @@ so a gradient that is off by a few millionths moves a parameter by a few million
 zero. This grows over 20 steps; a relative difference of 1e-5, 16 times the rounding of the first loss, is allowed at any step.
 """
 
-import argparse
 import datetime
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from dev.bench.machine import gpus, versions
 from dev.bench.train_speed import run
+from gpt2_numba.command_line import Parser, exit_code, main_program
 
 SETS = {  # name -> flags
     "plain": ["--kernels", "plain"],
@@ -34,9 +33,9 @@ IN_FLOAT32 = "plain", "plain, products by cuBLASLt", "fast, fp32"
 RELATIVE_BOUND = 1e-5
 
 
-def main(argv):
-    """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dev.bench.kernel_sets", description=__doc__.split("\n")[0])
+def compare(argv):
+    """Compare as the command line says. Returns the exit code: 1 if losses differ by more than the bound."""
+    parser = Parser(prog="python -m dev.bench.kernel_sets", doc=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the results")
     parser.add_argument("--sets", default=",".join(map(str, range(len(SETS)))), help="numbers of the sets to run, from 0 (default: all)")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
@@ -79,5 +78,10 @@ def main(argv):
     return 0 if right else 1
 
 
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(compare, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

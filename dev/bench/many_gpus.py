@@ -24,8 +24,8 @@ import numpy as np
 from dev.bench.machine import commit, gpus, versions
 from dev.bench.trainer import MAX_NORM, Trainer
 from gpt2_numba import fused_layer_order
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
-from gpt2_numba.errors import UserError
 
 BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # per GPU, as in llm.c's runs; T = 1024
 T = 1024
@@ -201,10 +201,10 @@ def results_table(rows):
     return "\n".join(lines)
 
 
-def main(argv):
-    """The command line. Returns the exit code: 1 if a run fails."""
+def run(argv):
+    """Measure as the command line says. Returns the exit code: 1 if a run fails."""
     integers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
-    parser = argparse.ArgumentParser(prog="python -m dev.bench.many_gpus", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m dev.bench.many_gpus", doc=__doc__)
     parser.add_argument("--gpus", type=integers, default=[1, 2], help="numbers of GPUs [1,2]")
     parser.add_argument("--models", type=lambda text: text.split(","), default=["d12", "d48"], help=f"of {', '.join(BATCH)} [d12,d48]")
     parser.add_argument("--zero", type=integers, default=[0, 1, 2], help="ZeRO stages, on several GPUs [0,1,2]")
@@ -267,8 +267,10 @@ def _write(directory, argv, rows):
     (directory / "table.txt").write_text(results_table(rows) + "\n")
 
 
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main_program(main)

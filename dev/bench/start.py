@@ -6,7 +6,6 @@ The training runs one step. --cold gives it an empty cache, without the compiled
 table; --out also writes it as JSON.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from gpt2_numba.command_line import Parser, exit_code, main_program
 
 # Runs in the trainer's process. The GPU's context and cuBLASLt, which would start a little later, are started here to get rows of their
 # own.
@@ -33,7 +34,7 @@ part("import NumPy")
 from numba import cuda
 part("import Numba")
 from gpt2_numba import model, train
-from gpt2_numba.training import preparation
+from gpt2_numba.training import preparation, settings
 part("import the trainer")
 from gpt2_numba.gpu import cublaslt, kernel_cache
 from gpt2_numba.gpu.backend import real_gpu
@@ -94,7 +95,7 @@ for method in ("zero_grad", "measure", "update"):
 timed(train.StepReports, "finish", "waiting for the GPU", "first step: batches")
 counted(cublaslt, "_make_plan", "kinds of matmuls planned")
 counted(cublaslt, "_search", "of these, algorithm searched")
-train.train(train.choose_machine(train.parse_settings(sys.argv[3:])))
+train.train(preparation.choose_machine(settings.parse_settings(sys.argv[3:])))
 kernels = [(use.kernel, use.types, use.loaded, use.seconds) for use in kernel_cache.uses]
 open(sys.argv[2], "w").write(json.dumps({"parts": parts, "inside": inside, "kernels": kernels, "problems": kernel_cache.problems}))
 """
@@ -142,9 +143,9 @@ def format_result(result):
     return "\n".join([*lines, *result["problems"]])
 
 
-def main(argv):
-    """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dev.bench.start", description=__doc__.split("\n")[0])
+def run(argv):
+    """Measure as the command line says."""
+    parser = Parser(prog="python -m dev.bench.start", doc=__doc__)
     parser.add_argument("--cold", action="store_true", help="with an empty cache")
     parser.add_argument("--out", type=Path, help="file for the result, as JSON")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
@@ -154,8 +155,12 @@ def main(argv):
     print(format_result(result))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+
+
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(run, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

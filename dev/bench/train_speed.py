@@ -7,7 +7,6 @@ run's console.txt, main.log and loss.png. With --twice the same command runs aga
 and the SHA-256 of the parameters must be identical.
 """
 
-import argparse
 import datetime
 import json
 import platform
@@ -18,11 +17,14 @@ import sys
 from pathlib import Path
 
 from dev.bench.machine import gpus, versions
+from gpt2_numba.command_line import Parser, exit_code, main_program
 
 STEP = re.compile(r"step +(\d+)/\d+ \| loss ([\d.na]+) .*\| norm ([\d.na]+) .*\| ([\d.]+) ms \|")
 RUN = (
     "import hashlib, sys\n"
-    "from gpt2_numba.train import choose_machine, parse_settings, train\n"
+    "from gpt2_numba.train import train\n"
+    "from gpt2_numba.training.preparation import choose_machine\n"
+    "from gpt2_numba.training.settings import parse_settings\n"
     "model = train(choose_machine(parse_settings(sys.argv[1:])))\n"
     "bits = b''.join(tensor.tobytes() for tensor in model.params_to_host().values())\n"
     "print('parameters sha256', hashlib.sha256(bits).hexdigest())\n"
@@ -39,9 +41,9 @@ def run(flags, directory):
     return steps, text.rsplit("parameters sha256 ", 1)[1].strip(), re.search(r"  all +([\d.,]+ MiB)", text).group(1)
 
 
-def main(argv):
-    """The command line. Returns the exit code: 1 if a repeated run differs."""
-    parser = argparse.ArgumentParser(prog="python -m dev.bench.train_speed", description=__doc__.split("\n")[0])
+def measure(argv):
+    """Measure as the command line says. Returns the exit code: 1 if a repeated run differs."""
+    parser = Parser(prog="python -m dev.bench.train_speed", doc=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the results")
     parser.add_argument("--twice", action="store_true", help="run twice and compare the bits")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
@@ -77,5 +79,10 @@ def main(argv):
     return 0 if result.get("same_bits_twice", True) else 1
 
 
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(measure, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main_program(main)

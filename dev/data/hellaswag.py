@@ -9,13 +9,16 @@ data/hellaswag_val.jsonl in github.com/rowanz/hellaswag: 10,042 examples.
 
 import argparse
 import gzip
+import io
 import json
-import sys
+import zlib
 from pathlib import Path
 
 from dev.data.tokenize_text import ENCODINGS
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.data.regular_files import open_regular
+from gpt2_numba.data.tokenizers import encode
 from gpt2_numba.errors import UserError
 
 
@@ -39,12 +42,13 @@ def parse_arguments(argv):
 def read_questions(path, limit):
     """Yield (context, label, endings) of the first `limit` lines (None: all lines): string, int, list of strings."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        with open_regular(path) as file:
+            lines = gzip.open(file, "rt", encoding="utf-8") if path.suffix == ".gz" else io.TextIOWrapper(file, encoding="utf-8")
+            for number, line in enumerate(lines, start=1):
                 if limit is not None and number > limit:
                     return
                 yield _parse_line(path, number, line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # the middle two: a damaged archive
         raise UserError(
             f"{path}: the questions must be a readable file of UTF-8 text: {getattr(error, 'strerror', None) or error}. Check the path"
         ) from error
@@ -56,7 +60,7 @@ def _parse_line(path, number, line):
         context, label, endings = row["ctx"], int(row["label"]), list(row["endings"])  # some copies have "label": "3"
         if not all(isinstance(text, str) for text in [context, *endings]):
             raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:  # the last two: 1e999, and deep nesting
         raise UserError(
             f"{path}, line {number}: each line must be a JSON object with ctx (text), label (number) and "
             f"endings (texts), got {line.strip()[:60]!r}. Use a file with labels, such as the validation file"
@@ -66,10 +70,10 @@ def _parse_line(path, number, line):
 
 def run(argv):
     arguments = parse_arguments(argv)
-    encode = ENCODINGS[arguments.tokenizer]().encode_ordinary
+    encoding = ENCODINGS[arguments.tokenizer]()
     # GPT-2's tokens include the space before a word: with it, an ending is tokenized as in running text.
     examples = [
-        Example(label, encode(context), [encode(" " + ending) for ending in endings])
+        Example(label, encode(encoding, context), [encode(encoding, " " + ending) for ending in endings])
         for context, label, endings in read_questions(arguments.questions, arguments.limit)
     ]
     try:
@@ -86,4 +90,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_program(main)

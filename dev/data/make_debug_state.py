@@ -11,13 +11,13 @@ writes
 PyTorch computes in float64 on the CPU; the files hold float32. It is an optional dependency: pip install -e '.[oracle]'.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from dev.data.tokenize_text import cannot_write, file_name
 from gpt2_numba.check_model import ADAMW, GRAD_CLIP, STEPS
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.initial_weights import initial_weights
@@ -36,7 +36,7 @@ def parse_arguments(argv):
     parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
     parser.add_argument("--seed", type=int, default=42, help="seed of weights and tokens (default: 42)")
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="directory for the files (default: this one)")
-    parser.add_argument("--name", default="model", help="beginning of the files' names (default: model)")
+    parser.add_argument("--name", type=file_name, default="model", help="beginning of the files' names (default: model)")
     arguments = parser.parse_args(argv)
     arguments.config = parse_descriptor(arguments.model)
     if arguments.batch_size < 1:
@@ -112,8 +112,8 @@ def run(argv):
         write_model_file(paths[0], config, np.concatenate([weights[name].reshape(-1) for name in shapes]))
         write_debug_state(paths[1], config, shapes, state)
         paths[2].write_text("".join(f"{loss:.9g}\n" for loss in losses))
-    except OSError as error:
-        raise UserError(f"--out {arguments.out}: must be a writable directory: {error.strerror}. Choose another") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise cannot_write(arguments.out, error) from error
     print(f"test with: python -m gpt2_numba.check_model {paths[0]} {paths[1]} --losses {paths[2]}")
 
 
@@ -123,4 +123,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_program(main)

@@ -10,14 +10,20 @@ llm.c's own Tiny Shakespeare (32,768 and 305,260 tokens) is
     python -m dev.data.tokenize_text tinyshakespeare.txt --split-on-blank-lines --val-tokens 32768 --out data
 """
 
-import sys
+import argparse
+import glob
+import os
+import shlex
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.data.token_shards import write_shard
-from gpt2_numba.data.tokenizers import byte_encoding, gpt2_encoding
+from gpt2_numba.data.tokenizers import byte_encoding, encode, gpt2_encoding
 from gpt2_numba.errors import UserError
 from gpt2_numba.integers import ceil_div
 
@@ -42,7 +48,7 @@ def parse_arguments(argv):
         help="largest number of tokens in a shard; shards get nearly equal sizes (default: 100000000)",
     )
     parser.add_argument("--out", type=Path, default=Path("."), help="directory for the shards (default: this one)")
-    parser.add_argument("--name", help="beginning of the shards' names (default: the first text's name)")
+    parser.add_argument("--name", type=file_name, help="beginning of the shards' names (default: the first text's name)")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, got {arguments.val_fraction}; try 0.1")
@@ -51,10 +57,18 @@ def parse_arguments(argv):
     return arguments
 
 
+def file_name(name):
+    """`name`, if it can begin the name of a file; for argparse."""
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        raise argparse.ArgumentTypeError(f"must be a file name without a directory, got {name!r}")
+    return name
+
+
 def read_text(path):
     """The text of a UTF-8 file, with "\\n" line ends."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open_regular(path, "r", encoding="utf-8") as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: a text must be a readable file: {error.strerror}. Check the path") from error
     except UnicodeDecodeError as error:
@@ -74,7 +88,7 @@ def tokenize(documents, encoding):
     tokens = []
     for document in documents:
         tokens.append(encoding.eot_token)
-        tokens.extend(encoding.encode_ordinary(document))  # ordinary: "<|endoftext|>" in a text is plain text
+        tokens.extend(encode(encoding, document))
     return np.array(tokens, dtype=np.uint16)
 
 
@@ -92,30 +106,51 @@ def split_tokens(tokens, val_fraction, val_tokens=None):
 def write_shards(tokens, stem, shard_size):
     """Write `tokens` to STEM_000000.bin and so on, at most `shard_size` tokens each; return the paths.
 
-    The sizes are nearly equal, because a short last shard might not hold a batch.
+    The sizes are nearly equal, because a short last shard might not hold a batch. If one cannot be written, all are removed, because some
+    of them could be taken for the whole, and OSError is raised.
     """
     paths = []
-    for index, part in enumerate(np.array_split(tokens, ceil_div(len(tokens), shard_size))):
-        paths.append(stem.with_name(f"{stem.name}_{index:06d}.bin"))
-        write_shard(paths[-1], part)
-        print(f"{paths[-1]}: {len(part):,} tokens")
+    try:
+        for index, part in enumerate(np.array_split(tokens, ceil_div(len(tokens), shard_size))):
+            paths.append(stem.with_name(f"{stem.name}_{index:06d}.bin"))
+            write_shard(paths[-1], part)
+            print(f"{paths[-1]}: {len(part):,} tokens")
+    except OSError:
+        for path in paths:
+            with suppress(OSError):
+                path.unlink()
+        raise
     return paths
 
 
 def prepare_output(directory, name):
     """Make the directory; return the paths of the (validation, train) shards without the numbers at their ends.
 
-    Raises UserError if shards of this name exist: those of a longer text would be read as part of this one.
+    Raises UserError if files cannot be written there, or if shards of this name exist: those of a longer text would be read as part of this
+    one.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {directory}: must be a writable directory: {error.strerror}. Choose another") from error
+        with tempfile.TemporaryFile(dir=directory):
+            files = sorted(os.listdir(directory))
+    except (OSError, ValueError) as error:
+        raise cannot_write(directory, error) from error
     stems = directory / f"{name}_val", directory / f"{name}_train"
-    for stem in stems:
-        for old in stem.parent.glob(f"{stem.name}_*.bin"):
-            raise UserError(f"{old}: shards of this name exist already. Delete them, or choose another --out or --name")
+    for old in files:
+        if old.endswith(".bin") and old.startswith(tuple(f"{stem.name}_" for stem in stems)):
+            raise UserError(f"{directory / old}: shards of this name exist already. Delete them, or choose another --out or --name")
     return stems
+
+
+def cannot_write(directory, error):
+    """The UserError for an output directory with which the system, or Python, has raised `error`."""
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"--out {directory}: must be a directory in which the files can be written: {reason}. Choose another --out or --name")
+
+
+def shell_pattern(stem):
+    """The pattern that matches the shards of `stem` and nothing else, quoted for the shell."""
+    return shlex.quote(f"{glob.escape(str(stem))}_*.bin")
 
 
 def run(argv):
@@ -129,9 +164,12 @@ def run(argv):
         documents += split_on_blank_lines(text) if arguments.split_on_blank_lines else [text]
     val, train = split_tokens(tokenize(documents, encoding), arguments.val_fraction, arguments.val_tokens)
 
-    write_shards(val, val_stem, arguments.shard_size)
-    write_shards(train, train_stem, arguments.shard_size)
-    print(f'train with: python -m gpt2_numba.train -i "{train_stem}_*.bin" -j "{val_stem}_*.bin"')
+    try:
+        write_shards(val, val_stem, arguments.shard_size)
+        write_shards(train, train_stem, arguments.shard_size)
+    except OSError as error:
+        raise cannot_write(arguments.out, error) from error
+    print(f"train with: python -m gpt2_numba.train -i {shell_pattern(train_stem)} -j {shell_pattern(val_stem)}")
 
 
 def main(argv=None):
@@ -140,4 +178,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_program(main)

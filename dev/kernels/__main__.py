@@ -7,7 +7,6 @@ simulator, and not timed. --mine adds the layer functions of your own file; in t
 """
 
 import statistics
-import sys
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from numba import cuda
 from dev.bench.clock import time_call
 from dev.bench.costs import launch_cost
 from dev.kernels import LAYERS, PRECISIONS, buffer, check_arguments, ladder, products_in, rungs
-from gpt2_numba.command_line import Parser, exit_code
+from gpt2_numba.command_line import Parser, exit_code, main_program
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import compute_stream, real_gpu, require_gpu, to_device
 from gpt2_numba.gpu.gemm import gemm
@@ -42,7 +41,7 @@ COPY_BYTES, PRODUCT_SIZE = 1 << 30, 8192
 
 def run(argv):
     """Check and time the rungs, and print the table. Returns the exit code."""
-    parser = Parser(prog="python -m dev.kernels", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m dev.kernels", doc=__doc__)
     parser.add_argument("layers", nargs="*", metavar="layer", help=f"some of {', '.join(LAYERS)} (default: all)")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "both"), default="both", help="fp32: the float32 rows only, with and without TF32"
@@ -107,5 +106,10 @@ def _matmul_rate(precision):
     return 2 * PRODUCT_SIZE**3 / ms * 1000
 
 
+def main(argv):
+    """The command line. Returns the exit code: 0, 1 if a result is wrong, 2 for a user error, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code(run, sys.argv[1:]))
+    main_program(main)

@@ -1,14 +1,14 @@
 """The step time on many GPUs:  python -m dev.scaling  prints the tables, --write updates them in docs/ and draws docs/scaling.png."""
 
-import argparse
-
 from dev.scaling.report import blocks, write
+from gpt2_numba.command_line import Parser, exit_code, main_program
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m dev.scaling", description=__doc__)
+def run(argv):
+    """Print or write the tables."""
+    parser = Parser(prog="python -m dev.scaling", description="The step time on many GPUs, as tables.")
     parser.add_argument("--write", action="store_true", help="update docs/scaling.md, docs/many_gpus.md and docs/scaling.png")
-    if parser.parse_args().write:
+    if parser.parse_args(argv).write:
         write()
         return
     for tables in blocks().values():
@@ -16,5 +16,10 @@ def main():
             print(f"{name}\n\n{content}\n")
 
 
+def main(argv):
+    """The command line. Returns the exit code: 2 for a user error, reported in one line."""
+    return exit_code(run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    main_program(main)

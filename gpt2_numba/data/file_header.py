@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 
 HEADER_INTS = 256
@@ -25,10 +26,10 @@ def read_header(path, kind, magic, versions, remedy):
     magic     its first int32
     versions  those that can be read
     remedy    what to do about a wrong file, a sentence without its full stop
-    Raises UserError if the file cannot be read or its header is another.
+    Raises UserError if the file cannot be read, is not a regular file, or has another header.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"{path}: {kind} must be a readable file: {error.strerror}. Check the path. {remedy}") from error

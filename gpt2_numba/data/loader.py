@@ -18,7 +18,8 @@ batches in both.
 import numpy as np
 
 from gpt2_numba.data.loader_state import LoaderState, check_position, check_samples, rank_state, same_fraction
-from gpt2_numba.data.token_shards import read_shard
+from gpt2_numba.data.shard_check import ShardCheck
+from gpt2_numba.data.token_shards import Shard, TokenArray
 from gpt2_numba.errors import UserError
 
 
@@ -30,33 +31,35 @@ class DataLoader:
     rank, ranks index of this process, and number of processes that share the data
     shuffle     permute shards and samples; validation never does
     seed        for shuffling
-    vocab_size  if given, every token must be below it: the whole shard is checked when it is first opened
+    vocab_size  if given, every token must be below it
     name        name in messages of shards that are arrays
 
-    Attributes: `num_tokens`, the tokens of all shards; `batches_per_epoch`, the calls of `next_batch` per epoch.
-    Raises UserError if a file is not a shard, is too short for one batch, or holds a token outside the vocabulary.
+    Attributes: `num_tokens`, the tokens of all shards; `batches_per_epoch`, the calls of `next_batch` per epoch; `problem`, the UserError
+    about a shard found wrong beside the first steps (see ShardCheck), or None. Raises UserError if a file is not a shard, is too short for
+    one batch, or holds a token outside the vocabulary.
     """
 
     # Nine parameters: each is a separate setting, all but the first three have defaults, and every call passes them by keyword.
     def __init__(self, shards, B, T, rank=0, ranks=1, shuffle=False, seed=42, vocab_size=None, name="built-in corpus"):
-        self.shards = list(shards)
+        self.shards = [TokenArray(shard, name) if isinstance(shard, np.ndarray) else Shard(shard) for shard in shards]
         self.B, self.T = B, T
         self.rank, self.ranks = rank, ranks
         self.shuffle = shuffle
         self.seed = seed + rank
         self.vocab_size = vocab_size
-        self.name = name
         self.sample_tokens = ranks * B * T
         # RandomState seeds like mt19937ar and llm.c; NumPy's newer generators seed differently.
         self.generator = np.random.RandomState(self.seed)
         self.shard_order = np.arange(len(self.shards), dtype=np.int32)
-        self.checked_shards = set()  # shards whose tokens are known to be in the vocabulary
-
-        # All shards are checked now: a bad file should stop a run at its start, not in its second hour.
-        lengths = [self._checked_length(shard) for shard in range(len(self.shards))]
-        self.num_tokens = sum(lengths)
-        self.batches_per_epoch = sum(self._samples_in(length) for length in lengths)
+        self.num_tokens = sum(len(shard) for shard in self.shards)
+        self.batches_per_epoch = sum(self._checked_samples(shard) for shard in range(len(self.shards)))
+        self._check = ShardCheck(self.shards, vocab_size, rank, ranks)
+        self.tokens = self.shards[0]  # the open shard
         self.reset()
+
+    @property
+    def problem(self):
+        return self._check.problem
 
     def reset(self):
         """Begin an epoch. Without shuffling the batches repeat; with shuffling, new permutations are drawn."""
@@ -66,13 +69,20 @@ class DataLoader:
         self._open_current_shard()
 
     def next_batch(self):
-        """Return (inputs, targets), new C-contiguous int32 arrays (B, T). Each target is the token after its input."""
+        """Return (inputs, targets), new C-contiguous int32 arrays (B, T). Each target is the token after its input.
+
+        Raises UserError if the batch cannot be read (see Shard): only `load_state` may follow. The only rank also raises its `problem`;
+        several ranks must stop together, so they go on until all of them know.
+        """
+        if self.problem and self.ranks == 1:
+            raise self.problem
         if self.current_sample == len(self.sample_order):
             self._advance_shard()
         sample = int(self.sample_order[self.current_sample])
-        self.current_sample += 1
         start = sample * self.sample_tokens + self.rank * self.B * self.T
-        return self._rows(start), self._rows(start + 1)
+        tokens = self.tokens[start : start + self.B * self.T + 1]
+        self.current_sample += 1
+        return self._rows(tokens[:-1]), self._rows(tokens[1:])
 
     def skip(self, count=1):
         """Skip the next `count` batches without reading them."""
@@ -127,12 +137,11 @@ class DataLoader:
 
     def samples_in_shard(self, shard):
         """The number of samples that this loader cuts shard number `shard` into."""
-        return self._samples_in(len(self._read(shard)))
+        return (len(self.shards[shard]) - 1) // self.sample_tokens  # the last target needs one more token
 
     def shard_name(self, shard):
         """The name of shard number `shard` in messages."""
-        source = self.shards[shard]
-        return self.name if isinstance(source, np.ndarray) else str(source)
+        return self.shards[shard].name
 
     def _load_position(self, state):
         """Open the state's shard, with its samples in order, and restore the generator."""
@@ -143,9 +152,9 @@ class DataLoader:
             self.generator.set_state(("MT19937", state.generator_words, state.generator_position))
         self._open_shard()
 
-    def _rows(self, start):
-        """B * T tokens of the open shard from `start` on, copied from the file: int32 (B, T)."""
-        return np.array(self.tokens[start : start + self.B * self.T], dtype=np.int32).reshape(self.B, self.T)
+    def _rows(self, tokens):
+        """A copy of B * T tokens as int32 (B, T)."""
+        return np.array(tokens, dtype=np.int32).reshape(self.B, self.T)
 
     def _advance_shard(self):
         if self.current_shard == len(self.shards) - 1:
@@ -164,41 +173,20 @@ class DataLoader:
     def _open_shard(self):
         """Open the current shard, with its samples in order."""
         shard = self.shard_order[self.current_shard]
-        self.tokens = self._read(shard)
-        self._check_vocabulary(shard)
-        self.sample_order = np.arange(self._samples_in(len(self.tokens)), dtype=np.int32)
+        self.tokens.close()
+        self.tokens = self.shards[shard]
+        self.tokens.check(self.vocab_size)
+        self.sample_order = np.arange(self.samples_in_shard(shard), dtype=np.int32)
 
-    def _read(self, shard):
-        """The tokens of shard number `shard`, uint16 (tokens,)."""
-        source = self.shards[shard]
-        return source if isinstance(source, np.ndarray) else read_shard(source)
-
-    def _samples_in(self, length):
-        """The number of whole samples in a shard of `length` tokens; the last target needs one more token."""
-        return (length - 1) // self.sample_tokens
-
-    def _checked_length(self, shard):
-        length = len(self._read(shard))
-        if self._samples_in(length) < 1:
+    def _checked_samples(self, shard):
+        samples, length = self.samples_in_shard(shard), len(self.shards[shard])
+        if samples < 1:
             raise UserError(
                 f"{self.shard_name(shard)}: a shard must hold ranks*B*T + 1 = {self.ranks}*{self.B}*{self.T} + 1 = "
                 f"{self.sample_tokens + 1} tokens, this one has {length}. Use a smaller batch (-b) or sequence length (-t), "
                 f"or larger shards"
             )
-        return length
-
-    def _check_vocabulary(self, shard):
-        """Raise UserError if a token of the open shard is outside the vocabulary: the model would read beyond wte."""
-        if self.vocab_size is None or shard in self.checked_shards:
-            return
-        if self.tokens.max() >= self.vocab_size:
-            position = int(np.argmax(self.tokens >= self.vocab_size))  # the first one
-            raise UserError(
-                f"{self.shard_name(shard)}: a token must be below the model's vocabulary of {self.vocab_size}, token "
-                f"number {position} is {self.tokens[position]}. Use a model with the tokenizer's vocabulary, or "
-                f"tokenize the text again"
-            )
-        self.checked_shards.add(shard)
+        return samples
 
 
 def permute(items, generator):

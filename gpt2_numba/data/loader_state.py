@@ -113,5 +113,5 @@ def is_permutation(items, count):
 def _foreign_state(loader, reason):
     return UserError(
         f"{loader.shard_name(0)}: the saved position in the data must fit the shards and the batch: {reason}. "
-        "Resume with the settings of the saved run, above all its shards (-i)"
+        "Resume with the settings of the saved run, above all its shards (-i), or begin the data anew (--restart-data on)"
     )

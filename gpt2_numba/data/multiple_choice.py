@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
+from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 from gpt2_numba.integers import ceil_div
 
@@ -143,14 +144,14 @@ def write_examples(path, examples):
     """Write `examples` (a list of 1 to 65,535 Examples) to `path` as an evaluation file, replacing an older file.
 
     Raises UserError, before writing anything, if the format cannot hold them: an empty context or ending, a label that is no ending's
-    index, a token outside [0, 65534], or an example of more than 65,534 bytes.
+    index, a token outside [0, 65534], or an example of more than 65,534 bytes. Raises OSError if the file cannot be written.
     """
     if not 1 <= len(examples) <= MOST_EXAMPLES:
         raise UserError(f"{path}: an evaluation file holds 1 to {MOST_EXAMPLES} examples, got {len(examples)}. Write fewer")
     streams = [_encode_example(path, index, example) for index, example in enumerate(examples)]
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[:4] = MAGIC, VERSION, len(examples), max(stream.nbytes for stream in streams)
-    with open(path, "wb") as file:
+    with open_regular(path, "wb") as file:
         file.write(header.tobytes())
         for stream in streams:
             file.write(stream.tobytes())
@@ -163,7 +164,10 @@ def read_examples(path):
     """
     path = Path(path)
     count, longest = (int(value) for value in read_header(path, "an evaluation", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2:4])
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error.strerror) from error
     if count < 1:
         raise UserError(f"{path}: an evaluation must hold at least one example, its header says {count}. {HOW_TO_MAKE_ONE}")
     if len(content) % 2:

@@ -13,7 +13,8 @@ class Prefetcher:
     loader   a DataLoader; it belongs to the thread until `close`, so do not use it
 
     `next_batch`, `reset`, `state` and `load_state` behave like the loader's own, as if nothing were read ahead. An error in the thread (a
-    damaged shard, say) is raised by the call of `next_batch` that would have returned that batch.
+    damaged shard, say) is raised by the call of `next_batch` that would have returned that batch, and again by later calls. `state` is then
+    still the one before that batch, so a checkpoint can be written. `problem` is the loader's.
 
     Use it in a `with` statement, or call `close`. A program that ends without either, after Ctrl-C for instance, waits only for the batch
     being read.
@@ -24,8 +25,13 @@ class Prefetcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._read_ahead()
 
+    @property
+    def problem(self):
+        """The UserError about a shard found wrong beside the first steps, or None."""
+        return self.loader.problem
+
     def next_batch(self):
-        """Return (inputs, targets), int32 (B, T) each, and start reading the batch after it."""
+        """Return (inputs, targets), int32 (B, T) each, and start reading the batch after it. Raises UserError as the loader does."""
         batch = self._pending.result()
         self._read_ahead()
         return batch

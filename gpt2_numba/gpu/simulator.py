@@ -8,9 +8,10 @@ once when threads wait for others that never arrive.
 `install()` replaces the simulator's `BlockManager`; the modules of gpu/ that have twins call it.
 """
 
+import contextlib
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 
@@ -192,11 +193,36 @@ class CooperativeBlockManager:
                 self.is_over.acquire()
 
 
+_real_modules, _calls = (
+    {},
+    Counter(),
+)  # by id of a file's globals: its names for numba.cuda, and how many calls of its functions are running
+
+
+@contextlib.contextmanager
+def swapped_cuda_module(function, fake_cuda):
+    """While functions of a file run, its `cuda` is the simulator's. Numba without numba-cuda takes that away when the first thread returns."""
+    from numba import cuda
+
+    names = function.__globals__
+    key = id(names)
+    if not _calls[key]:
+        _real_modules[key] = {name: value for name, value in names.items() if value is cuda}
+        names.update(dict.fromkeys(_real_modules[key], fake_cuda))
+    _calls[key] += 1
+    try:
+        yield
+    finally:
+        _calls[key] -= 1
+        if not _calls[key]:
+            names.update(_real_modules.pop(key))
+
+
 def install():
     """Replace the simulator's scheduler by this one."""
     from numba.cuda.simulator import kernel
 
-    kernel.BlockManager = CooperativeBlockManager
+    kernel.BlockManager, kernel.swapped_cuda_module = CooperativeBlockManager, swapped_cuda_module
 
 
 _LANES = np.arange(WARP_SIZE)

@@ -43,7 +43,7 @@ def not_finite(arrays, which):
 
 def no_scale(name, result):
     """A Row: the scale must not be a number, so that AdamW does nothing."""
-    return compare(name, "scale is NaN", np.isnan(result[1:]).astype(np.float32), np.ones(1), 0.0)
+    return compare(name, "scale is NaN", np.isnan(result[1:]).astype(np.float32), expected=np.ones(1), error_bound=0.0)
 
 
 def check_no_scale(call, storage):

@@ -26,8 +26,9 @@ the gradients are used up.
 import math
 
 import numpy as np
-from numba import cuda, njit
+from numba import cuda
 
+from gpt2_numba.cpu_cache import njit_cached
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
@@ -51,7 +52,7 @@ def adamw_update_ref(params, grads, m, v, norm_and_scale, learning_rate, beta1, 
 
 
 # Compiled for the processor by Numba: three times as fast as NumPy, which would pass over memory a dozen times.
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit_cached(nogil=True, error_model="numpy")
 def _step(params, grads, m, v, step_size, correction2, decay_factor, scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps):
     for i in range(len(params)):
         g = scale * grads[i]

@@ -5,18 +5,22 @@ A checkpoint of step S consists of these files, named as in llm.c, so that eithe
     model_SSSSSSSS.bin          the parameters
     state_SSSSSSSS_RRRRR.bin    the rest of the run's state, one file for each rank R
     outliers_SSSSSSSS.json      the windows of the outlier detectors, which llm.c does not keep
-    DONE_SSSSSSSS               empty, written last: without it the others do not count
+    DONE_SSSSSSSS               written last: without it the others do not count. It holds the checksums of the others (done_file.py);
+                                llm.c leaves it empty
 
-All files are first written under hidden names and flushed to disk, then renamed, DONE last. So a checkpoint is either complete or ignored,
+Before a checkpoint is loaded, its files are compared with the checksums, so that none is used that was altered, cut off or mixed with
+another. All files are first written under hidden names and flushed to disk, then renamed, DONE last. So a checkpoint is either complete or ignored,
 and a full disk costs no older one. The disk must have room for one checkpoint more than are kept.
 
 Several processes write to one directory, which all of them must be able to access. Each writes its own files under hidden names. When all
-have done so, rank 0 alone renames all files; so it does not matter which process is killed, or when.
+have done so, rank 0 alone renames all files; so it does not matter which process is killed, or when. Two runs must not write to one
+directory: see run_lock.py.
 """
 
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import struct
@@ -25,8 +29,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.agreement import together
+from gpt2_numba.parallel.group import Alone
+from gpt2_numba.training.checksums import checksums_of, verify_files
+from gpt2_numba.training.done_file import read_done_file, read_small_file, write_done_file
+from gpt2_numba.training.finite import NotFinite
 from gpt2_numba.training.state_file import MAGIC as STATE_MAGIC
 
+MAX_OUTLIERS_BYTES = 1 << 20  # a window of 128 numbers takes 3 KB
+MAX_WINDOW = 1 << 10  # numbers
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CANNOT_FLUSH_DIRECTORIES = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # some network and WSL mounts
 _HIDDEN_SUFFIX = ".aside"  # suffix of the hidden name of a file that is being written
 
 
@@ -50,11 +63,11 @@ def outliers_file_name(step):
 
 
 def done_file_name(step):
-    """Name of the empty file that marks a checkpoint as complete."""
+    """Name of the file that marks a checkpoint as complete."""
     return f"DONE_{step:08d}"
 
 
-def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0):
+def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, facts=None):
     """Write the checkpoint of `step`, all or nothing, then delete old ones. All processes of a run call it together.
 
     directory    created if absent; the same one for all processes
@@ -63,33 +76,34 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0):
     group        the processes (parallel/group.py)
     keep         number of newest complete checkpoints to keep, including this one; 0 keeps all
     major_every  checkpoints whose step is a multiple of this are never deleted; 0 makes none major
-    Raises CheckpointFailed, in all processes, if one of them cannot write or delete a file. Other errors of the functions propagate where
-    they occur. Either way the hidden files are removed and the older checkpoints are unchanged.
+    facts        dictionary of JSON's types about the run, kept in DONE; rank 0's counts
+    Raises CheckpointFailed, in all processes, if one of them cannot write or delete a file, or has numbers that are not finite. Other errors
+    of the functions propagate where they occur. Either way the hidden files are removed and the older checkpoints are unchanged.
     """
-    directory = Path(directory)
-    if group.rank == 0:
-        write_files = {**write_files, done_file_name(step): Path.touch}
-    names = group.gather(list(write_files))
+    directory, checksums = Path(directory), {}
+    own_names = [*write_files, *([done_file_name(step)] if group.rank == 0 else [])]
     try:
         # Each stage starts when all processes have finished the one before; the reason of a failure is known to all of them.
-        reason = (
+        failure = (
             _by_rank_0(group, lambda: _remove_hidden_files(directory))  # left by a killed run: they take up space
-            or _together(group, lambda: _write_hidden(directory, write_files, group))
-            or _by_rank_0(group, lambda: _rename_files(directory, step, names, group))
+            or _together(group, lambda: checksums.update(_write_hidden(directory, write_files, group)))
         )
+        if not failure:
+            checksums_by_rank = group.gather(checksums)
+            failure = _by_rank_0(group, lambda: _complete(directory, step, checksums_by_rank, group, facts))
     finally:
-        for name in write_files:
+        for name in own_names:
             with suppress(OSError):  # usually there is none left; what cannot be removed now, the next checkpoint removes
                 _hidden_path(directory, name).unlink()
-    if reason:
+    if failure:
+        reason, advice = failure
         raise CheckpointFailed(
-            f"the checkpoint of step {step} could not be written to {directory} ({reason}); the older ones are "
-            f"unchanged. Free some space, or name another directory with -o"
+            f"the checkpoint of step {step} could not be written to {directory} ({reason}); the older ones are unchanged{advice}"
         )
-    reason = _by_rank_0(group, lambda: _delete_old(directory, step, keep, major_every))
-    if reason:
+    failure = _by_rank_0(group, lambda: _delete_old(directory, step, keep, major_every))
+    if failure:
         raise CheckpointFailed(
-            f"the checkpoint of step {step} was written to {directory}, but older ones could not be deleted ({reason}). Delete them by hand"
+            f"the checkpoint of step {step} was written to {directory}, but older ones could not be deleted ({failure[0]}). Delete them by hand"
         )
 
 
@@ -97,36 +111,83 @@ def complete_checkpoints(directory):
     """Steps of the complete checkpoints in `directory`, newest first; empty if the directory does not exist.
 
     Complete means that DONE, the model file and the state files of all processes exist. Their contents are not checked.
+    Raises UserError if the directory cannot be listed.
     """
-    return [step for step in done_checkpoints(directory) if _missing_file(Path(directory), step) is None]
+    return _listed(directory, lambda names: _complete_steps(Path(directory), names))
 
 
 def done_checkpoints(directory):
-    """Steps of the checkpoints in `directory` that have DONE, newest first: all that were once complete."""
-    matches = (re.fullmatch(r"DONE_(\d{8,})", path.name) for path in Path(directory).glob("DONE_*"))
-    return sorted((int(match[1]) for match in matches if match), reverse=True)
+    """Steps of the checkpoints in `directory` that have DONE, newest first: all that were once complete.
+
+    Raises UserError if the directory cannot be listed.
+    """
+    return _listed(directory, _done_steps)
 
 
-def load_newest(directory, load, warn=True):
-    """Return load(step) for the newest complete checkpoint that can be loaded.
+def unfinished_checkpoints(directory):
+    """Steps, newest first, of which there are model or state files without DONE: they do not count. Raises UserError as done_checkpoints."""
+    return _listed(
+        directory, lambda names: sorted(_steps(names, r"(?:model|state)_([0-9]{8,})(?:_[0-9]{5,})?\.bin") - _done(names), reverse=True)
+    )
 
-    load  function of a step; raises UserError if the checkpoint is damaged or does not fit. The checkpoint is then skipped, with a warning,
-          and the one before it is tried; likewise if DONE exists but another file is missing.
-    warn  False suppresses the warnings
+
+def checkpoint_files(directory, step):
+    """Paths of the existing files of a checkpoint, except DONE. Raises OSError."""
+    directory = Path(directory)
+    others = {model_file_name(step), outliers_file_name(step)}
+    return [
+        directory / name
+        for name in sorted(_names(directory))
+        if name in others or re.fullmatch(rf"state_{step:08d}_[0-9]{{5,}}\.bin", name)
+    ]
+
+
+def agreed_checkpoints(directory, group):
+    """done_checkpoints as rank 0 finds them, at every rank. All processes call it; if one cannot list the directory, all raise SharedError."""
+    return group.gather(together(group, lambda: done_checkpoints(directory)))[0]
+
+
+def read_done(directory, step):
+    """The Done (done_file.py) of a checkpoint, with its facts; None if nothing is recorded, as by llm.c. Raises UserError if it is damaged."""
+    path = Path(directory) / done_file_name(step)
+    try:
+        return read_done_file(path, step)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: a checkpoint must have this file, and it is missing. Use an older checkpoint") from error
+
+
+def verify_checkpoint(directory, step, share=(0, 1), progress=lambda path: None):
+    """Raise UserError if files of a checkpoint are missing or differ from their checksums. Returns its Done, or None (see read_done).
+
+    share, progress: see verify_files (checksums.py)
+    """
+    directory = Path(directory)
+    missing = _missing_file(directory, step, _names(directory))
+    if missing:
+        raise UserError(f"{directory / missing}: a checkpoint must have all its files, but this one is missing. Use an older checkpoint")
+    done = read_done(directory, step)
+    if done:
+        verify_files(directory, done, share, progress)
+    return done
+
+
+def load_newest(directory, load, group=None):
+    """Return load(step, done) for the newest complete checkpoint that is intact. All processes of the group call it; all get the same one.
+
+    load   function of a step and its Done (None if nothing is recorded); called when the files have been compared with their checksums.
+           Raises UserError if the checkpoint is damaged or does not fit
+    group  the processes, which divide the work of comparing; None: this one alone
+    A checkpoint that is damaged, or that `load` refuses in any process, is skipped, with a warning by rank 0, and the one before it tried.
     Raises UserError if none can be loaded; the message has the newest one's reason.
     """
-    steps = done_checkpoints(directory)
+    group = group or Alone()
+    steps = agreed_checkpoints(directory, group)
     reasons = []
     for step in steps:
         try:
-            missing = _missing_file(Path(directory), step)
-            if missing:
-                raise UserError(
-                    f"{Path(directory) / missing}: a checkpoint must have all its files, but this one is missing. Use an older checkpoint"
-                )
-            return load(step)
+            return _load(directory, step, load, group)
         except UserError as error:
-            if warn:
+            if group.rank == 0:
                 print(f"warning: the checkpoint of step {step} cannot be used: {error}", file=sys.stderr)
             reasons.append(str(error))
     if not steps:
@@ -139,41 +200,60 @@ def load_newest(directory, load, warn=True):
     )
 
 
+def _load(directory, step, load, group):
+    """Nothing is loaded anywhere before all processes have compared their shares. Between the processes only `together` is called."""
+    share = group.rank, group.ranks
+
+    def verify():
+        return verify_checkpoint(directory, step, share, lambda path: group.doing(f"comparing {path} with its checksums"))
+
+    done = together(group, verify)
+    return together(group, lambda: load(step, done))
+
+
 def write_outliers(path, loss_values, norm_values):
-    """Write the windows of the two outlier detectors, oldest value first, exact to the bit (including NaN and infinity)."""
+    """Write the windows of the two outlier detectors, oldest value first, exact to the bit."""
     windows = {"loss": loss_values, "norm": norm_values}
     Path(path).write_text(json.dumps({name: [float(x).hex() for x in values] for name, values in windows.items()}))
 
 
 def read_outliers(path):
-    """Return (loss_values, norm_values), the lists of floats that write_outliers wrote.
+    """Return (loss_values, norm_values), the lists of floats that write_outliers wrote, without those that are not finite.
 
     Both are empty if the file does not exist, as in llm.c's checkpoints. Raises UserError if it is anything else.
     """
     try:
-        windows = json.loads(Path(path).read_text())
-        return tuple([float.fromhex(x) for x in windows[name]] for name in ("loss", "norm"))
+        windows = json.loads(read_small_file(path, MAX_OUTLIERS_BYTES))
+        loss_values, norm_values = ([float.fromhex(x) for x in windows[name]] for name in ("loss", "norm"))
+        if max(len(loss_values), len(norm_values)) > MAX_WINDOW:
+            raise ValueError("too long")
     except FileNotFoundError:
         return [], []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{path}: the windows of the outlier detectors must be two lists of numbers; this file was cut off or altered "
+            f"{path}: the windows of the outlier detectors must be two lists of at most {MAX_WINDOW} numbers; this file was cut off or altered "
             f"({type(error).__name__}). Use an older checkpoint"
         ) from error
+    return tuple([x for x in values if math.isfinite(x)] for values in (loss_values, norm_values))
 
 
 def _together(group, work):
-    """Call `work` in every process. Returns, to all of them, the reason of the first that failed with an OSError, or None."""
-    reason = None
+    """Call `work` in every process. Returns, to all of them, [reason, advice] of the first that could not write its files, or None."""
+    failure = None
     try:
         work()
     except OSError as error:
-        reason = _reason(error)
-    failures = [(name, reason) for name, reason in zip(group.names, group.gather(reason)) if reason]
+        advice = ". Free some space, or name another directory with -o" if error.errno in NO_SPACE else ""
+        failure = [error.strerror or type(error).__name__, advice]
+    except NotFinite as error:
+        failure = [str(error), ". Resume from one of them (-y 1), with a smaller learning rate (-l)"]
+    failures = [(name, *failure) for name, failure in zip(group.names, group.gather(failure)) if failure]
     if not failures:
         return None
-    name, reason = failures[0]
-    return reason if group.ranks == 1 else f"{name}: {reason}"
+    name, reason, advice = failures[0]
+    return [reason if group.ranks == 1 else f"{name}: {reason}", advice]
 
 
 def _by_rank_0(group, work):
@@ -182,26 +262,36 @@ def _by_rank_0(group, work):
 
 
 def _write_hidden(directory, write_files, group):
-    """Write this process's files under their hidden names and flush them to disk."""
+    """Write this process's files under their hidden names and flush them to disk. Returns name -> checksums."""
     directory.mkdir(parents=True, exist_ok=True)  # by each process: a host may be slow to see what another has created
     for name, write in write_files.items():
         group.doing(f"writing {directory / name}")
         write(_hidden_path(directory, name))
         _flush_file(_hidden_path(directory, name))
+    paths = [_hidden_path(directory, name) for name in write_files]
+    return dict(zip(write_files, checksums_of(paths, lambda path: group.doing(f"computing checksums of {path}"))))
 
 
-def _rename_files(directory, step, names_by_rank, group):
-    """Rename the hidden files of all processes, which makes them the checkpoint. DONE is among them, so no more space is needed."""
-    for process, names in zip(group.names, names_by_rank):
-        if not all(_hidden_path(directory, name).exists() for name in names):
-            raise OSError(errno.ENOENT, f"the files written by {process} are not there: all processes must share one directory")
+def _complete(directory, step, checksums_by_rank, group, facts):
+    """Write DONE under its hidden name, then rename the hidden files of all processes, which makes them the checkpoint."""
+    for process, files in zip(group.names, checksums_by_rank):
+        if not all(_hidden_path(directory, name).exists() for name in files):
+            raise OSError(errno.ENOENT, f"the files written by {process} are not there: all processes must share one directory (-o)")
+    all_files = {name: recorded for files in checksums_by_rank for name, recorded in files.items()}
+    done = _hidden_path(directory, done_file_name(step))
+    write_done_file(done, step, all_files, facts)
+    _flush_file(done)
+    _rename_files(directory, step, all_files)
+
+
+def _rename_files(directory, step, names):
+    """Rename the hidden files, DONE last. No more space is needed for that."""
     done = done_file_name(step)
-    names = [name for names in names_by_rank for name in names if name != done]
 
     # If a run repeats a step, its old files are replaced one by one: meanwhile the checkpoint must not count.
     (directory / done).unlink(missing_ok=True)
     _flush_directory(directory)
-    for path in _existing_files(directory, step):
+    for path in checkpoint_files(directory, step):
         if path.name not in names:  # the earlier run had more processes
             path.unlink()
     for name in names:
@@ -216,26 +306,56 @@ def _delete_old(directory, newest, keep, major_every):
 
     Later steps do not count: a run that was resumed from an older checkpoint leaves a damaged one ahead of it.
     """
-    steps = [step for step in complete_checkpoints(directory) if step <= newest]
+    steps = [step for step in _complete_steps(directory, _names(directory)) if step <= newest]
     for step in steps[keep:] if keep else []:
         if not (major_every and step % major_every == 0):
             (directory / done_file_name(step)).unlink()  # first: a half-deleted checkpoint must not count
             _flush_directory(directory)
-            for path in _existing_files(directory, step):
+            for path in checkpoint_files(directory, step):
                 path.unlink()
 
 
-def _existing_files(directory, step):
-    """Paths of the existing files of a checkpoint, except DONE."""
-    patterns = model_file_name(step), f"state_{step:08d}_*.bin", outliers_file_name(step)
-    return [path for pattern in patterns for path in directory.glob(pattern)]
+def _names(directory):
+    """The names of all files in a directory; empty if it does not exist. Raises OSError."""
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
 
 
-def _missing_file(directory, step):
-    """The name of a file that the checkpoint lacks; None if it is complete."""
+def _listed(directory, choose):
+    """choose(names of all files in the directory). Raises UserError if it cannot be listed."""
+    try:
+        return choose(_names(directory))
+    except OSError as error:
+        raise UserError(
+            f"{directory} must be a directory that can be listed, to look for checkpoints, and cannot be listed: {error.strerror}. "
+            "Name another one (-o), or change its permissions"
+        ) from error
+
+
+def _steps(names, pattern):
+    matches = (re.fullmatch(pattern, name) for name in names)
+    return {int(match[1]) for match in matches if match}
+
+
+def _done(names):
+    return _steps(names, r"DONE_([0-9]{8,})")
+
+
+def _done_steps(names):
+    return sorted(_done(names), reverse=True)
+
+
+def _complete_steps(directory, names):
+    return [step for step in _done_steps(names) if _missing_file(directory, step, names) is None]
+
+
+def _missing_file(directory, step, names):
+    """The name of a file that the checkpoint lacks; None if it is complete. names: of all files in the directory."""
     processes = _process_count(directory / state_file_name(step, 0))
-    names = itertools.chain([model_file_name(step)], (state_file_name(step, rank) for rank in range(processes)))
-    return next((name for name in names if not (directory / name).exists()), None)
+    needed = itertools.chain([model_file_name(step)], (state_file_name(step, rank) for rank in range(processes)))
+    return next((name for name in needed if name not in names), None)
 
 
 def _process_count(path):
@@ -253,8 +373,9 @@ def _hidden_path(directory, name):
 
 
 def _remove_hidden_files(directory):
-    for path in directory.glob(f".*{_HIDDEN_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    for name in _names(directory):
+        if name.startswith(".") and name.endswith(_HIDDEN_SUFFIX):
+            (directory / name).unlink(missing_ok=True)
 
 
 def _flush_file(path):
@@ -263,14 +384,17 @@ def _flush_file(path):
 
 
 def _flush_directory(directory):
-    """Flush the directory's entries to disk. Windows has no call for it and does it on its own."""
-    if os.name != "nt":
+    """Flush the directory's entries to disk, where the file system has a way to do that. Windows has no call for it."""
+    if os.name == "nt":
+        return
+    try:
         descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _reason(error):
-    return error.strerror or type(error).__name__
+    except PermissionError:  # files can be written in a directory that cannot be read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH_DIRECTORIES:
+            raise
+    finally:
+        os.close(descriptor)

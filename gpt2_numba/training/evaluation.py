@@ -1,4 +1,7 @@
-"""How good is the model? Its loss on unseen text, its accuracy on multiple-choice questions, and samples of its text."""
+"""How good is the model? Its loss on unseen text, its accuracy on multiple-choice questions, and samples of its text.
+
+Each takes a while, and ends early when the run is asked to stop: `stop` is its StopRequest. The result is then None.
+"""
 
 import numpy as np
 
@@ -9,36 +12,40 @@ SAMPLING_SEED = 1337
 SHORTEST_CONTEXT = 32  # sampling pads the context to 32, 64, 128, ... tokens: few different shapes, little wasted work
 
 
-def validate(model, loader, batches):
+def validate(model, loader, batches, stop):
     """Mean loss (nats per token) over the first `batches` batches of the validation data, divided among the processes."""
     loader.reset()
     group, mine = model.group, 0
     for index in range(batches):
+        if stop.requested:
+            break
         if index % group.ranks == group.rank:
             group.doing(f"validation, batch {index + 1}")
             model.evaluate(*loader.next_batch())
             mine += 1
         else:
             loader.skip()
-    (total,) = group.sum([model.take_loss() * mine if mine else 0.0])
-    return total / batches
+    total, stops = group.sum([model.take_loss() * mine if mine else 0.0, bool(stop.requested)])
+    return None if stops else total / batches
 
 
-def answer_questions(model, questions):
+def answer_questions(model, questions, stop):
     """The model's Score on a MultipleChoice, whose questions are divided among the processes."""
-    group = model.group
+    group, mine = model.group, None
     for inputs, targets, _ in questions:
+        if stop.requested:
+            break
         group.doing("answering multiple-choice questions")
         model.evaluate(inputs, targets)
         questions.score(model.losses_to_host())
-    if questions.batches:
-        model.take_loss()  # discarded: a mean over these batches has no meaning
-    mine = questions.result()
-    correct, examples = group.sum([mine.correct, mine.examples])
-    return Score(int(correct), int(examples))
+    else:
+        mine = questions.result()
+    model.discard_losses()  # a mean over these batches has no meaning
+    correct, examples, stops = group.sum([mine.correct, mine.examples, 0] if mine else [0, 0, 1])
+    return None if stops else Score(int(correct), int(examples))
 
 
-def sample(model, encoding, count):
+def sample(model, encoding, count, stop):
     """Text of `count` tokens that the model generates after end-of-text, always with the same random numbers.
 
     encoding: a tokenizer; None returns token numbers. Each token takes a forward pass over the whole context; the logits at the last
@@ -47,6 +54,8 @@ def sample(model, encoding, count):
     coins = Xorshift64Star(SAMPLING_SEED)
     tokens = [model.config.V - 1]  # end-of-text is the last token of both tokenizers
     for index in range(count):
+        if stop.requested:
+            return None
         model.group.doing(f"sampling, token {index + 1}")
         context = tokens[-model.T :]
         length = SHORTEST_CONTEXT

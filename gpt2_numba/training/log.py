@@ -9,6 +9,9 @@ main.log has llm.c's format, so that either program can plot the other's. One li
 Steps count from 0, losses are in nats per token.
 """
 
+import errno
+import io
+import itertools
 import sys
 from pathlib import Path
 
@@ -24,14 +27,21 @@ class MainLog:
     """Writes DIRECTORY/main.log, or nothing if the directory is None."""
 
     def __init__(self, directory, append=False):
-        """directory: created if absent. append: add to its main.log instead of overwriting it. Raises UserError if it cannot be written."""
+        """Begin the log of a run.
+
+        directory   created if absent
+        append      continue its main.log; otherwise a main.log that is there is kept under another name, main.1.log or the next free number
+        Raises UserError if it cannot be written.
+        """
         self.path, self._warned = None, False
         if directory is None:
             return
         self.path = Path(directory) / "main.log"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            open(self.path, "a" if append else "w").close()
+            if not append:
+                _keep(self.path)
+            open(self.path, "a").close()
         except OSError as error:
             raise UserError(
                 f"the log directory must be writable, got {str(directory)!r} ({error.strerror}): choose another with -o"
@@ -53,12 +63,27 @@ class MainLog:
         if self.path is None:
             return
         try:
-            with open(self.path, "a") as file:  # opened for every line, so that none is lost if the run is killed
-                file.write(line + "\n")
+            with open(self.path, "ab+") as file:  # opened for every line, so that none is lost if the run is killed
+                file.write(_fresh_line(file) + line.encode() + b"\n")
         except OSError as error:  # a full disk, a removed directory: no reason to lose the run
             if not self._warned:
                 self._warned = True
                 print(f"warning: {self.path} cannot be written ({error.strerror}): lines of the log are lost", file=sys.stderr)
+
+
+def _keep(path):
+    """Rename the main.log of an earlier run, unless it is empty."""
+    if path.is_file() and path.stat().st_size:
+        kept = next(name for name in (path.with_name(f"main.{n}.log") for n in itertools.count(1)) if not name.exists())
+        path.rename(kept)
+        print(f"the log of an earlier run is now {kept}")
+
+
+def _fresh_line(file):
+    """What a new line must begin with: a line end if the last one is a stump, left by a full disk or a machine that went down."""
+    if file.seek(0, io.SEEK_END):
+        file.seek(-1, io.SEEK_END)
+    return b"" if file.read(1) in (b"", b"\n") else b"\n"
 
 
 def read_main_log(path):
@@ -66,26 +91,35 @@ def read_main_log(path):
 
     Returns a dict with the keys val_loss, eval_accuracy, train_loss, learning_rate and norm; each value is a pair (steps (n,) int64,
     ascending; values (n,) float64), empty if the log has none. If a step occurs twice (a resumed run appends to its log), the later line
-    counts.
-    Raises UserError if the file is missing or is not a main.log.
+    counts. Lines that are not a main.log's are skipped, with one warning.
+    Raises UserError if the file is missing, or if it has no line of a main.log but others.
     """
     path = Path(path)
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UserError(f"main.log must be readable, got {str(path)!r} ({error.strerror}): give the log directory of a run") from error
 
-    by_step = {name: {} for name in _SERIES_NAMES.values()}
+    by_step, bad = {name: {} for name in _SERIES_NAMES.values()}, []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             step, values = _parse_line(line)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {line[:60]!r} in line {number} of {str(path)!r}: "
-                "delete that line, or give another file"
-            ) from error
+        except (KeyError, ValueError):
+            bad.append(f"{line[:60]!r} in line {number}")
+            continue
         for name, value in values.items():
             by_step[name][step] = value
+    if bad and not any(by_step.values()):
+        raise UserError(
+            f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {bad[0]} of {str(path)!r}, and no better one: give the log "
+            "directory of a run"
+        )
+    if bad:
+        print(f"warning: skipping {len(bad)} damaged line{'s' * (len(bad) > 1)} of {path}, the first is {bad[0]}", file=sys.stderr)
     return {name: _as_series(points) for name, points in by_step.items()}
 
 
@@ -93,6 +127,8 @@ def _parse_line(line):
     """'s:3 tel:4.5' -> (3, {"val_loss": 4.5}). Raises KeyError or ValueError for anything else."""
     fields = dict(field.split(":") for field in line.split())
     step = int(fields.pop("s"))
+    if not 0 <= step <= np.iinfo(np.int64).max:
+        raise ValueError("no step")
     return step, {_SERIES_NAMES[key]: float(text) for key, text in fields.items()}
 
 

@@ -27,17 +27,19 @@ class OutlierDetector:
     def update(self, value):
         """Add one value to the window and return its z-score, a Python float.
 
+        Infinity for a value that is infinite or NaN, which does not enter the window: there would be no scores until it has left it again.
         NaN while the window fills, 0 if all its values are equal. As in llm.c, the window already holds the value when the score is taken,
         so a single outlier among w values scores at most sqrt(w - 1), which is 11.3 for a window of 128.
         """
+        if not math.isfinite(value):
+            return math.inf
         window_was_full = len(self._values) == self._values.maxlen
         self._values.append(float(value))
         if not window_was_full:
             return math.nan
 
-        # Two passes rather than E[x^2] - E[x]^2, which cancels when the deviation is small compared to the mean; from scratch rather than
-        # by running sums, so that an infinite loss is forgotten when it leaves the window. fsum rounds only once: if all values are equal,
-        # the mean is that value and the deviation exactly 0.
+        # Two passes rather than E[x^2] - E[x]^2, which cancels when the deviation is small compared to the mean. fsum rounds only once: if
+        # all values are equal, the mean is that value and the deviation exactly 0.
         mean = math.fsum(self._values) / len(self._values)
         squares = [(x - mean) * (x - mean) for x in self._values]
         deviation = math.sqrt(math.fsum(squares) / len(squares))

@@ -20,15 +20,16 @@ from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.attention import choose_engine, engine_name
-from gpt2_numba.memory_fit import largest_batch
+from gpt2_numba.memory_fit import check_host_memory, largest_batch
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.own_kernels import check_own_kernels
 from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
 from gpt2_numba.parallel.shards import Sharing
-from gpt2_numba.training.checkpoint import done_checkpoints
+from gpt2_numba.training.checkpoint import agreed_checkpoints, unfinished_checkpoints
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.resume import Checkpoint, RunState, open_newest, restore
+from gpt2_numba.training.run_facts import differences, run_facts
 from gpt2_numba.training.settings import Settings, default_gelu_fusion, with_defaults
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 
@@ -46,6 +47,7 @@ class PreparedRun:
     val_loader: DataLoader
     questions: MultipleChoice | None
     run_state: RunState
+    facts: dict  # recorded in checkpoints (run_facts.py)
     first_step: int  # steps already done
     max_steps: int
     grad_accum_steps: int  # micro-batches of each process in a step
@@ -64,9 +66,10 @@ def prepare(settings, group):
     group.doing("preparing the run")
     check_agreement(group, facts_of_settings(settings) | facts_of_versions(settings.device))
     start_from = each(open_start, settings, group)
-    config, encoding = each(choose_model, settings, start_from)
+    settings, config, encoding = each(choose_model, settings, start_from)
     weights = None
     if start_from is None:
+        each(check_host_memory, config)
         weights = draw_initial_weights(config, parameter_shapes(config), settings.seed)  # drawn in the background
     settings = each(choose_precision, settings, start_from)
     kernels = each(choose_kernel_set, settings, config)
@@ -87,10 +90,14 @@ def prepare(settings, group):
     print_overview(settings, model, train_loader, val_loader, max_steps, grad_accum_steps)
     choose_matmuls(settings, model)
     run_state = RunState()
-    first_step = each(load_start, model, start_from, weights, train_loader, run_state, max_steps)
+    first_step = each(load_start, settings, model, start_from, weights, train_loader, run_state, max_steps)
+    facts = each(run_facts, settings)
+    if start_from and (changes := differences(start_from.facts, facts)):
+        print(f"what differs from the run that wrote the checkpoint: {'; '.join(changes)}")
     return PreparedRun(
         settings=settings, model=model, encoding=encoding, train_loader=train_loader, val_loader=val_loader, questions=questions,
-        run_state=run_state, first_step=first_step, max_steps=max_steps, grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step,
+        run_state=run_state, facts=facts, first_step=first_step, max_steps=max_steps, grad_accum_steps=grad_accum_steps,
+        tokens_per_step=tokens_per_step,
     )  # fmt: skip
 
 
@@ -106,38 +113,44 @@ def open_start(settings, group):
     """What the run starts from: a Checkpoint (-y 1), one with only config and params (-e FILE.bin), or None for a fresh model."""
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run to resume: add -o DIR")
-    steps = done_checkpoints(settings.log_dir) if settings.log_dir else []
+    steps = agreed_checkpoints(settings.log_dir, group) if settings.log_dir else []
     if settings.resume and steps:
-        return open_newest(settings.log_dir, warn=group.rank == 0)
+        return open_newest(settings.log_dir, group)
     if settings.resume:
-        print(f"no checkpoint in {settings.log_dir}: the run starts from the beginning")
+        unfinished = unfinished_checkpoints(settings.log_dir)
+        without_done = f" that is finished: of step {unfinished[0]} there are files, but no DONE" if unfinished else ""
+        print(f"no checkpoint in {settings.log_dir}{without_done}: the run starts from the beginning")
     elif steps:
         raise UserError(
             f"{settings.log_dir} has checkpoints of an earlier run, up to step {steps[0]}: resume it (-y 1), or name another directory (-o)"
         )
     if settings.model.endswith(".bin"):
-        return Checkpoint(0, *read_model_file(settings.model))
+        return Checkpoint(0, *read_model_file(settings.model, share=(group.rank, group.ranks)))
     return None
 
 
 def choose_model(settings, start_from):
-    """The GPT2Config of the run and its tokenizer (None if no tokenizer has a vocabulary of V, or no samples are printed)."""
-    if start_from is None:
+    """Settings with the model decided, its GPT2Config, and its tokenizer: None if none has a vocabulary of V, or no samples are printed."""
+    if settings.model.endswith(".bin"):
+        config = start_from.config
+    else:
         default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
         config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
-    else:
-        config = start_from.config
+        if start_from and config != start_from.config:
+            print(f"the model is the checkpoint's, {start_from.config}, not {settings.model} (-e)")
+            config = start_from.config
+            settings = replace(settings, model=str(config))
     if settings.sequence_length > config.max_T:
         raise UserError(
             f"the sequence length (-t) must be at most the model's longest context, {config.max_T}, got {settings.sequence_length}"
         )
     if not settings.sample_every:
-        return config, None
+        return settings, config, None
     try:
-        return config, encoding_for_vocab(config.V)
+        return settings, config, encoding_for_vocab(config.V)
     except UserError as error:
         print(f"samples will be printed as token numbers: {error}")
-        return config, None
+        return settings, config, None
 
 
 def choose_precision(settings, start_from):
@@ -262,7 +275,7 @@ def choose_matmuls(settings, model):
                 print(f"{group.names[group.rank]}: {line}", file=sys.stderr)
 
 
-def load_start(model, start_from, weights, train_loader, run_state, max_steps):
+def load_start(settings, model, start_from, weights, train_loader, run_state, max_steps):
     """Load what the run starts from. Returns the number of steps already done. Raises UserError if they are more than max_steps."""
     if start_from is None:
         model.load_pieces(weights)
@@ -271,9 +284,9 @@ def load_start(model, start_from, weights, train_loader, run_state, max_steps):
         raise UserError(
             f"the steps (-x) must be at least the {start_from.step} that the checkpoint has already done, got {max_steps}: give a larger -x"
         )
-    restore(start_from, model, train_loader, run_state)
+    restore(start_from, model, None if settings.restart_data else train_loader, run_state)
     if start_from.states:
-        print(f"resumed after {start_from.step} steps")
+        print(f"resumed after {start_from.step} steps{', at the beginning of the data' if settings.restart_data else ''}")
     return start_from.step
 
 

@@ -15,13 +15,14 @@ resume from these files, with any -z:
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from gpt2_numba.config import GPT2Config
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.group import Alone
 from gpt2_numba.parallel.reshard import WholeArray
 from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training.checkpoint import (
@@ -66,18 +67,21 @@ class Checkpoint:
     states: tuple = ()  # a TrainingState for each rank that wrote it
     loss_window: tuple | list = ()
     norm_window: tuple | list = ()
+    facts: dict = field(default_factory=dict)  # of the run that wrote it (run_facts.py); none in llm.c's
 
 
-def save(directory, step, model, loader, run_state, keep, major_every, group):
-    """Write the checkpoint of `step`, after that many updates. All processes of the group call it; keep, major_every: see save_checkpoint.
+def save(directory, step, model, position, run_state, keep=0, major_every=0, facts=None):
+    """Write the checkpoint of `step`, after that many updates. All processes of the model's group call it.
 
+    position                   LoaderState of the data loader
+    keep, major_every, facts   see save_checkpoint
     Raises CheckpointFailed, in all of them, if it cannot be written.
     """
     model.synchronize()
-    master = model.raw("master")
+    group, master = model.group, model.raw("master")
     state = TrainingState(
         Shards(model.config, group.rank, group.ranks), step,
-        rounding_rng=run_state.rounding.state, rounding_rng_before_update=run_state.rounding_before_update, loader=loader.state(),
+        rounding_rng=run_state.rounding.state, rounding_rng_before_update=run_state.rounding_before_update, loader=position,
         # llm.c keeps master weights for float32 parameters too, and does not resume without them.
         m=model.raw("m"), v=model.raw("v"), master=model.raw("params") if master is None and model.options.precision == "fp32" else master,
     )  # fmt: skip
@@ -86,20 +90,20 @@ def save(directory, step, model, loader, run_state, keep, major_every, group):
         windows = run_state.loss_outliers.values(), run_state.norm_outliers.values()
         files[model_file_name(step)] = lambda path: write_model_file(path, model.config, model.raw("params"))
         files[outliers_file_name(step)] = lambda path: write_outliers(path, *windows)
-    save_checkpoint(directory, step, files, group, keep, major_every)
+    save_checkpoint(directory, step, files, group, keep, major_every, facts)
 
 
-def save_or_warn(settings, step, model, loader, run_state):
+def save_or_warn(settings, step, model, position, run_state, facts=None):
     """Save a checkpoint as the settings require. If that fails, for instance for lack of space, print a warning: the run continues.
 
-    Returns whether it was written, the same at all processes.
+    position, facts: see save. Returns whether it was written, the same at all processes.
     """
     group = model.group
     group.doing(f"writing the checkpoint of step {step}")
     try:
         save(
-            settings.log_dir, step, model, loader, run_state,
-            keep=settings.keep_checkpoints, major_every=settings.major_checkpoint_every, group=group,
+            settings.log_dir, step, model, position, run_state,
+            keep=settings.keep_checkpoints, major_every=settings.major_checkpoint_every, facts=facts,
         )  # fmt: skip
         print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
         return True
@@ -109,19 +113,36 @@ def save_or_warn(settings, step, model, loader, run_state):
         return False
 
 
-def open_newest(directory, warn=True):
-    """The newest intact Checkpoint in a directory. warn: print a warning for each newer, damaged one. Raises UserError if there is none."""
-    return load_newest(directory, lambda step: _open(Path(directory), step), warn)
+def open_newest(directory, group=None):
+    """The newest intact Checkpoint in a directory. All processes of the group call it and divide the work of checking the files.
+
+    group  None: this process alone
+    Rank 0 prints a warning for each newer, damaged one. Raises UserError, in all of them, if there is none.
+    """
+    group = group or Alone()
+
+    def load(step, done):
+        return open_checkpoint(Path(directory), step, done, share=(group.rank, group.ranks))
+
+    return load_newest(directory, load, group)
 
 
-def _open(directory, step):
-    config, params = read_model_file(directory / model_file_name(step))
-    first = read_state_file(directory / state_file_name(step, 0), config)
-    others = [read_state_file(directory / state_file_name(step, rank), config) for rank in range(1, first.shards.ranks)]
+def open_checkpoint(directory, step, done=None, share=(0, 1)):
+    """The Checkpoint of a step, whose files have been compared with their checksums (verify_checkpoint).
+
+    done   its Done, None if nothing is recorded: then this process's share of the numbers is checked to be finite, see first_not_finite.
+           Files that are as this program wrote them hold no others
+    Raises UserError if it is damaged.
+    """
+    share = None if done else share
+    config, params = read_model_file(directory / model_file_name(step), share)
+    first = read_state_file(directory / state_file_name(step, 0), config, share)
+    others = [read_state_file(directory / state_file_name(step, rank), config, share) for rank in range(1, first.shards.ranks)]
     states = (first, *others)
     for rank, state in enumerate(states):
         _check_state(directory / state_file_name(step, rank), step, rank, state, first)
-    return Checkpoint(step, config, params, states, *read_outliers(directory / outliers_file_name(step)))
+    windows = read_outliers(directory / outliers_file_name(step))
+    return Checkpoint(step, config, params, states, *windows, facts=done.facts if done else {})
 
 
 def _check_state(path, step, rank, state, first):
@@ -157,7 +178,7 @@ def restore(checkpoint, model, loader, run_state):
     """Set model, loader and run_state to the state in the checkpoint. Raises UserError if they do not fit it.
 
     Each process calls it separately; their number may differ from that of the processes that wrote it. From a model file alone, only the
-    model is set.
+    model is set. loader: None if the data are to begin anew.
     """
     states = checkpoint.states
     if not states:
@@ -167,7 +188,8 @@ def restore(checkpoint, model, loader, run_state):
     master = None if states[0].master is None else _whole(states, "master")
     if master is None and model.raw("master") is not None and checkpoint.params.dtype != np.float32:
         raise UserError("the checkpoint was written without master weights, and this run keeps them: resume with -w 0")
-    loader.load_states([state.loader for state in states])
+    if loader:
+        loader.load_states([state.loader for state in states])
     most_exact = checkpoint.params if master is None else master
     _load(model, "params", most_exact if model.options.precision == "fp32" else checkpoint.params)
     _load(model, "master", most_exact)

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
@@ -29,6 +30,8 @@ examples:
 """
 
 
+LARGEST = 2**31 - 1  # llm.c's flags and most of its files have integers of 32 bits
+
 # --- Rules: each converts the text of a value to the value, or raises ValueError with the rule that the text breaks. ---
 
 
@@ -38,8 +41,20 @@ def _text(text):
     return text
 
 
+def _path(text):
+    """Rule: a path or a pattern of paths. `~` is a home directory also where the shell leaves it alone, as in -o=~/log."""
+    path = os.path.expanduser(_text(text))
+    if max(len(os.fsencode(name)) for name in path.split(os.sep)) > 255:
+        raise ValueError("a path whose names have at most 255 bytes")
+    return path
+
+
+def _name_or_path(text):
+    return os.path.expanduser(_text(text))
+
+
 def _integer(minimum, maximum=None, or_value=None):
-    """Rule: an integer from minimum to maximum, or the one special value or_value."""
+    """Rule: an integer from minimum to maximum, by default LARGEST, or the one special value or_value."""
     rule = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
     if or_value is not None:
         rule += f", or {or_value}"
@@ -49,6 +64,8 @@ def _integer(minimum, maximum=None, or_value=None):
             value = int(text)
         except ValueError:
             raise ValueError(rule) from None
+        if maximum is None and value > LARGEST:
+            raise ValueError(f"an integer of at most {LARGEST}")
         in_range = minimum <= value and (maximum is None or value <= maximum)
         if not in_range and value != or_value:
             raise ValueError(rule)
@@ -133,13 +150,15 @@ class Settings:
         "-i",
         "data",
         "PATTERN",
-        _text,
+        _path,
         "token shards to train on: a path or a quoted pattern; requires -j",
         unset="the built-in corpus",
     )
-    val_data: str | None = _setting("-j", "data", "PATTERN", _text, "token shards for validation; requires -i", unset="the built-in corpus")
+    val_data: str | None = _setting("-j", "data", "PATTERN", _path, "token shards for validation; requires -i", unset="the built-in corpus")
 
-    model: str | None = _setting("-e", "model", "MODEL", _text, "model descriptor (see below), or a model file FILE.bin to start from")
+    model: str | None = _setting(
+        "-e", "model", "MODEL", _name_or_path, "model descriptor (see below), or a model file FILE.bin to start from"
+    )
     recompute: int | None = _setting(
         "-r",
         "model",
@@ -206,12 +225,12 @@ class Settings:
         "-h", "progress", "0|1", _switch, "1 = measure accuracy on multiple-choice questions at every validation but the first"
     )
     eval_file: str | None = _setting(
-        None, "progress", "FILE", _text, "the questions for -h, a file made by python -m dev.data.hellaswag or by llm.c"
+        None, "progress", "FILE", _path, "the questions for -h, a file made by python -m dev.data.hellaswag or by llm.c"
     )
     sample_every: int | None = _setting("-s", "progress", "STEPS", _integer(0), "print a sample every STEPS steps and at the end; 0 = off")
     sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _integer(1), "tokens per sample")
     log_dir: str | None = _setting(
-        "-o", "progress", "DIR", _text, "directory for main.log, the loss plot and the checkpoints", unset="none"
+        "-o", "progress", "DIR", _path, "directory for main.log, the loss plot and the checkpoints", unset="none"
     )
     gpu_info_every: int | None = _setting(
         "-lg",
@@ -221,8 +240,9 @@ class Settings:
         "print the GPU's clock, power, temperature and load every STEPS steps; -1 = off",
     )
 
-    checkpoint_every: int | None = _setting(
-        "-n", "checkpoints", "STEPS", _integer(0), "write a checkpoint every STEPS steps and at the end; 0 = off"
+    checkpoint_every: int | None = _setting("-n", "checkpoints", "STEPS", _integer(0), "write a checkpoint every STEPS steps; 0 = off")
+    final_checkpoint: bool | None = _setting(
+        None, "checkpoints", "on|off", _on_off, "on = write a checkpoint at the end of the run, too, if there is a log directory"
     )
     keep_checkpoints: int | None = _setting("-nk", "checkpoints", "N", _integer(0), "keep only the N newest checkpoints; 0 = all")
     major_checkpoint_every: int | None = _setting(
@@ -231,13 +251,20 @@ class Settings:
     resume: bool | None = _setting(
         "-y", "checkpoints", "0|1", _switch, "1 = resume from the newest checkpoint in the log directory, if there is one"
     )
+    restart_data: bool | None = _setting(
+        None,
+        "checkpoints",
+        "on|off",
+        _on_off,
+        "on = a resumed run begins its data anew, for instance with other shards; off = it continues where the checkpoint was",
+    )
 
     device: str | None = _setting(None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
     kernels: str | None = _setting(
         None,
         "machine",
         "NAME",
-        _text,
+        _name_or_path,
         "kernels on a GPU or in the simulator: fast (needs compute capability 8.0 or later), plain (written to be read; fp32, any GPU), "
         "plain,cublaslt (plain, but with NVIDIA's library for matrix products), FILE.py (your own layer functions, and plain ones for the "
         "rest), or auto (fast if the GPU supports it, else plain,cublaslt)",
@@ -311,7 +338,7 @@ class Settings:
         "-ps", "processes", "HOST[:PORT]", _text, "with -pi tcp: the address on which rank 0 listens", unset="none"
     )
     shared_path: str | None = _setting(
-        "-pf", "processes", "DIR", _text, "with -pi fs: a directory that all processes can access", unset="none"
+        "-pf", "processes", "DIR", _path, "with -pi fs: a directory that all processes can access", unset="none"
     )
     hang_timeout: int | None = _setting(
         None,
@@ -346,9 +373,11 @@ SHARD_DEFAULTS = Settings(
     eval_file="dev/data/hellaswag/hellaswag_val.bin",
     gpu_info_every=-1,
     checkpoint_every=0,
+    final_checkpoint=True,
     keep_checkpoints=0,
     major_checkpoint_every=0,
     resume=False,
+    restart_data=False,
     zero_stage=0,
     init_method="mpi",
     hang_timeout=600,
@@ -441,22 +470,26 @@ def _split(argv):
     `-step 3` as `-s tep` and, in some versions of Python, `-1e-4` as a flag.
     """
     fields_by_flag = {flag: field for field in dataclasses.fields(Settings) for flag in _flags(field)}
-    remaining = iter(argv)
+    remaining, after = iter(argv), None
     for argument in remaining:
         flag, equals, text = argument.partition("=")
         if flag not in fields_by_flag:
-            raise UserError(_unknown_flag_message(flag, list(fields_by_flag)))
+            raise UserError(_unknown_flag_message(argument, list(fields_by_flag), after))
         if not equals:
             text = next(remaining, None)
             if text is None or text in fields_by_flag:
                 received = "nothing" if text is None else f"the flag {text}"
                 raise UserError(f"{flag} needs a value, got {received}: see --help for what it takes")
+        after = flag if fields_by_flag[flag].metadata["metavar"] == "PATTERN" else None
         yield fields_by_flag[flag], flag, text
 
 
-def _unknown_flag_message(argument, known_flags):
+def _unknown_flag_message(argument, known_flags, pattern_flag):
+    """pattern_flag: the flag whose value came just before, if it takes a pattern of paths."""
     if not argument.startswith("-"):
-        return f"the command line consists of flags with one value each, got {argument!r} where a flag belongs: see --help"
+        advice = f"quote the pattern after {pattern_flag}, or the shell replaces it by all its files" if pattern_flag else "see --help"
+        return f"the command line consists of flags with one value each, got {argument!r} where a flag belongs: {advice}"
+    argument = argument.partition("=")[0]
     # Upper case and underscores are the likeliest slips. A long flag is compared with long ones only, though a short one may share a larger
     # part of its few letters. With a cutoff of 0 there always is a nearest flag.
     tidied = argument.lower().replace("_", "-")
@@ -469,7 +502,8 @@ def _convert(field, flag, text):
     try:
         return field.metadata["convert"](text)
     except ValueError as rule:
-        raise UserError(f"{flag} must be {rule}, got {text!r}: see --help ({_default(field)})") from None
+        received = text if len(text) <= 80 else text[:77] + "..."
+        raise UserError(f"{flag} must be {rule}, got {received!r}: see --help ({_default(field)})") from None
 
 
 def _help():

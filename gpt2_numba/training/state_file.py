@@ -4,7 +4,7 @@
                                [5] = the loader shuffles (0 or 1), [6] = how the parts are cut, see below, [10] = step;
                                as uint64, two int32 each: [20] rounding generator, [22] the same before the last update,
                                [30] current shard, [32] current sample; the rest 0
-    float32                    m, v and, if kept, the master weights: this rank's parts of each
+    float32                    m, v and, if kept, the master weights: this rank's parts of each, all of them finite numbers
     only if the loader shuffles:
     uint64, then int32         number of shards, and their order
     uint64, then int32         number of samples in the current shard, and their order
@@ -26,6 +26,7 @@ The generator is the Mersenne Twister that NumPy calls MT19937. Both programs ha
              just seeded: left = 1, next = 0, which is NumPy's 624
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.data.loader_state import LoaderState
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.shards import WIDTH, Shards
-from gpt2_numba.training.model_file import write_array
+from gpt2_numba.training.finite import complaint, first_not_finite
+from gpt2_numba.training.model_file import map_array, write_array
 
 MAGIC = 20240527
 VERSION = 1
@@ -46,6 +48,7 @@ WORDS = 624
 GENERATOR = np.dtype([("seed", "<u8"), ("left", "<i4"), ("next", "<u4"), ("words", "<u4", WORDS), ("matrix", "<u4", 2)])
 MATRIX = (0, 0x9908B0DF)  # the twist's constant; if it is different, llm.c seeds again, with 5489
 
+ARRAYS = ("AdamW's m", "AdamW's v", "the master weights")  # in their order in the file
 _REMEDY = "Give a state file written by llm.c or this program"
 _CUT_OFF = "It was cut off or altered, or belongs to another model: use an older checkpoint"
 
@@ -78,7 +81,8 @@ def write_state_file(path, state, kept=None):
 
     kept    Shards: the layout of m, v and master in memory, by default that of the file. It must include all that the file holds
     Any of the three can also be an array of all parameters. They may be on the host or on a device: they are read in pieces.
-    Raises ValueError if one is not float32 of one of these sizes, OSError if the file cannot be written.
+    Raises ValueError if one is not float32 of one of these sizes, NotFinite if it holds NaN or infinity, OSError if the file cannot be
+    written.
     """
     shards, loader, kept = state.shards, state.loader, kept or state.shards
     arrays = [state.m, state.v] + ([] if state.master is None else [state.master])
@@ -95,11 +99,12 @@ def write_state_file(path, state, kept=None):
     header[30:34] = _uint64(loader.current_shard, loader.current_sample).view("<i4")
     with open(path, "wb") as file:
         file.write(header.tobytes())
-        for array in arrays:
+        for name, array in zip(ARRAYS, arrays):
             for _, start, length, segment in shards.parts():
                 if length:
                     offset = start if array.shape == sizes[1] else kept.local_position(segment, start)
-                    write_array(file, array[offset : offset + length], np.dtype("<f4"))
+                    describe = functools.partial(_describe, name, shards.config, start)
+                    write_array(file, array[offset : offset + length], np.dtype("<f4"), describe)
         if loader.shuffle:
             for order in (loader.shard_order, loader.sample_order):
                 file.write(_uint64(len(order)).tobytes())
@@ -107,11 +112,13 @@ def write_state_file(path, state, kept=None):
             file.write(_llmc_generator(loader).tobytes())
 
 
-def read_state_file(path, config):
+def read_state_file(path, config, share=(0, 1)):
     """Return the TrainingState in the file at `path`; m, v and master are read-only memory maps.
 
     config  GPT2Config of its model, since the file does not contain the number of parameters
-    Raises UserError if the file is missing, is not exactly a state file, or belongs to a model of another size.
+    share   the part of the arrays that is checked to be finite: see read_model_file
+    Raises UserError if the file is missing, is not exactly a state file, belongs to a model of another size, or if an array holds NaN or
+    infinity.
     """
     path = Path(path)
     header = read_header(path, "a state file", magic=MAGIC, versions=(VERSION,), remedy=_REMEDY)
@@ -130,8 +137,13 @@ def read_state_file(path, config):
     position = [int(value) for value in header[30:34].view("<u8")]  # shard, sample
     shards, loader = _shards_and_loader(path, _possible_shards(config, rank, processes, width), 2 + has_master, shuffle, position)
     count = shards.local_count()
-    maps = [_map(path, HEADER_BYTES + 4 * count * index, count) for index in range(2 + has_master)]
-    m, v, master = maps if has_master else (*maps, None)
+    arrays = map_array(path, np.dtype("<f4"), (2 + has_master) * count)  # one map for all: each needs an open file
+    bad = share and first_not_finite(arrays, share)
+    if bad:
+        raise UserError(
+            f"{path}: {_describe_in_file(shards, *bad)}: the file was altered, or its training had diverged. Use an older checkpoint"
+        )
+    m, v, master = (*arrays.reshape(2 + has_master, count), None)[:3]
     return TrainingState(
         shards, step=int(header[10]), rounding_rng=rounding[0], rounding_rng_before_update=rounding[1],
         loader=loader, m=m, v=v, master=master,
@@ -175,8 +187,16 @@ def _uint64(*values):
     return np.array(values, dtype="<u8")
 
 
-def _map(path, offset, count):
-    return np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=(count,))
+def _describe(name, config, first, index, value):
+    """Text about a value that is not finite in a piece of one of the ARRAYS that begins at `first` among all parameters."""
+    return complaint(name, config, first + index, value)
+
+
+def _describe_in_file(shards, index, value):
+    """The same for an index into all arrays of a file, which holds these Shards."""
+    array, local = divmod(index, shards.local_count())
+    first = next(start - begin for begin, start, length, _ in shards.parts() if begin <= local < begin + length)
+    return complaint(ARRAYS[array], shards.config, first + local, value)
 
 
 def _read_shuffled(path, offset, current_shard, current_sample):

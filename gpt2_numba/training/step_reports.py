@@ -1,5 +1,8 @@
 """The result of each training step, reported while the GPU is already working on the next one.
 
+A step whose loss or gradient norm is not finite has updated nothing: AdamW has seen to that on the GPU. The host learns of it one step late
+and says so.
+
 The loss and the gradient norm of a step are computed on the GPU. If the host waited for them before queueing the next step, the GPU would
 idle while that step is being queued. So the host queues their copy, then the next step, and only then reads them.
 """
@@ -12,9 +15,13 @@ from gpt2_numba.training.log import Throughput, step_line
 class StepResult:
     """Loss (nats per token) and gradient norm of one step, and their z-scores. The first call that reads them waits for the GPU."""
 
-    def __init__(self, step, learning_rate, measurement, run_state):
-        """measurement: from GPT2.measure. run_state: its outlier detectors receive the values, so results must be read in order."""
-        self.step, self.learning_rate, self.end = step, learning_rate, None  # StepReports.add sets the end, when the whole step is queued
+    def __init__(self, step, learning_rate, measurement, run_state, micro_batches=()):
+        """measurement: from GPT2.measure. run_state: its outlier detectors receive the values, so results must be read in order.
+
+        micro_batches: [(inputs, targets), ...] of this process, to make the step again if it is not finite.
+        """
+        self.step, self.learning_rate, self.micro_batches = step, learning_rate, micro_batches
+        self.end = None  # StepReports.add sets it, when the whole step is queued
         self._measurement, self._run_state = measurement, run_state
         self._values = None
         self.stopping = False  # whether any process was asked to stop; valid once the values have been read
@@ -27,23 +34,30 @@ class StepResult:
         return self._values
 
     def is_outlier(self, loss_threshold, norm_threshold):
-        """True if the z-score of loss or norm is above its threshold. A threshold of 0 is off; if both are off, returns without waiting."""
+        """True if the z-score of loss or norm is above its threshold. A threshold of 0 is off; if both are off, returns without waiting.
+
+        A value that is not finite is above every threshold.
+        """
         if loss_threshold == norm_threshold == 0:
             return False
         _, loss_z, _, norm_z = self.values()
         pairs = (loss_z, loss_threshold), (norm_z, norm_threshold)
-        return any(threshold != 0 and math.isfinite(z) and z > threshold for z, threshold in pairs)
+        return any(threshold != 0 and z > threshold for z, threshold in pairs)
 
 
 class StepReports:
     """Prints and logs the results of steps in order, each after the next step has been queued."""
 
-    def __init__(self, max_steps, tokens_per_step, log, overlap, peak_tokens_per_second=None):
-        """log: MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU."""
-        self._max_steps, self._log, self._peak = max_steps, log, peak_tokens_per_second
+    def __init__(self, max_steps, tokens_per_step, log, overlap, peak_tokens_per_second=None, explain=None):
+        """log: MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU.
+
+        explain: function of the micro-batches of a step that is not finite; returns a line that says where that begins (not_finite.py).
+        """
+        self._max_steps, self._log, self._peak, self._explain = max_steps, log, peak_tokens_per_second, explain
         self._tokens_per_step, self._throughput = tokens_per_step, Throughput(tokens_per_step)
         self._overlap, self._waiting, self._begin = overlap, None, None
         self.stopping = False  # True once a step has been reported during which any process was asked to stop
+        self.not_finite = 0  # the latest steps, in a row, whose loss or norm was not finite
 
     def begin(self, moment):
         """Call at the start of a step. moment: now (gpu/moment.py)."""
@@ -75,3 +89,8 @@ class StepReports:
         )  # fmt: skip
         print(line)
         self._log.write_train_step(result.step, loss, result.learning_rate, norm)
+        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm) else self.not_finite + 1
+        if self.not_finite:
+            print(f"warning: step {result.step + 1} has updated nothing, since its loss or gradient norm is not finite", flush=True)
+        if self.not_finite == 1 and self._explain:
+            print(f"step {result.step + 1} made again: {self._explain(result.micro_batches)}")

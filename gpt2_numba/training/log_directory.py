@@ -1,0 +1,52 @@
+"""The log directory (-o) belongs to one run at a time, and the run on the built-in corpus, which names its own, finds it empty."""
+
+import contextlib
+from pathlib import Path
+
+from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.agreement import together
+from gpt2_numba.training.run_lock import FILE_NAME as LOCK_FILE
+from gpt2_numba.training.run_lock import RunLock
+from gpt2_numba.training.settings import BUILT_IN_CPU_DEFAULTS
+
+
+@contextlib.contextmanager
+def log_directory(settings, group):
+    """Reserve the log directory for this run, in a `with` statement around all of it. Without one (no -o), nothing happens.
+
+    All processes of the group call it. Raises UserError, in all of them, if another run is writing to the directory or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if settings.log_dir:
+            together(group, lambda: _reserve(settings, stack) if group.rank == 0 else None)
+        yield
+
+
+def _reserve(settings, stack):
+    directory = Path(settings.log_dir)
+    lock = stack.enter_context(RunLock(directory))
+    names_its_own = settings.train_data is None and settings.log_dir == BUILT_IN_CPU_DEFAULTS.log_dir
+    if names_its_own and not settings.resume and _holds_a_run(directory):
+        aside = _free_name(directory)
+        try:
+            directory.rename(aside)
+        except OSError as error:
+            raise UserError(
+                f"{directory} holds an earlier run and cannot be renamed to {aside} ({error.strerror}): name another with -o"
+            ) from error
+        print(f"the earlier run in {directory} is now in {aside}")
+        (aside / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+        stack.enter_context(RunLock(directory))
+
+
+def _holds_a_run(directory):
+    return any(path.name == "main.log" or path.name.startswith("DONE_") for path in directory.iterdir())
+
+
+def _free_name(directory):
+    """DIRECTORY.1, or the first number that is free."""
+    number = 1
+    while (name := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    return name

@@ -1,0 +1,50 @@
+"""The program around a training: the processes that it joins, and the exit code of every way in which it can end."""
+
+import sys
+import traceback
+import warnings
+
+from gpt2_numba.errors import SharedError
+from gpt2_numba.parallel.group import only_first_prints
+from gpt2_numba.parallel.start import join
+from gpt2_numba.parallel.watch import end_process
+from gpt2_numba.training.endings import STOPPED, Ending
+from gpt2_numba.training.preparation import choose_machine
+from gpt2_numba.training.settings import parse_settings
+
+
+def run_training(train, argv):
+    """Call train(settings, group) as the command line asks. Returns the exit code.
+
+    0: all steps are done    1: but the last checkpoint was not written, or the run has diverged    130: stopped    2: a user's mistake
+    """
+    warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)  # the trainer tells more
+    settings = choose_machine(parse_settings(argv))
+    group, code = join(settings, settings.device), 0
+    try:
+        with only_first_prints(group):
+            train(settings, group)
+    except Ending as ending:
+        if group.rank == 0:
+            print(ending, file=sys.stderr)
+        code = ending.code
+    except SharedError:
+        group.close()
+        if group.rank == 0:
+            raise
+        return 2
+    except KeyboardInterrupt:
+        group.fail("stopped at once, by Ctrl-C")
+        print("\nstopped at once", file=sys.stderr)
+        if group.ranks == 1:
+            return STOPPED
+        end_process(STOPPED)
+    except BaseException as error:
+        if group.ranks == 1:
+            raise
+        traceback.print_exc()  # first of all: when the others end, the launcher ends this process, too
+        group.fail(f"{type(error).__name__}: {error}")
+        end_process(1)
+    group.doing("ending")
+    group.close()
+    return code

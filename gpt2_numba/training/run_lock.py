@@ -1,0 +1,143 @@
+"""One run a log directory: two that write to the same one would delete and mix each other's checkpoints.
+
+The lock is flock's on DIR/.lock. The system releases it when the process ends, however it ends, so a file that is left behind blocks
+nobody. In it are the host and the process of the run, for the message to another one. Readers of the directory do not need the lock.
+
+Some network file systems have no flock. There the lock is the file itself: it counts as long as the process that it names runs on this
+host. Whether one of another host still runs cannot be found out from here: it is replaced, with a warning. Windows has no flock either, and
+nothing is locked there.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+from gpt2_numba.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FILE_NAME = ".lock"
+_NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+_held = set()  # descriptors of the locks of this process
+
+
+class RunLock:
+    """The lock of a log directory, taken at once. Use it in a `with` statement, or call `release`.
+
+    directory  created if absent; None: nothing is locked
+    Raises UserError if another run has the lock, or if the directory cannot be written.
+    """
+
+    def __init__(self, directory):
+        self._descriptor = None
+        if directory is not None:
+            self._path = Path(directory) / FILE_NAME
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                if fcntl:
+                    self._take()
+            except OSError as error:
+                raise UserError(
+                    f"{directory}: the log directory must be one that this program can create and write, and it cannot: {error.strerror}. "
+                    "Name another one (-o), or change its permissions"
+                ) from error
+
+    def _take(self):
+        while self._descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)  # closed in programs that this one starts, as always in Python
+            try:
+                owner = _read_owner(descriptor)
+                if _flock(descriptor):
+                    if not self._is_current(descriptor):  # another run has ended and removed it since it was opened
+                        continue
+                elif _is_another_process_here(owner):
+                    raise BlockingIOError
+                elif owner and owner[0] != socket.gethostname():
+                    print(f"warning: {self._path} was left by another run ({_text(owner)}): stop it if it still runs", file=sys.stderr)
+                _held.add(descriptor)
+                self._descriptor = descriptor
+            except BlockingIOError:
+                raise UserError(
+                    f"another run ({_text(owner)}) is writing to {self._path.parent}: wait for its end, or name another directory (-o)"
+                ) from None
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+        with contextlib.suppress(OSError):  # a full disk: the lock is held, but does not say by whom
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+
+    def _is_current(self, descriptor):
+        """Whether the open file is still the one at the path."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def release(self):
+        """Give the lock back and remove its file. Afterwards, and in a forked child process, it does nothing."""
+        if self._descriptor in _held:
+            _held.remove(self._descriptor)
+            with contextlib.suppress(OSError):  # the directory may be gone, or have another name
+                if self._is_current(self._descriptor):
+                    self._path.unlink()  # before another run can have the lock: it would lose its file
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+
+def _flock(descriptor):
+    """Take flock's lock. Returns False if this file system has none; raises BlockingIOError if another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_FLOCK:
+            return False
+        raise
+    return True
+
+
+def _read_owner(descriptor):
+    """(host, process) in a lock file; None if they are not there, since the run has only just begun or ended."""
+    found = re.fullmatch(rb"([!-~]{1,255}) ([0-9]{1,10})\n", os.read(descriptor, 300))
+    return (found[1].decode(), int(found[2])) if found else None
+
+
+def _is_another_process_here(owner):
+    """Whether the owner runs on this host and is not this process, which may have the number of one that has ended."""
+    if owner is None or owner[0] != socket.gethostname() or owner[1] == os.getpid():
+        return False
+    try:
+        os.kill(owner[1], 0)  # sends nothing
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _text(owner):
+    return f"host {owner[0]}, process {owner[1]}" if owner else "one that has just begun"
+
+
+def _forget_in_child():
+    """A forked child must not keep the lock when its parent has ended: it closes its copies, which releases nothing."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
