@@ -7,6 +7,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.integers import round_up
 
 GPT2_VOCAB_SIZE = 50257
+MAX_LAYERS = 10_000  # far beyond any memory; what is listed layer by layer stays short
 VOCAB_PADDING = 128  # the classifier's matrix has a multiple of this many rows, for aligned rows and full tensor core tiles
 
 # depth -> channels, heads. d12 ... d48 are GPT-2's four sizes; the others continue the series as llm.c does.
@@ -83,6 +84,8 @@ def _parse_free_form(text, default_T, default_V):
             )
         given.add(key)
         sizes[key] = size
+    if sizes.get("L", 0) > MAX_LAYERS:
+        raise UserError(f"model {text[:80]!r}: at most {MAX_LAYERS} layers, got {sizes['L']}")
     missing = [key for key in ("L", "NH", "C") if key not in given]
     if missing:
         raise UserError(f"model {text!r}: {', '.join(missing)} missing. Write it as {_FREE_FORM}")

@@ -8,7 +8,6 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.memory_plan import plan_memory
 
-
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells the limit of a container
 
 

@@ -91,7 +91,7 @@ def test_a_disk_that_cannot_be_read(tmp_path, done, monkeypatch):
     def fail(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checksums, "_digest", fail)
+    monkeypatch.setattr(checksums, "digest_of", fail)
     with pytest.raises(UserError, match=r"b\.bin: .*Input/output error"):
         verify_files(tmp_path, done, share=(7, 8))
 

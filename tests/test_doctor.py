@@ -1,11 +1,21 @@
-"""The doctor's report, and compiling all kernels in advance, as far as possible without a GPU."""
+"""The doctor's report, its verdict on checkpoints, and compiling all kernels in advance, as far as possible without a GPU."""
 
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from gpt2_numba import doctor, kernel_sets
+from gpt2_numba.config import parse_descriptor
+from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.gpu import backend, kernel_cache
 from gpt2_numba.gpu.backend import SIMULATING, gpu_available, real_gpu
 from gpt2_numba.layer_checks import LAYERS
+from gpt2_numba.model import GPT2
+from gpt2_numba.training import resume
 from gpt2_numba.training.settings import parse_settings
 
 TINY = "L=1,NH=1,C=16,T=64,V=37"
@@ -90,3 +100,85 @@ def test_the_kernel_cache_is_examined(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     doctor.examine_kernel_cache(lambda *line: reported.append(line))
     assert not reported[1][0] and "compiles again" in reported[1][2] and "XDG_CACHE_HOME" in reported[1][3]
+
+
+# --- Checkpoints ---
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """A directory with the checkpoints 10, 20 and 30."""
+    model = GPT2(parse_descriptor("L=1,NH=1,C=8,T=4,V=37"), 1, 4)
+    loader = DataLoader([np.zeros(100, np.uint16)], 1, 4, shuffle=True)
+    for step in (10, 20, 30):
+        resume.save(tmp_path, step, model, loader.state(), resume.RunState())
+    return tmp_path
+
+
+def verify(directory, capsys, code):
+    """The lines that the doctor prints."""
+    capsys.readouterr()
+    assert doctor.main(["--verify", str(directory)]) == code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_intact_checkpoints(checkpoints, capsys):
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    lines = verify(checkpoints, capsys, code=0)
+    bytes_30 = sum(len(content) for name, content in before.items() if "00000030" in name and not name.startswith("DONE"))
+    assert [line.split() for line in lines] == [["step", step, "3", "files", f"{bytes_30:,}", "bytes", "ok"] for step in ("30", "20", "10")]
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_each_kind_of_checkpoint_has_its_line(checkpoints, capsys):
+    with open(checkpoints / "state_00000030_00000.bin", "r+b") as file:
+        file.seek(2000)
+        file.write(b"?")
+    (checkpoints / "DONE_00000020").write_bytes(b"")  # as by llm.c
+    (checkpoints / "DONE_00000010").unlink()
+    damaged, unrecorded, incomplete = verify(checkpoints, capsys, code=1)
+    assert "damaged: " in damaged and "state_00000030_00000.bin" in damaged and "block 0" in damaged
+    assert "ok: no checksums are recorded" in unrecorded and "step       20" in unrecorded
+    assert "incomplete" in incomplete and "step       10" in incomplete
+
+
+def test_numbers_that_are_not_finite_are_damage_without_checksums_too(checkpoints, capsys):
+    (checkpoints / "DONE_00000030").write_bytes(b"")
+    with open(checkpoints / "model_00000030.bin", "r+b") as file:
+        file.seek(1024 + 4 * 9)
+        file.write(struct.pack("<f", np.nan))
+    assert "damaged: " in (line := verify(checkpoints, capsys, code=1)[0]) and "nan in wte at [1, 1]" in line
+
+
+def test_a_checkpoint_that_a_run_deletes_meanwhile_is_not_damaged(checkpoints, capsys, monkeypatch):
+    from gpt2_numba.training import verification
+
+    def delete(directory, step):
+        if step == 10:
+            (directory / "DONE_00000010").unlink()
+            (directory / "model_00000010.bin").unlink()
+        return resume.open_checkpoint(directory, step)
+
+    monkeypatch.setattr(verification, "open_checkpoint", delete)
+    assert verify(checkpoints, capsys, code=0)[2].endswith("deleted meanwhile")
+
+
+@pytest.mark.parametrize("name", ["", "none", "file", "x" * 300])
+def test_a_directory_without_checkpoints_is_an_error(tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    assert doctor.main(["--verify", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / name}") and error.count("\n") == 1
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    assert doctor.main(["--chekc"]) == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --chekc: see python -m gpt2_numba.doctor --help\n"
+
+
+def test_it_needs_neither_docstrings_nor_a_home(checkpoints):
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "gpt2_numba.doctor", "--verify", str(checkpoints)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("ok") == 3 and done.stderr == ""

@@ -15,7 +15,7 @@ from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values, gpu_available
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.shards import Shards
-from gpt2_numba.training import resume
+from gpt2_numba.training import finite, resume
 from gpt2_numba.training.checkpoint import CheckpointFailed
 from tests.thread_group import in_threads
 
@@ -316,6 +316,38 @@ def test_states_that_do_not_go_together(tmp_path, capsys, spoil, reason):
         resume.open_newest(tmp_path)
     message = str(raised.value)
     assert reason in message and "state_00000007_0000" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_damage_that_one_process_finds_is_reported_by_all(tmp_path, monkeypatch, capsys, rank, checksums):
+    """Each of three processes checks a third: blocks with checksums; without, whether the numbers are finite."""
+    monkeypatch.setattr(finite, "PIECE", 1000)
+    write_by_several(tmp_path, 3, zero_stage=1, device="cpu", precision="fp32")
+    if not checksums:
+        (tmp_path / "DONE_00000007").write_bytes(b"")
+    name = f"state_00000007_{rank:05d}.bin"
+    overwrite(tmp_path / name, 1024 + 4 * 1500, 0x7F800000)
+    errors = in_threads(3, lambda group: resume.open_newest(tmp_path, group))
+    (message,) = {str(error) for error in errors}
+    assert isinstance(errors[0], UserError) and name in message and "\n" not in message
+    assert ("rank" in message) and ("block 0 has another" if checksums else "AdamW's m must be finite numbers, and there is inf") in message
+    assert capsys.readouterr().err.count("warning") == 1
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_numbers_that_are_not_finite_in_one_process_are_not_saved(tmp_path, zero_stage):
+    def write(group):
+        model, loader, run_state = part_of_run(group, zero_stage, "cpu", "fp32")
+        if zero_stage == 0 or group.rank == 1:  # with -z 0 all have the same numbers, and rank 1 writes this one
+            local = next(local for local, start, *_, segment in model.sharing.state.parts() if segment.name == "fcw")
+            model.raw("v")[local + (0 if zero_stage else 600)] = np.nan
+        resume.save(tmp_path, STEP, model, loader.state(), run_state)
+
+    errors = in_threads(3, write)
+    (message,) = {str(error) for error in errors}
+    assert isinstance(errors[0], CheckpointFailed) and "rank 1 on host" in message and "AdamW's v must be finite" in message
+    assert "nan in fcw of block 0 at [" in message and list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_at_one_process_fails_at_all(tmp_path, monkeypatch):

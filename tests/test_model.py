@@ -151,6 +151,7 @@ def test_an_unknown_descriptor_error_lists_the_known_ones(text):
         ("L=two,NH=2,C=16", "cannot read 'L=two'"),
         ("L=²,NH=2,C=16", "cannot read 'L=²'"),
         ("L=,NH=2,C=16", "cannot read 'L='"),
+        ("L=10001,NH=1,C=8", "at most 10000 layers, got 10001"),
         ("L=2,NH=3,C=16", "NH must divide C, got C=16, NH=3"),
         ("L=2,NH=4,C=16", "must be a multiple of 8 .*, got 4"),
     ],

@@ -1,5 +1,7 @@
 """Model files: the bytes are llm.c's in both precisions, and anything that is not exactly a model file is refused."""
 
+import errno
+import os
 import struct
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from gpt2_numba.config import GPT2Config, count_parameters
 from gpt2_numba.errors import UserError
-from gpt2_numba.training import model_file
+from gpt2_numba.training import finite, model_file
 from gpt2_numba.training.model_file import read_model_file, write_model_file
 
 CONFIG = GPT2Config(L=2, NH=3, C=24, max_T=5, V=37)  # Vp = 128
@@ -49,6 +51,56 @@ def test_every_bit_is_preserved(tmp_path, bits):
     flat = np.full(COUNT, bits, dtype=np.uint32).view(np.float32)
     write_model_file(tmp_path / "m.bin", CONFIG, flat)
     np.testing.assert_array_equal(read_model_file(tmp_path / "m.bin")[1].view(np.uint32), bits)
+
+
+NOT_FINITE = {np.float32: [0x7FC00001, 0x7F800000, 0xFF800000], np.uint16: [0x7FC1, 0x7F80, 0xFF80]}  # NaN, infinity, -infinity
+PLACES = {  # index -> text
+    0: "wte at [0, 0]",
+    128 * 24 - 1: "wte at [127, 23], in the padding of the vocabulary",
+    COUNT - 24 - 1: "lnfw at [23]",
+    128 * 24 + 5 * 24 + 24: "ln1w of block 1 at [0]",
+}
+
+
+@pytest.mark.parametrize("index", PLACES)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_a_number_that_is_not_finite_is_neither_written_nor_read(tmp_path, monkeypatch, dtype, index):
+    monkeypatch.setattr(model_file, "PIECE", 1000)
+    monkeypatch.setattr(finite, "PIECE", 300)
+    path = tmp_path / "m.bin"
+    for bits in NOT_FINITE[dtype]:
+        flat = np.zeros(COUNT, dtype)
+        flat.view(np.uint16 if dtype == np.uint16 else np.uint32)[index] = bits
+        with pytest.raises(finite.NotFinite) as raised:
+            write_model_file(path, CONFIG, flat)
+        assert str(raised.value).endswith(PLACES[index]) and str(raised.value).startswith("the parameters must be finite")
+        path.write_bytes(header_bytes(field1=5 if dtype == np.uint16 else 3) + flat.tobytes())
+        with pytest.raises(UserError) as raised:
+            read_model_file(path)
+        message = str(raised.value)
+        assert str(path) in message and PLACES[index] in message and ("nan in" in message or "inf in" in message) and "\n" not in message
+
+
+def test_processes_divide_the_check_of_finite_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(finite, "PIECE", 1000)
+    flat = np.zeros(COUNT, np.float32)
+    flat[3500] = np.nan  # in piece 3
+    (tmp_path / "m.bin").write_bytes(header_bytes() + flat.tobytes())
+    for share in [(0, 2), (2, 3), None]:
+        read_model_file(tmp_path / "m.bin", share)
+    for share in [(1, 2), (0, 3), (3, 9)]:
+        with pytest.raises(UserError, match="nan"):
+            read_model_file(tmp_path / "m.bin", share)
+
+
+def test_a_file_that_cannot_be_mapped(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    (tmp_path / "m.bin").write_bytes(llmc_bytes())
+    monkeypatch.setattr(np, "memmap", fail)
+    with pytest.raises(UserError, match=r"m\.bin .*Too many open files"):
+        read_model_file(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize(
@@ -113,5 +165,5 @@ def test_offsets_beyond_2_gib(tmp_path):
             file.write(struct.pack("<f", 7.5))
         except OSError:
             pytest.skip("no space for a sparse file")
-    flat = read_model_file(tmp_path / "m.bin")[1]
+    flat = read_model_file(tmp_path / "m.bin", share=None)[1]  # without reading all of it
     assert 4 * count > 2**31 and flat[-1] == 7.5 and flat[-2] == 0

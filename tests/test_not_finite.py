@@ -14,7 +14,7 @@ from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.training.checkpoint import done_checkpoints
 from gpt2_numba.training.endings import Diverged
-from gpt2_numba.training.not_finite import explain, first_not_finite
+from gpt2_numba.training.not_finite import explain, first_in
 from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings
 
@@ -81,9 +81,9 @@ def test_nothing_is_left_behind():
 def test_the_first_of_several_values(monkeypatch):
     monkeypatch.setattr("gpt2_numba.training.not_finite.PIECE", 4)
     values = np.zeros((3, 4), np.float32)
-    assert first_not_finite(values) is None
+    assert first_in(values) is None
     values[2, 1], values[1, 3] = math.inf, -math.inf
-    assert first_not_finite(values) == (7, -math.inf)
+    assert first_in(values) == (7, -math.inf)
 
 
 # ------------------------------------------------------------------------------------------------------ in a training

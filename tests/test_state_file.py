@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import re
 import struct
 import types
 
@@ -13,7 +14,7 @@ from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.loader_state import LoaderState
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.shards import Shards
-from gpt2_numba.training import model_file
+from gpt2_numba.training import finite, model_file
 from gpt2_numba.training.state_file import GENERATOR, TrainingState, read_state_file, write_state_file
 
 CONFIG = parse_descriptor("L=1,NH=1,C=8,T=1,V=5")
@@ -237,6 +238,43 @@ def test_foreign_files_are_refused(tmp_path, content, reason):
         read_state_file(path, CONFIG)
     message = str(raised.value)
     assert reason in message and str(path) in message and "\n" not in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("array, name", [(0, "AdamW's m"), (1, "AdamW's v"), (2, "the master weights")])
+@pytest.mark.parametrize("index, place", [(0, "wte at [64, 0]"), (COUNT - 1, "lnfb at [5]"), (COUNT - 3, "lnfw at [5]")])
+def test_a_number_that_is_not_finite_is_neither_written_nor_read(tmp_path, value, array, name, index, place):
+    """The file holds the third of four parts of every tensor."""
+    arrays = [array_values(number) for number in range(3)]
+    arrays[array][index] = value
+    broken = dataclasses.replace(state(), **dict(zip(("m", "v", "master"), arrays)))
+    with pytest.raises(finite.NotFinite, match=rf"{name} must be finite .*{re.escape(place)}"):
+        write_state_file(tmp_path / "s.bin", broken)
+    content = bytearray(llmc_bytes())
+    struct.pack_into("<f", content, 1024 + 4 * (array * COUNT + index), value)
+    (tmp_path / "s.bin").write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_state_file(tmp_path / "s.bin", CONFIG)
+    message = str(raised.value)
+    assert str(tmp_path / "s.bin") in message and f"{name} must be finite" in message and place in message and "\n" not in message
+    unchecked = read_state_file(tmp_path / "s.bin", CONFIG, share=None)
+    assert not np.isfinite(getattr(unchecked, ("m", "v", "master")[array])[index])
+
+
+def test_the_place_in_an_array_of_all_parameters(tmp_path):
+    """A process keeps everything, and writes its part."""
+    everything = [array_values(number, ALL) for number in range(3)]
+    everything[1][ALL - 1] = np.nan
+    write_state_file(tmp_path / "s.bin", TrainingState(Shards(CONFIG, 0, 2), 9, 1, 2, state().loader, *everything), Shards(CONFIG))
+    with pytest.raises(finite.NotFinite, match=r"AdamW's v .* nan in lnfb at \[7\]"):
+        write_state_file(tmp_path / "s.bin", TrainingState(Shards(CONFIG, 1, 2), 9, 1, 2, state().loader, *everything), Shards(CONFIG))
+
+
+def test_one_open_file_serves_all_arrays(tmp_path):
+    """A checkpoint of hundreds of processes must not need more open files than a system allows."""
+    (tmp_path / "s.bin").write_bytes(llmc_bytes())
+    found = read_state_file(tmp_path / "s.bin", CONFIG)
+    assert len({id(array._mmap) for array in (found.m, found.v, found.master)}) == 1
 
 
 def test_a_used_up_shard_is_valid(tmp_path):

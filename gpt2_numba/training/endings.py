@@ -1,8 +1,9 @@
 """How a training can end other than by doing all its steps: exceptions with an exit code, each told in one line."""
 
+import contextlib
 import signal
 
-from gpt2_numba.errors import SharedError
+from gpt2_numba.errors import SharedError, UserError
 from gpt2_numba.training.checkpoint import done_checkpoints
 
 STOPPED, FAILED = 128 + signal.SIGINT, 1  # exit codes
@@ -22,7 +23,9 @@ class Stopped(Ending):
         self.code = STOPPED if saved else FAILED
         how = "no checkpoint was written, since no log directory was given (-o)"
         if settings.log_dir:
-            steps = done_checkpoints(settings.log_dir)
+            steps = []
+            with contextlib.suppress(UserError):  # the directory may be gone by now
+                steps = done_checkpoints(settings.log_dir)
             how = f"there is no checkpoint in {settings.log_dir}: the same command starts from the beginning"
             if steps:
                 how = f"to continue, add -y 1 to the command: it resumes from the checkpoint of step {steps[0]} in {settings.log_dir}"

@@ -11,8 +11,9 @@ import numpy as np
 from gpt2_numba.config import ONCE
 from gpt2_numba.gpu.backend import copy_to_host, on_host
 from gpt2_numba.memory_plan import SHARED_BY_BLOCKS
+from gpt2_numba.training.finite import first_not_finite
 
-PIECE = 1 << 24  # numbers looked at at a time
+PIECE = 1 << 24  # numbers copied to the host at a time
 
 _BLOCK = ("ln1", "qkv", "atty", "residual2", "ln2", "fch", "fch_gelu", "residual3")  # a block's activations, in order of computation
 _BLOCK_GRADIENTS = (
@@ -43,23 +44,21 @@ def explain(model, micro_batches):
     return findings[0] if model.group.ranks > 1 else finding
 
 
-def first_not_finite(array):
-    """(flat index, value) of an array's first infinite or NaN value, or None. array: on the host or the device, float or bfloat16 bits."""
+def first_in(array):
+    """(flat index, value) of the first infinity or NaN in an array on the host or the device; None if there is none."""
     flat = array.reshape((math.prod(array.shape),))
     for start in range(0, len(flat), PIECE):
         piece = flat[start : start + PIECE]
-        values = piece if on_host(piece) else copy_to_host(piece)
-        finite = np.isfinite(values)
-        if not finite.all():
-            at = int(np.argmin(finite))
-            return start + at, float(values[at])
+        found = first_not_finite(piece if on_host(piece) else copy_to_host(piece))
+        if found:
+            return start + found[0], found[1]
     return None
 
 
 def _first(named_arrays):
     """Text about the first value that is not finite in (kind, name, block or None, array) tuples; None if there is none."""
     for kind, name, block, array in named_arrays:
-        found = first_not_finite(array)
+        found = first_in(array)
         if found:
             at, value = found
             index = ", ".join(str(int(i)) for i in np.unravel_index(at, array.shape))
