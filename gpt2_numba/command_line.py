@@ -31,7 +31,7 @@ def exit_code(run, argv):
 
 def one_line(message):
     """The message with control characters escaped: a file name may contain a newline, or a terminal's escape sequence."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(message))
+    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(message))
 
 
 def main_program(main, outlives_pipe=False):

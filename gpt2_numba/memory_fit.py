@@ -8,7 +8,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.memory_plan import plan_memory
 
-CGROUP = Path("/sys/fs/cgroup")  # where Linux tells the limit of a container
+CGROUP = Path("/sys/fs/cgroup")  # the limits of a container, cgroup v2
 
 
 def free_host_bytes():
@@ -17,8 +17,9 @@ def free_host_bytes():
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-        used = next(int(line.split()[1]) for line in (CGROUP / "memory.stat").read_text().splitlines() if line.startswith("anon "))
-        return min(free, int((CGROUP / "memory.max").read_text()) - used)  # without cached files, which make room
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        used = sum(int(line.split()[1]) for line in lines if line.startswith(("anon ", "shmem ")))  # cached files make room
+        return max(0, min(free, int((CGROUP / "memory.max").read_text()) - used))
     except (OSError, ValueError, StopIteration):  # another system, no container, or no limit ("max")
         return free
 

@@ -11,6 +11,7 @@ import sys
 from gpt2_numba.command_line import exit_code, main_program
 from gpt2_numba.config import count_parameters
 from gpt2_numba.data.prefetch import Prefetcher
+from gpt2_numba.parallel.agreement import together
 from gpt2_numba.parallel.group import Alone
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.training.endings import Diverged, NotSaved, Stopped, raise_shared_problem
@@ -27,7 +28,7 @@ from gpt2_numba.training.step_reports import StepReports, StepResult
 from gpt2_numba.training.stop_request import StopRequest
 
 GRAD_CLIP = 1.0  # gradients are scaled down if their joint norm is larger
-MOST_NOT_FINITE = 3  # steps in a row whose loss or gradient norm is not finite: then the run ends
+MAX_STEPS_NOT_FINITE = 3  # in a row; a run whose loss or gradient norm is not finite for longer has diverged
 
 
 def train(settings, group=None):
@@ -44,7 +45,7 @@ def train(settings, group=None):
 def training_loop(run, group):
     """All steps of a PreparedRun. Returns the trained GPT2."""
     settings, model, run_state = run.settings, run.model, run.run_state
-    log = MainLog(settings.log_dir if group.rank == 0 else None, append=run.first_step > 0)
+    log = together(group, lambda: MainLog(settings.log_dir if group.rank == 0 else None, append=run.first_step > 0))
     reports = StepReports(
         run.max_steps, run.tokens_per_step, log, overlap=settings.device == "gpu",
         peak_tokens_per_second=peak_tokens_per_second(settings, model.config, group), explain=functools.partial(explain, model),
@@ -53,27 +54,31 @@ def training_loop(run, group):
     step, interrupted = run.first_step, False
     with Prefetcher(run.train_loader) as batches, StopRequest() as stop, Saver(run, reports.finish) as saver:
 
-        def asked_to_stop():  # several processes learn it from each other, with the results of a step or of an evaluation
+        def asked_to_stop():  # several processes must stop at the same step, and a signal may reach only one: a step's results tell all
             return stop.requested if group.ranks == 1 else reports.stopping or interrupted
 
-        def data_problem():  # found by a thread that checks shards beside the first steps
+        def data_problem():  # found by a thread that checks the shards while the first steps run
             return batches.problem or run.val_loader.problem
 
         while True:
             last = step == run.max_steps
             saver.reached(step, position=batches.state())
+            if group.ranks == 1 and data_problem():
+                raise data_problem()
+            if last:
+                reports.finish()
 
             # Once in a while, and when the run is to end: save everything that a resumed run needs, before anything else can go wrong. The
             # request to stop is read once: a later one stops the run after the next step. Several processes stop after the same step.
-            stopping, diverged = asked_to_stop(), reports.not_finite >= MOST_NOT_FINITE
+            stopping, diverged = asked_to_stop(), reports.not_finite >= MAX_STEPS_NOT_FINITE
             if stopping or diverged or due(settings.checkpoint_every, step) or last and settings.final_checkpoint:
                 saver.save(keep_all=diverged)
             if diverged:
-                raise Diverged(step, MOST_NOT_FINITE)
+                raise Diverged(step, MAX_STEPS_NOT_FINITE)
             if stopping:
                 reports.finish()
                 raise_shared_problem(group, data_problem())
-                raise Stopped(stop.requested or "a signal to another process", step, settings, saved=not saver.failed)
+                raise Stopped(stop.requested or "a signal to another process", step, settings.log_dir, saver)
 
             # Once in a while, at the start and at the end: how well does the model predict text it has not seen?
             if due(settings.val_every, step, last) or settings.val_every and step == 0:
@@ -85,7 +90,7 @@ def training_loop(run, group):
                 log.write_validation(step, val_loss)
 
             # Once in a while: does it choose the right endings?
-            if run.questions and (due(settings.val_every, step, last) or last):
+            if run.questions and (due(settings.val_every, step) or last):
                 reports.finish()
                 score = answer_questions(model, run.questions, stop)
                 if interrupted := score is None:
@@ -103,7 +108,6 @@ def training_loop(run, group):
             if asked_to_stop():
                 continue  # the request arrived meanwhile: save, and stop before another step
             if last:
-                reports.finish()
                 break
 
             # One step: the gradients of all micro-batches, then the update. The GPU's work is queued; its result is reported a step later.
@@ -131,7 +135,7 @@ def training_loop(run, group):
             else:
                 model.update(step, rate, settings.weight_decay, rounding_seed=run_state.next_rounding_seed())
             reports.add(result, model.moment())
-            if group.rank == 0 and settings.device == "gpu" and settings.gpu_info_every > 0 and (step + 1) % settings.gpu_info_every == 0:
+            if group.rank == 0 and settings.device == "gpu" and due(settings.gpu_info_every, step + 1):
                 print(gpu_info())
             step += 1
 

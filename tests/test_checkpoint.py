@@ -22,6 +22,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.group import Alone, Group
 from gpt2_numba.training.checkpoint import (
     CheckpointFailed,
+    OldCheckpointsRemain,
     complete_checkpoints,
     done_checkpoints,
     done_file_name,
@@ -350,9 +351,27 @@ def test_old_checkpoints_that_cannot_be_deleted(tmp_path, monkeypatch):
     save(tmp_path, 10)
     (tmp_path / model_file_name(10)).unlink()
     (tmp_path / model_file_name(10)).mkdir()  # unlink refuses a directory
-    with pytest.raises(CheckpointFailed, match="step 20 was written to .*older ones could not be deleted"):
+    with pytest.raises(OldCheckpointsRemain, match="step 20 was written to .*older ones could not be deleted"):
         save(tmp_path, 20, keep=1)
     assert complete_checkpoints(tmp_path) == [20]
+
+
+def test_what_a_killed_deletion_has_left_is_deleted_by_the_next(tmp_path):
+    save(tmp_path, 10, 20, 30)
+    for step in (10, 30):
+        (tmp_path / done_file_name(step)).unlink()  # as far as a run came that was killed while it deleted, or completed, a checkpoint
+    save(tmp_path, 25)
+    assert unfinished_checkpoints(tmp_path) == [30, 10]  # nothing is deleted unless asked for
+    save(tmp_path, 26, keep=1)
+    assert complete_checkpoints(tmp_path) == [26] and unfinished_checkpoints(tmp_path) == [30]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_in_place_of_a_state_file_does_not_hang(tmp_path):
+    save(tmp_path, 10, 20)
+    (tmp_path / state_file_name(20, 0)).unlink()
+    os.mkfifo(tmp_path / state_file_name(20, 0))
+    assert load_newest(tmp_path, lambda step, done: step) == 10
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, UserError])

@@ -262,10 +262,6 @@ def test_later_shards_are_checked_in_a_thread(checked_later, one_foreign_token):
     loader = DataLoader(one_foreign_token, B, T, vocab_size=37)
     finish_checks()
     assert "token number 18 is 37" in str(loader.problem)
-    for _ in range(2):
-        with pytest.raises(UserError, match="token number 18 is 37"):
-            loader.next_batch()
-    assert loader.state().current_sample == 0
 
 
 def test_a_prefetcher_passes_the_problem_on(checked_later, one_foreign_token):
@@ -273,9 +269,6 @@ def test_a_prefetcher_passes_the_problem_on(checked_later, one_foreign_token):
     finish_checks()
     with Prefetcher(loader) as prefetcher:
         assert prefetcher.problem is loader.problem is not None
-        with pytest.raises(UserError, match="token number 18 is 37"):
-            prefetcher.next_batch()
-        assert prefetcher.state().current_sample == 0
 
 
 def test_a_shard_that_vanishes_is_found_before_its_turn(checked_later, shards, monkeypatch):

@@ -1,5 +1,7 @@
 """How a training ends: with a checkpoint, whatever it was that ended it; and what a later run finds in its log directory."""
 
+import errno
+import shutil
 import signal
 
 import numpy as np
@@ -157,6 +159,35 @@ def test_a_problem_that_only_one_process_has_is_raised_by_all():
         raise_shared_problem(Alone(), UserError("no such shard"))
 
 
+def test_a_checkpoint_whose_predecessors_cannot_be_deleted_is_written(data, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("gpt2_numba.training.checkpoint._delete_old", fail)
+    assert train(*data, "-o", tmp_path / "log", "-n", 2) is not None
+    assert complete_checkpoints(tmp_path / "log") == [4, 2]
+    assert capsys.readouterr().err.count("older ones could not be deleted (Operation not permitted)") == 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_message_of_a_stopped_run_names_the_checkpoint_that_it_has_written(data, tmp_path, monkeypatch, lost):
+    """Not a newer one, which may be damaged; and whatever has become of the directory."""
+    (tmp_path / "log").mkdir()
+    train(*data, "-o", tmp_path / "log", "-x", 3)
+    (tmp_path / "log" / "DONE_00000099").touch()
+
+    def stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+        if lost:
+            shutil.rmtree(tmp_path / "log")
+            (tmp_path / "log").write_text("a file")
+
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_, **__: stop() or 1e-3)
+    with pytest.raises(Stopped, match=f"checkpoint of step {3 if lost else 4} in") as ending:
+        train(*data, "-o", tmp_path / "log", "-x", 9, "-y", 1)
+    assert ending.value.code == (1 if lost else 130)
+
+
 # ------------------------------------------------------------------------------------------------------------ log directory
 
 
@@ -242,7 +273,7 @@ def test_files_without_done_are_told(data, tmp_path, capsys):
     train(*data, "-o", tmp_path / "log")
     (tmp_path / "log" / "DONE_00000004").unlink()
     printed = resumed(capsys, *data, "-o", tmp_path / "log")
-    assert "that is finished: of step 4 there are files, but no DONE: the run starts from the beginning" in printed
+    assert f"of step 4 there are files, but no DONE: they are not used\nno checkpoint in {tmp_path / 'log'}: the run starts" in printed
 
 
 # ------------------------------------------------------------------------------------------------------------------ memory

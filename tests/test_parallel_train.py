@@ -97,9 +97,17 @@ def test_four_processes_then_two_then_one_then_four(data, tmp_path):
 def test_a_run_that_diverges_ends_in_all_processes_and_says_where(stage, data, tmp_path):
     done = run_together(2, MODEL, *data, *f"-x 9 -v 0 -u 0 -l 1e30 -z {stage} -o".split(), tmp_path, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert len(re.findall(r"^step 2 made again: rank \d on host .*: the first is activation qkv of block 0, which is", done.stdout, re.M)) == 1
+    assert (
+        len(re.findall(r"^step 2 recomputed: rank \d on host .*: the first is activation qkv of block 0, which is", done.stdout, re.M)) == 1
+    )
     assert done.stdout.count("has updated nothing") == 3 and done.stderr.count("the run has diverged") == 1
     assert complete_checkpoints(tmp_path) == [4]
+
+
+def test_what_one_process_cannot_do_is_one_line(data, tmp_path):
+    (tmp_path / "main.log").mkdir()
+    done = run_together(2, MODEL, *data, "-x", 2, "-v", 0, "-o", tmp_path, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
 
 
 def test_a_mistake_is_reported_once(data):

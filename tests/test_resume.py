@@ -29,6 +29,7 @@ from gpt2_numba.training.model_file import write_model_file
 from gpt2_numba.training.outliers import OutlierDetector
 from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings
+from gpt2_numba.training.stop_request import StopRequest
 
 V = 37
 B, T = 2, 6
@@ -561,6 +562,27 @@ def test_the_checkpoint_comes_first(run, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="validation failed"):
         run(*TINY, "-v", 3, "-n", 3, "-o", tmp_path)
     assert complete_checkpoints(tmp_path) == [3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_second_signal_of_another_kind_changes_nothing():
+    """Systems send several: SIGTERM and SIGHUP, say. Only Ctrl-C is left to stop at once."""
+    with StopRequest() as stop:
+        for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(signum)
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_remains_ignored(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signal_handlers_are_restored(run):

@@ -35,7 +35,7 @@ class DataLoader:
     name        name in messages of shards that are arrays
 
     Attributes: `num_tokens`, the tokens of all shards; `batches_per_epoch`, the calls of `next_batch` per epoch; `problem`, the UserError
-    about a shard found wrong beside the first steps (see ShardCheck), or None. Raises UserError if a file is not a shard, is too short for
+    about a shard found wrong while the first steps run (see ShardCheck), or None. Raises UserError if a file is not a shard, is too short for
     one batch, or holds a token outside the vocabulary.
     """
 
@@ -71,11 +71,8 @@ class DataLoader:
     def next_batch(self):
         """Return (inputs, targets), new C-contiguous int32 arrays (B, T). Each target is the token after its input.
 
-        Raises UserError if the batch cannot be read (see Shard): only `load_state` may follow. The only rank also raises its `problem`;
-        several ranks must stop together, so they go on until all of them know.
+        Raises UserError if the batch cannot be read (see Shard): only `load_state` may follow.
         """
-        if self.problem and self.ranks == 1:
-            raise self.problem
         if self.current_sample == len(self.sample_order):
             self._advance_shard()
         sample = int(self.sample_order[self.current_sample])

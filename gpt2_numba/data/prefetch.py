@@ -27,7 +27,7 @@ class Prefetcher:
 
     @property
     def problem(self):
-        """The UserError about a shard found wrong beside the first steps, or None."""
+        """The UserError about a shard found wrong while the first steps run, or None."""
         return self.loader.problem
 
     def next_batch(self):
@@ -49,8 +49,8 @@ class Prefetcher:
 
     def load_state(self, state):
         """Continue from `state`. Raises UserError, and continues as before, if it does not fit this loader."""
-        self._rewind()
         try:
+            self._rewind()
             self.loader.load_state(state)
         finally:
             self._read_ahead()

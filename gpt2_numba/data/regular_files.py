@@ -20,18 +20,23 @@ def open_regular(path, mode="rb", **options):
     the system refuses, and for a path that cannot be one.
     """
     try:
-        _refuse_other_types(path, writing="w" in mode)
-        return open(path, mode, **options)
+        return open(path, mode, opener=_open_at_once, **options)
     except ValueError as error:  # a NUL byte, or a character that file names cannot have here
         raise OSError(errno.EINVAL, f"not a possible path ({error})", str(path)) from error
 
 
-def _refuse_other_types(path, writing):
+def _open_at_once(path, flags):
+    """A descriptor of a regular file. What else it may be is asked after it is open: in between, another could take its name."""
     try:
-        file_type = stat.S_IFMT(os.stat(path).st_mode)
-    except FileNotFoundError:
-        if writing:
-            return
-        raise
-    if file_type != stat.S_IFREG:
-        raise OSError(errno.EINVAL, f"it is {FILE_TYPES.get(file_type, 'something else')}, not a regular file", str(path))
+        descriptor = os.open(path, flags & ~os.O_TRUNC | getattr(os, "O_NONBLOCK", 0), 0o666)  # a pipe does not wait for its other end
+        file_type = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if file_type == stat.S_IFREG:
+            if flags & os.O_TRUNC:
+                os.truncate(descriptor, 0)
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a pipe that nobody reads; a directory
+            raise
+        file_type = stat.S_IFIFO if error.errno == errno.ENXIO else stat.S_IFDIR
+    raise OSError(errno.EINVAL, f"it is {FILE_TYPES.get(file_type, 'something else')}, not a regular file", str(path))

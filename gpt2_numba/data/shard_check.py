@@ -1,4 +1,4 @@
-"""Checking every token of every shard: the first shards at the start of a run, the rest beside its first steps.
+"""Checking every token of every shard: the first shards at the start of a run, the rest while its first steps run.
 
 A token outside the vocabulary, or a shard that cannot be read, should stop a run at its start, not in its second hour. But a hundred shards
 of 200 MB take a minute or more to read, so a thread reads most of them while training begins.
@@ -39,3 +39,7 @@ class ShardCheck:
                 shard.check(vocab_size)
         except UserError as problem:
             self.problem = problem
+        except Exception as error:
+            self.problem = UserError(
+                f"the token shards could not all be checked ({type(error).__name__}: {error}). Check the files and the disk"
+            )

@@ -4,7 +4,7 @@
 
 So one bad batch cannot distort the running means of AdamW for many steps. Pascanu, Mikolov, Bengio 2012, "On the difficulty of training
 recurrent neural networks" (arXiv:1211.5063). A scale of NaN tells AdamW to leave everything as it is: one infinity among the gradients
-would make every parameter NaN.
+would make its parameter NaN, and the next step all of them.
 
 The sum over all gradients is too long for one block, and in an ordinary launch blocks cannot wait for each other. So it takes two launches:
 PARTIALS blocks each sum the squares of a share of the gradients (`sum_of_squares`), then one block adds the partial sums
@@ -15,7 +15,7 @@ does not wait for it.
     | -------- | ------------------ | ------------------------------------------------------------------------------------------- |
     | grads    | (any,)             | [r]                                                                                         |
     | partials | (PARTIALS,) float32| [+] by sum_of_squares, [r] by norm_and_scale. The reference adds everything to the first    |
-    | loss     | (1,) float32       | [r] of the step: finite or not, its size does not matter                                    |
+    | loss     | (1,) float32       | [r] of the step; only whether it is finite matters                                          |
     | result   | (2,) float32       | [w] [0] the norm, [1] the scale                                                             |
 
 [r] read, [w] overwritten, [+] accumulated into: gradients that are stored in several pieces take several calls, after partials are zeroed.

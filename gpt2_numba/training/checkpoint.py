@@ -28,6 +28,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.agreement import together
 from gpt2_numba.parallel.group import Alone
@@ -41,6 +42,10 @@ MAX_WINDOW = 1 << 10  # numbers
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_FLUSH_DIRECTORIES = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # some network and WSL mounts
 _HIDDEN_SUFFIX = ".aside"  # suffix of the hidden name of a file that is being written
+
+
+class OldCheckpointsRemain(UserError):
+    """A checkpoint was written, but older ones could not be deleted."""
 
 
 class CheckpointFailed(UserError):
@@ -76,9 +81,10 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, 
     group        the processes (parallel/group.py)
     keep         number of newest complete checkpoints to keep, including this one; 0 keeps all
     major_every  checkpoints whose step is a multiple of this are never deleted; 0 makes none major
-    facts        dictionary of JSON's types about the run, kept in DONE; rank 0's counts
-    Raises CheckpointFailed, in all processes, if one of them cannot write or delete a file, or has numbers that are not finite. Other errors
-    of the functions propagate where they occur. Either way the hidden files are removed and the older checkpoints are unchanged.
+    facts        JSON-serialisable dictionary about the run, kept in DONE; rank 0's counts
+    Raises CheckpointFailed, in all processes, if one of them cannot write a file or has numbers that are not finite; the hidden files are
+    then removed and the checkpoints of other steps are unchanged. Raises OldCheckpointsRemain, in all processes, if old ones cannot be
+    deleted. Other errors of the functions propagate where they occur.
     """
     directory, checksums = Path(directory), {}
     own_names = [*write_files, *([done_file_name(step)] if group.rank == 0 else [])]
@@ -102,7 +108,7 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, 
         )
     failure = _by_rank_0(group, lambda: _delete_old(directory, step, keep, major_every))
     if failure:
-        raise CheckpointFailed(
+        raise OldCheckpointsRemain(
             f"the checkpoint of step {step} was written to {directory}, but older ones could not be deleted ({failure[0]}). Delete them by hand"
         )
 
@@ -126,9 +132,7 @@ def done_checkpoints(directory):
 
 def unfinished_checkpoints(directory):
     """Steps, newest first, of which there are model or state files without DONE: they do not count. Raises UserError as done_checkpoints."""
-    return _listed(
-        directory, lambda names: sorted(_steps(names, r"(?:model|state)_([0-9]{8,})(?:_[0-9]{5,})?\.bin") - _done(names), reverse=True)
-    )
+    return _listed(directory, _unfinished_steps)
 
 
 def checkpoint_files(directory, step):
@@ -302,17 +306,26 @@ def _rename_files(directory, step, names):
 
 
 def _delete_old(directory, newest, keep, major_every):
-    """Delete all but the `keep` newest of the complete checkpoints up to step `newest`, except major ones.
+    """Delete all but the `keep` newest of the complete checkpoints up to step `newest`, except major ones; none if `keep` is 0.
 
-    Later steps do not count: a run that was resumed from an older checkpoint leaves a damaged one ahead of it.
+    With them go the files without DONE of older steps, which a run that was killed here has left. Later steps do not count: a run that was
+    resumed from an older checkpoint leaves a damaged one ahead of it.
     """
-    steps = [step for step in _complete_steps(directory, _names(directory)) if step <= newest]
-    for step in steps[keep:] if keep else []:
-        if not (major_every and step % major_every == 0):
-            (directory / done_file_name(step)).unlink()  # first: a half-deleted checkpoint must not count
-            _flush_directory(directory)
-            for path in checkpoint_files(directory, step):
-                path.unlink()
+    if not keep:
+        return
+    names = _names(directory)
+    old = [step for step in _complete_steps(directory, names) if step <= newest][keep:]
+    for step in [step for step in old if not (major_every and step % major_every == 0)]:
+        (directory / done_file_name(step)).unlink()  # first: a half-deleted checkpoint must not count
+        _flush_directory(directory)
+        _delete_files(directory, step)
+    for step in [step for step in _unfinished_steps(names) if step < newest]:
+        _delete_files(directory, step)
+
+
+def _delete_files(directory, step):
+    for path in checkpoint_files(directory, step):
+        path.unlink()
 
 
 def _names(directory):
@@ -347,6 +360,10 @@ def _done_steps(names):
     return sorted(_done(names), reverse=True)
 
 
+def _unfinished_steps(names):
+    return sorted(_steps(names, r"(?:model|state)_([0-9]{8,})(?:_[0-9]{5,})?\.bin") - _done(names), reverse=True)
+
+
 def _complete_steps(directory, names):
     return [step for step in _done_steps(names) if _missing_file(directory, step, names) is None]
 
@@ -361,7 +378,7 @@ def _missing_file(directory, step, names):
 def _process_count(path):
     """The number of processes in the header of rank 0's state file; 1 if it is damaged, which loading it then reports."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, "rb") as file:
             magic, _, processes = struct.unpack("<3i", file.read(12))
     except (OSError, struct.error):
         return 1

@@ -1,6 +1,6 @@
 """Checksums of a checkpoint's files, in blocks: threads compute them side by side, and processes divide the work of comparing them.
 
-The checksums of a file are a dictionary of JSON's types, which DONE holds (training/done_file.py):
+The checksums of a file are a JSON-serialisable dictionary, which DONE holds (training/done_file.py):
 
     {"bytes": size of the file, "sha256": [SHA-256 of each block of BLOCK_BYTES, hexadecimal; the last block may be shorter]}
 """

@@ -24,7 +24,7 @@ class Done(NamedTuple):
 
     files        name -> checksums (checksums.py)
     block_bytes  the size of their blocks
-    facts        dictionary of JSON's types
+    facts        JSON-serialisable dictionary
     """
 
     files: dict
@@ -33,7 +33,7 @@ class Done(NamedTuple):
 
 
 def write_done_file(path, step, files, facts=None):
-    """Write the DONE file of a checkpoint. files: name -> checksums. facts: dictionary of JSON's types. Raises OSError."""
+    """Write the DONE file of a checkpoint. files: name -> checksums. facts: JSON-serialisable dictionary. Raises OSError."""
     content = {"version": VERSION, "step": step, "block_bytes": BLOCK_BYTES, "files": files, "facts": facts or {}}
     line = json.dumps(content).encode()
     Path(path).write_bytes(line + b"\n" + json.dumps({"sha256": hashlib.sha256(line).hexdigest()}).encode() + b"\n")

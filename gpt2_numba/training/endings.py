@@ -1,10 +1,8 @@
-"""How a training can end other than by doing all its steps: exceptions with an exit code, each told in one line."""
+"""How a training can end other than by doing all its steps: exceptions with an exit code, each reported in one line."""
 
-import contextlib
 import signal
 
-from gpt2_numba.errors import SharedError, UserError
-from gpt2_numba.training.checkpoint import done_checkpoints
+from gpt2_numba.errors import SharedError
 
 STOPPED, FAILED = 128 + signal.SIGINT, 1  # exit codes
 
@@ -16,19 +14,17 @@ class Ending(Exception):
 
 
 class Stopped(Ending):
-    """The run was asked to stop and did so after `step` updates. saved: whether the checkpoint that was due could be written."""
+    """The run was asked to stop and did so after `step` updates."""
 
-    def __init__(self, reason, step, settings, saved=True):
-        """reason: the name of a signal, say."""
-        self.code = STOPPED if saved else FAILED
-        how = "no checkpoint was written, since no log directory was given (-o)"
-        if settings.log_dir:
-            steps = []
-            with contextlib.suppress(UserError):  # the directory may be gone by now
-                steps = done_checkpoints(settings.log_dir)
-            how = f"there is no checkpoint in {settings.log_dir}: the same command starts from the beginning"
-            if steps:
-                how = f"to continue, add -y 1 to the command: it resumes from the checkpoint of step {steps[0]} in {settings.log_dir}"
+    def __init__(self, reason, step, log_dir, saver):
+        """reason: the name of a signal, say. saver: the run's Saver."""
+        self.code = FAILED if saver.failed else STOPPED
+        if not log_dir:
+            how = "no checkpoint was written, since no log directory was given (-o)"
+        elif saver.saved_step:
+            how = f"to continue, add -y 1 to the command: it resumes from the checkpoint of step {saver.saved_step} in {log_dir}"
+        else:
+            how = f"there is no checkpoint in {log_dir}: the same command starts from the beginning"
         super().__init__(f"stopped by {reason} after {step} steps; {how}")
 
 
@@ -51,7 +47,7 @@ class Diverged(Ending):
 
 
 def raise_shared_problem(group, problem):
-    """Raise SharedError in all processes if one of them has stopped the run for a problem with its data: a UserError, None for the others."""
+    """Raise SharedError in all processes if one of them has a problem with its data. problem: this process's UserError about it, or None."""
     problems = [text for text in group.gather(problem and str(problem)) if text]
     if problems:
         raise SharedError(problems[0])

@@ -6,7 +6,7 @@ from gpt2_numba.config import ONCE, parameter_shapes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_values
 from gpt2_numba.parallel.shards import segments_of
 
-PIECE = 1 << 20  # elements looked at at a time: few enough for a CPU's cache
+PIECE = 1 << 20  # elements examined at a time: few enough for a CPU's cache
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)  # all ones in infinity and NaN
 
 

@@ -1,10 +1,11 @@
-"""The log directory (-o) belongs to one run at a time, and the run on the built-in corpus, which names its own, finds it empty."""
+"""The log directory (-o) belongs to one run at a time; a run on the built-in corpus, which names its own, moves an earlier one aside."""
 
 import contextlib
 from pathlib import Path
 
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.agreement import together
+from gpt2_numba.training.checkpoint import done_checkpoints
 from gpt2_numba.training.run_lock import FILE_NAME as LOCK_FILE
 from gpt2_numba.training.run_lock import RunLock
 from gpt2_numba.training.settings import BUILT_IN_CPU_DEFAULTS
@@ -25,8 +26,8 @@ def log_directory(settings, group):
 def _reserve(settings, stack):
     directory = Path(settings.log_dir)
     lock = stack.enter_context(RunLock(directory))
-    names_its_own = settings.train_data is None and settings.log_dir == BUILT_IN_CPU_DEFAULTS.log_dir
-    if names_its_own and not settings.resume and _holds_a_run(directory):
+    is_default = settings.train_data is None and settings.log_dir == BUILT_IN_CPU_DEFAULTS.log_dir
+    if is_default and not settings.resume and _holds_a_run(directory):
         aside = _free_name(directory)
         try:
             directory.rename(aside)
@@ -41,7 +42,7 @@ def _reserve(settings, stack):
 
 
 def _holds_a_run(directory):
-    return any(path.name == "main.log" or path.name.startswith("DONE_") for path in directory.iterdir())
+    return bool(done_checkpoints(directory)) or (directory / "main.log").exists()
 
 
 def _free_name(directory):

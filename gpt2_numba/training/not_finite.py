@@ -1,7 +1,7 @@
-"""Where does a step whose loss or gradient norm is not finite leave the finite numbers?
+"""Finds the first infinity or NaN of a step whose loss or gradient norm is not finite.
 
-The step is made again, its arrays are read in the order in which they are computed, and the first value that is infinite or NaN is told.
-Parameters come first, then what every layer keeps for the backward pass, then the gradients, from the last layer to the first.
+The step is recomputed, and its arrays are examined in the order in which they are computed: parameters, then what every layer keeps for the
+backward pass, then the gradients, from the last layer to the first.
 """
 
 import math
@@ -22,26 +22,37 @@ _BLOCK_GRADIENTS = (
 
 
 def explain(model, micro_batches):
-    """Make a step again and return one line of text about the first value that is not finite.
+    """Recompute a step and return one line of text about its first value that is not finite.
 
-    model          GPT2 with the parameters of that step; its gradients are overwritten, its parameters are not changed
+    model          GPT2 with the parameters of that step, or of the next: the GPU may be one update ahead. Its gradients are overwritten
     micro_batches  [(inputs, targets), ...] of the step, those of this process
     All processes of the group call it; all return the finding of the first that has one.
     """
-    finding = _first([("parameter", *named) for named in _parameters(model)])
+    finding = _first(model, "parameter", _parameters(model))
+    inputs, consequence = _first_bad_micro_batch(model, micro_batches)
+    if inputs is not None and not finding:
+        model.forward(inputs)  # again, since the backward pass has overwritten the logits
+        finding = _first(model, "activation", _activations(model, inputs.shape)) or consequence
+    findings = model.group.gather(finding)
+    if not any(findings):
+        return "everything is finite: a sum had overflowed, the update after it has changed that, or the machine had made an error"
+    name, finding = next((name, finding) for name, finding in zip(model.group.names, findings) if finding)
+    return finding if model.group.ranks == 1 else f"{name}: {finding}"
+
+
+def _first_bad_micro_batch(model, micro_batches):
+    """(its inputs, text about its first loss or gradient that is not finite), or (None, None)."""
+    bad = None, None
     model.zero_grad()
     for inputs, targets in micro_batches:  # to the end, whatever is found: ZeRO's stage 2 exchanges gradients in every micro-step
         model.forward(inputs)
-        finding = finding or _first([("activation", *named) for named in _activations(model, inputs.shape)])
         model.backward(targets, len(micro_batches), last=False)
-        losses = model.activations(*inputs.shape).losses
-        finding = finding or _first([("activation", "losses", None, losses)])
-        finding = finding or _first([("gradient", *named) for named in _gradients(model)])
+        if bad[0] is None:
+            losses = [("losses", None, model.activations(*inputs.shape).losses)]
+            consequence = _first(model, "activation", losses) or _first(model, "gradient", _gradients(model))
+            bad = (inputs, consequence) if consequence else bad
     model.discard_losses()
-    findings = [f"{name}: {found}" for name, found in zip(model.group.names, model.group.gather(finding)) if found]
-    if not findings:
-        return "every parameter, activation and gradient is finite: it is the sum of the losses or of the squares that overflows"
-    return findings[0] if model.group.ranks > 1 else finding
+    return bad
 
 
 def first_in(array):
@@ -55,14 +66,15 @@ def first_in(array):
     return None
 
 
-def _first(named_arrays):
-    """Text about the first value that is not finite in (kind, name, block or None, array) tuples; None if there is none."""
-    for kind, name, block, array in named_arrays:
+def _first(model, kind, named_arrays):
+    """Text about the first value that is not finite in (name, block or None, array) tuples; None if there is none."""
+    for name, block, array in named_arrays:
+        where = "" if block is None else f" of block {block}"
+        model.group.doing(f"looking for infinity and NaN: {kind} {name}{where}")
         found = first_in(array)
         if found:
             at, value = found
             index = ", ".join(str(int(i)) for i in np.unravel_index(at, array.shape))
-            where = "" if block is None else f" of block {block}"
             return f"the first is {kind} {name}{where}, which is {value} at [{index}]"
     return None
 

@@ -114,12 +114,13 @@ def open_start(settings, group):
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run to resume: add -o DIR")
     steps = agreed_checkpoints(settings.log_dir, group) if settings.log_dir else []
+    unfinished = unfinished_checkpoints(settings.log_dir) if settings.resume else []
+    if unfinished and unfinished[0] > max(steps, default=0):
+        print(f"of step {unfinished[0]} there are files, but no DONE: they are not used")
     if settings.resume and steps:
         return open_newest(settings.log_dir, group)
     if settings.resume:
-        unfinished = unfinished_checkpoints(settings.log_dir)
-        without_done = f" that is finished: of step {unfinished[0]} there are files, but no DONE" if unfinished else ""
-        print(f"no checkpoint in {settings.log_dir}{without_done}: the run starts from the beginning")
+        print(f"no checkpoint in {settings.log_dir}: the run starts from the beginning")
     elif steps:
         raise UserError(
             f"{settings.log_dir} has checkpoints of an earlier run, up to step {steps[0]}: resume it (-y 1), or name another directory (-o)"

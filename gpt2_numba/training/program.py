@@ -1,10 +1,11 @@
-"""The program around a training: the processes that it joins, and the exit code of every way in which it can end."""
+"""The program around a training: joining the other processes, and an exit code for every way in which it can end."""
 
 import sys
 import traceback
 import warnings
 
-from gpt2_numba.errors import SharedError
+from gpt2_numba.command_line import one_line
+from gpt2_numba.errors import SharedError, UserError
 from gpt2_numba.parallel.group import only_first_prints
 from gpt2_numba.parallel.start import join
 from gpt2_numba.parallel.watch import end_process
@@ -16,9 +17,14 @@ from gpt2_numba.training.settings import parse_settings
 def run_training(train, argv):
     """Call train(settings, group) as the command line asks. Returns the exit code.
 
-    0: all steps are done    1: but the last checkpoint was not written, or the run has diverged    130: stopped    2: a user's mistake
+    0    all steps are done
+    1    a checkpoint that was due at the end or at a stop was not written, the run has diverged, or a process was lost
+    2    a user's mistake, or data that can no longer be read
+    130  stopped by a signal or a closed pipe
     """
-    warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)  # the trainer tells more
+    warnings.filterwarnings(
+        "ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning
+    )  # the trainer reports it better
     settings = choose_machine(parse_settings(argv))
     group, code = join(settings, settings.device), 0
     try:
@@ -42,7 +48,11 @@ def run_training(train, argv):
     except BaseException as error:
         if group.ranks == 1:
             raise
-        traceback.print_exc()  # first of all: when the others end, the launcher ends this process, too
+        if isinstance(error, UserError):  # of this process alone
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            group.fail(one_line(error))
+            end_process(2)
+        traceback.print_exc()  # first: as soon as the others end, the launcher kills this process, too
         group.fail(f"{type(error).__name__}: {error}")
         end_process(1)
     group.doing("ending")

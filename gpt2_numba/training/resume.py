@@ -27,6 +27,7 @@ from gpt2_numba.parallel.reshard import WholeArray
 from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training.checkpoint import (
     CheckpointFailed,
+    OldCheckpointsRemain,
     load_newest,
     model_file_name,
     outliers_file_name,
@@ -107,10 +108,10 @@ def save_or_warn(settings, step, model, position, run_state, facts=None):
         )  # fmt: skip
         print(f"wrote the checkpoint of step {step} to {settings.log_dir}")
         return True
-    except CheckpointFailed as error:
+    except (CheckpointFailed, OldCheckpointsRemain) as error:
         if group.rank == 0:
             print(f"warning: {error}", file=sys.stderr)
-        return False
+        return isinstance(error, OldCheckpointsRemain)
 
 
 def open_newest(directory, group=None):

@@ -13,17 +13,17 @@ _DATA = {"training data": "train_data", "validation data": "val_data"}
 
 
 def run_facts(settings):
-    """The facts of a run, of JSON's types. settings: complete. Raises UserError if a file of the data cannot be read."""
+    """The facts of a run, JSON-serialisable. settings: complete. Raises UserError if a file of the data cannot be read."""
     facts = {name: getattr(settings, name) for name in _SETTINGS}
     for name, field in _DATA.items():
         pattern = getattr(settings, field)
-        # Sizes and digests of the shards, in order: the same files elsewhere are the same data.
+        # The size of each shard and a digest of its two ends, in order: the same files elsewhere are the same data.
         facts[name] = "built-in" if pattern is None else list(facts_of_files(find_shards(pattern)).values())
     return facts
 
 
 def differences(before, now):
-    """What differs between two runs' facts, a list of texts. A fact that one of them lacks is passed over."""
+    """What differs between two runs' facts, a list of texts. A fact that one of them lacks is ignored."""
     texts = []
     for name in before.keys() & now.keys():
         if before[name] == now[name]:

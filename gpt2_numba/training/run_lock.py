@@ -1,11 +1,11 @@
-"""One run a log directory: two that write to the same one would delete and mix each other's checkpoints.
+"""One run per log directory: two that write to the same one would delete and mix each other's checkpoints.
 
 The lock is flock's on DIR/.lock. The system releases it when the process ends, however it ends, so a file that is left behind blocks
 nobody. In it are the host and the process of the run, for the message to another one. Readers of the directory do not need the lock.
 
 Some network file systems have no flock. There the lock is the file itself: it counts as long as the process that it names runs on this
-host. Whether one of another host still runs cannot be found out from here: it is replaced, with a warning. Windows has no flock either, and
-nothing is locked there.
+host, and two runs that start in the same moment may both take it. Whether a process on another host still runs cannot be determined from
+here: its lock is replaced, with a warning. Windows has no flock either, and nothing is locked there.
 """
 
 import contextlib

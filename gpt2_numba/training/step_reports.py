@@ -18,7 +18,7 @@ class StepResult:
     def __init__(self, step, learning_rate, measurement, run_state, micro_batches=()):
         """measurement: from GPT2.measure. run_state: its outlier detectors receive the values, so results must be read in order.
 
-        micro_batches: [(inputs, targets), ...] of this process, to make the step again if it is not finite.
+        micro_batches: [(inputs, targets), ...] of this process, to recompute the step if it is not finite.
         """
         self.step, self.learning_rate, self.micro_batches = step, learning_rate, micro_batches
         self.end = None  # StepReports.add sets it, when the whole step is queued
@@ -46,7 +46,7 @@ class StepResult:
 
 
 class StepReports:
-    """Prints and logs the results of steps in order, each after the next step has been queued."""
+    """Prints and logs the results of steps in order; with overlap, each after the next step has been queued."""
 
     def __init__(self, max_steps, tokens_per_step, log, overlap, peak_tokens_per_second=None, explain=None):
         """log: MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU.
@@ -93,4 +93,4 @@ class StepReports:
         if self.not_finite:
             print(f"warning: step {result.step + 1} has updated nothing, since its loss or gradient norm is not finite", flush=True)
         if self.not_finite == 1 and self._explain:
-            print(f"step {result.step + 1} made again: {self._explain(result.micro_batches)}")
+            print(f"step {result.step + 1} recomputed: {self._explain(result.micro_batches)}")
