@@ -1,4 +1,4 @@
-"""The one kind of error that a user can mend: the command lines print it as one line and exit with code 2."""
+"""The one kind of error that a user can fix: the command lines print it as one line and exit with code 2."""
 
 
 class UserError(ValueError):

@@ -27,7 +27,7 @@ def _directories(number):
         ended = train(directory, prepare=lambda: plant(directory / "log", directories_cannot_be_flushed(number)))
         expect_end(ended, 0)
         if ended.err:
-            raise Lost(f"nothing is wrong that a user could mend: {ended}")
+            raise Lost(f"nothing is wrong that a user could fix: {ended}")
         expect_same_bits(directory)
 
     return run

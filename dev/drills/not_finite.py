@@ -19,7 +19,6 @@ from dev.drills.ways_to_damage import HEADER_BYTES
 from gpt2_numba.model import GPT2
 from gpt2_numba.training.checkpoint import complete_checkpoints
 
-STEPS_IN_A_ROW = 3  # after which the run ends
 TENSORS = ("wte", "wpe", "qkvw", "lnfb")
 WITHOUT_SKIPPING = {"-sl": 0, "-sg": 0}
 

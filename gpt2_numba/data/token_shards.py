@@ -65,7 +65,7 @@ class Shard:
         self._count = int(read_header(path, "a token shard", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2])
         if self._count < 1:
             raise UserError(f"{path}: a token shard must hold at least one token, its header says {self._count}. {HOW_TO_MAKE_ONE}")
-        with self._in_one_line(), self._open() as file:
+        with self._as_user_error(), self._open() as file:
             self._identity = _identity(file)
         size, expected = self._identity[0], HEADER_BYTES + 2 * self._count
         if size != expected:
@@ -79,7 +79,7 @@ class Shard:
 
     def __getitem__(self, tokens):
         start, stop, _ = tokens.indices(self._count)
-        with self._in_one_line():
+        with self._as_user_error():
             self._file = self._file or self._open()
             while True:
                 values = self._read(self._file, start, stop)
@@ -90,7 +90,7 @@ class Shard:
 
     def check(self, vocab_size=None):
         """Read all tokens, if that has not been done. Raises UserError if one is not below `vocab_size`. Threads may call it together."""
-        with self._lock, self._in_one_line():
+        with self._lock, self._as_user_error():
             if self._checksum is None:
                 with self._open() as file:
                     identity = _identity(file)
@@ -143,7 +143,7 @@ class Shard:
             raise self._changed(f"it had {self._identity[0]} bytes and has {identity[0]}")
 
     @contextmanager
-    def _in_one_line(self):
+    def _as_user_error(self):
         """What the system refuses becomes a UserError."""
         try:
             yield

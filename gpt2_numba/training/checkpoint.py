@@ -92,7 +92,7 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, 
         # Each stage starts when all processes have finished the one before; the reason of a failure is known to all of them.
         failure = (
             _by_rank_0(group, lambda: _remove_hidden_files(directory))  # left by a killed run: they take up space
-            or _together(group, lambda: checksums.update(_write_hidden(directory, write_files, group)))
+            or _first_failure(group, lambda: checksums.update(_write_hidden(directory, write_files, group)))
         )
         if not failure:
             checksums_by_rank = group.gather(checksums)
@@ -243,7 +243,7 @@ def read_outliers(path):
     return tuple([x for x in values if math.isfinite(x)] for values in (loss_values, norm_values))
 
 
-def _together(group, work):
+def _first_failure(group, work):
     """Call `work` in every process. Returns, to all of them, [reason, advice] of the first that could not write its files, or None."""
     failure = None
     try:
@@ -261,8 +261,8 @@ def _together(group, work):
 
 
 def _by_rank_0(group, work):
-    """Like _together, but only rank 0 calls `work`; the others wait for its result."""
-    return _together(group, work if group.rank == 0 else lambda: None)
+    """Like _first_failure, but only rank 0 calls `work`; the others wait for its result."""
+    return _first_failure(group, work if group.rank == 0 else lambda: None)
 
 
 def _write_hidden(directory, write_files, group):

@@ -91,7 +91,7 @@ def prepare(settings, group):
     choose_matmuls(settings, model)
     run_state = RunState()
     first_step = each(load_start, settings, model, start_from, weights, train_loader, run_state, max_steps)
-    facts = each(run_facts, settings)
+    facts = each(run_facts, settings, group.ranks)
     if start_from and (changes := differences(start_from.facts, facts)):
         print(f"what differs from the run that wrote the checkpoint: {'; '.join(changes)}")
     return PreparedRun(

@@ -12,9 +12,9 @@ _SETTINGS = (
 _DATA = {"training data": "train_data", "validation data": "val_data"}
 
 
-def run_facts(settings):
+def run_facts(settings, processes):
     """The facts of a run, JSON-serialisable. settings: complete. Raises UserError if a file of the data cannot be read."""
-    facts = {name: getattr(settings, name) for name in _SETTINGS}
+    facts = {name: getattr(settings, name) for name in _SETTINGS} | {"processes": processes}
     for name, field in _DATA.items():
         pattern = getattr(settings, field)
         # The size of each shard and a digest of its two ends, in order: the same files elsewhere are the same data.
