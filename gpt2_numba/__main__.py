@@ -1,6 +1,7 @@
 """The commands of the package:  python -m gpt2_numba"""
 
-from gpt2_numba.command_line import main_program
+from gpt2_numba.command_line import exit_code, main_program
+from gpt2_numba.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT-2; without flags a small one, on the GPU or on the CPU (--help lists the flags)",
@@ -10,8 +11,15 @@ COMMANDS = {
 }
 
 
-def main(_argv):
-    """Print the commands, a line each."""
+def main(argv):
+    """Print the commands, a line each. Returns the exit code."""
+    return exit_code(_list_commands, argv)
+
+
+def _list_commands(argv):
+    if argv and argv[0] not in ("-h", "--help"):
+        known = f"python -m gpt2_numba.{argv[0]}" if argv[0] in COMMANDS else "python -m gpt2_numba, which lists them"
+        raise UserError(f"python -m gpt2_numba takes no arguments, got {argv[0]!r}; its commands are modules: {known}")
     print("Commands (each explains itself with --help):\n")
     for name, purpose in COMMANDS.items():
         print(f"  python -m gpt2_numba.{name:<12} {purpose}")

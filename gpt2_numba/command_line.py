@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from gpt2_numba import console
 from gpt2_numba.errors import UserError
@@ -18,6 +19,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message}: see {self.prog} --help")
+
+
+def user_path(text):
+    """The path that a user has typed, with ~ replaced by their home: a shell leaves that to the program in --out=~/data."""
+    return Path(text).expanduser()
 
 
 def exit_code(run, argv):
@@ -44,6 +50,8 @@ def main_program(main, outlives_pipe=False):
         console.raise_at_ctrl_c()
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
+        console.exit_at_ctrl_c()
         print("stopped by Ctrl-C", file=sys.stderr)
         code = console.INTERRUPTED
+    console.exit_at_ctrl_c()
     sys.exit(code)

@@ -102,6 +102,12 @@ def raise_at_ctrl_c():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def exit_at_ctrl_c():
+    """From here on, Ctrl-C ends the process at once: all that is left is to write what has been printed, to a reader that may be gone."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+
 def _end(*_):
     with contextlib.suppress(OSError):
         os.write(STDERR, b"stopped by Ctrl-C while starting\n")

@@ -69,7 +69,6 @@ def check_memory(config, B, T, options, free_bytes, sharing=None):
     fitting = largest_batch(config, T, options, free_bytes, sharing)
     if fitting:
         raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) fits; more micro-steps keep the total (-d)")
-    raise UserError(
-        message
-        + f"Not even a micro-batch of 1 fits: use a shorter context (-t), a smaller model (-e){' or bf16' if options.device == 'gpu' else ''}"
-    )
+    on_gpu = "a shorter context (-t), a smaller model (-e) or bf16"
+    remedies = on_gpu if options.device == "gpu" else "a shorter context (-t) or a smaller model (-e)"
+    raise UserError(message + f"Not even a micro-batch of 1 fits: use {remedies}")

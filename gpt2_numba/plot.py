@@ -8,11 +8,10 @@ Reads LOGDIR/main.log (ours or llm.c's) and writes LOGDIR/loss.png, or FILE.
 import contextlib
 import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.command_line import Parser, exit_code, main_program, one_line
+from gpt2_numba.command_line import Parser, exit_code, main_program, one_line, user_path
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import read_main_log
 
@@ -141,8 +140,8 @@ def _label(axes, quantity):
 def run(argv):
     """Draw the plot that the command line asks for."""
     parser = Parser(prog="python -m gpt2_numba.plot", description="Plot the losses of a run from its main.log.")
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="the log directory of a run (its -o)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the PNG to write (default LOGDIR/loss.png)")
+    parser.add_argument("logdir", metavar="LOGDIR", type=user_path, help="the log directory of a run (its -o)")
+    parser.add_argument("--out", metavar="FILE", type=user_path, help="the PNG to write (default LOGDIR/loss.png)")
     arguments = parser.parse_args(argv)
     png_path = arguments.out or arguments.logdir / "loss.png"
     plot_losses(arguments.logdir / "main.log", png_path, title=arguments.logdir.resolve().name)

@@ -38,12 +38,12 @@ def train(settings, group=None):
     Raises an Ending if it ends otherwise (training/endings.py), UserError if something the settings ask for is not possible.
     """
     group = group or Alone()
-    with log_directory(settings, group):
-        return training_loop(prepare(settings, group), group)
+    with log_directory(settings, group) as lock:
+        return training_loop(prepare(settings, group), group, lock)
 
 
-def training_loop(run, group):
-    """All steps of a PreparedRun. Returns the trained GPT2."""
+def training_loop(run, group, lock):
+    """All steps of a PreparedRun, whose log directory is locked. Returns the trained GPT2."""
     settings, model, run_state = run.settings, run.model, run.run_state
     log = together(group, lambda: MainLog(settings.log_dir if group.rank == 0 else None, append=run.first_step > 0))
     reports = StepReports(
@@ -52,7 +52,7 @@ def training_loop(run, group):
     )  # fmt: skip
 
     step, interrupted = run.first_step, False
-    with Prefetcher(run.train_loader) as batches, StopRequest() as stop, Saver(run, reports.finish) as saver:
+    with Prefetcher(run.train_loader) as batches, StopRequest() as stop, Saver(run, reports, lock) as saver:
 
         def asked_to_stop():  # several processes must stop at the same step, and a signal may reach only one: a step's results tell all
             return stop.requested if group.ranks == 1 else reports.stopping or interrupted
@@ -74,11 +74,11 @@ def training_loop(run, group):
             if stopping or diverged or due(settings.checkpoint_every, step) or last and settings.final_checkpoint:
                 saver.save(keep_all=diverged)
             if diverged:
-                raise Diverged(step, MAX_STEPS_NOT_FINITE)
+                raise Diverged(step, MAX_STEPS_NOT_FINITE, settings.log_dir)
             if stopping:
                 reports.finish()
                 raise_shared_problem(group, data_problem())
-                raise Stopped(stop.requested or "a signal to another process", step, settings.log_dir, saver)
+                raise Stopped(stop.requested or "a signal to another process", step, settings, saver)
 
             # Once in a while, at the start and at the end: how well does the model predict text it has not seen?
             if due(settings.val_every, step, last) or settings.val_every and step == 0:

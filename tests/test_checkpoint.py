@@ -719,7 +719,7 @@ def test_facts_are_kept_in_done(tmp_path):
 
 
 def test_outliers_survive_bit_for_bit(tmp_path):
-    losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [1.5, 1e300]
+    losses, norms = [0.1 + 0.2, -0.0, 5e-324, math.pi], [1.5, 3e38]
     write_outliers(tmp_path / "o.json", losses, norms)
     found = read_outliers(tmp_path / "o.json")
     assert struct.pack("<6d", *found[0], *found[1]) == struct.pack("<6d", *losses, *norms)
@@ -729,6 +729,13 @@ def test_outliers_that_are_not_finite_are_left_out(tmp_path):
     """A window with infinity or NaN would give no scores until they have left it."""
     write_outliers(tmp_path / "o.json", [math.nan, 1.0, math.inf, 2.0], [-math.inf])
     assert read_outliers(tmp_path / "o.json") == ([1.0, 2.0], [])
+
+
+def test_outliers_beyond_float32_are_damage(tmp_path):
+    """No loss or norm is so large, and their squares would overflow."""
+    write_outliers(tmp_path / "o.json", [1.0], [1e308])
+    with pytest.raises(UserError, match="must be two lists"):
+        read_outliers(tmp_path / "o.json")
 
 
 def test_outliers_are_empty_in_a_checkpoint_of_llmc(tmp_path):

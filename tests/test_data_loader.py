@@ -250,8 +250,8 @@ def test_state_is_a_snapshot():
 def test_the_state_of_another_loader_is_refused():
     state = DataLoader(some_shards(), B, T, shuffle=True).state()
     for loader, reason in [
-        (DataLoader(some_shards(), B, T), "is from a shuffling loader and this one does not shuffle"),
-        (DataLoader(some_shards(LENGTHS[:2]), B, T, shuffle=True), "order of 3 shards is not a permutation of the 2 shards"),
+        (DataLoader(some_shards(), B, T), "is from a shuffling loader, and this one does not shuffle"),
+        (DataLoader(some_shards(LENGTHS[:2]), B, T, shuffle=True), "from a run with 3 shard.s., and this one has 2"),
         (DataLoader(some_shards(), B + 1, T, shuffle=True), r"order of \d+ samples is not a permutation of the \d+ in"),
         (DataLoader(some_shards(), B, T, ranks=2, shuffle=True), r"order of \d+ samples is not a permutation of the \d+ in"),
     ]:
@@ -270,7 +270,7 @@ def test_the_state_of_another_loader_is_refused():
         (True, {"current_shard": 3}, "shard number 3 of 3"),
         (True, {"current_shard": -1}, "shard number -1"),
         (True, {"current_sample": 17}, "sample 17"),
-        (True, {"shard_order": np.array([0, 0, 1])}, "order of 3 shards"),
+        (True, {"shard_order": np.array([0, 0, 1])}, "order of 3 shards does not name each"),
         (True, {"sample_order": np.zeros(12, np.int32)}, "order of 12 samples"),  # the right length
         (True, {"generator_position": 625}, "position 625"),
         (True, {"generator_words": np.zeros(623, np.uint32)}, "623 words"),
@@ -473,8 +473,8 @@ def test_without_shuffling_the_position_is_scaled(before, after, done, index):
 def test_states_of_other_data_are_refused():
     good = [loader.state() for loader in run_loaders(2)]
     for loader, states, reason in [
-        (DataLoader(some_shards(UNEQUAL[:3]), B, T, 0, 3, True), good, "order of 4 shards is not a permutation of the 3 shards"),
-        (DataLoader(some_shards(UNEQUAL), B, T, 0, 3), good, "is from a shuffling loader and this one does not shuffle"),
+        (DataLoader(some_shards(UNEQUAL[:3]), B, T, 0, 3, True), good, "from a run with 4 shard.s., and this one has 3"),
+        (DataLoader(some_shards(UNEQUAL), B, T, 0, 3), good, "is from a shuffling loader, and this one does not shuffle"),
         (DataLoader(some_shards(UNEQUAL), B, T, 2, 3, True), [replace(good[0], current_shard=4), good[1]], "shard number 4"),
         (DataLoader(some_shards(UNEQUAL), B, T, 0, 3, True), [replace(good[0], current_sample=26), good[1]], "sample 26 of 25"),
         (DataLoader(some_shards(UNEQUAL), B, T, 0, 3, True), [replace(good[0], sample_order=good[0].sample_order[:0])], "sample 0 of 0"),

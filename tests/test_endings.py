@@ -199,6 +199,33 @@ def test_one_run_at_a_time_writes_to_a_log_directory(data, tmp_path):
         train(*data, "-o", tmp_path / "log", "-y", 1)
 
 
+def test_a_run_that_has_lost_its_lock_to_another_stops(data, tmp_path, monkeypatch):
+    """Somebody removes the lock, and another run begins: this one writes nothing more."""
+    others = []
+
+    def another_begins(*_, **__):
+        if not others:
+            (tmp_path / "log" / ".lock").unlink()
+            others.append(RunLock(tmp_path / "log"))
+        return 1e-3
+
+    monkeypatch.setattr(trainer, "learning_rate", another_begins)
+    with pytest.raises(UserError, match="another run .* is writing to"):
+        train(*data, "-o", tmp_path / "log", "-n", 2)
+    assert complete_checkpoints(tmp_path / "log") == []
+    others[0].release()
+
+
+def test_a_link_to_another_disk_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big").mkdir()
+    (tmp_path / "log_built_in").symlink_to("big")
+    for steps in (1, 2):
+        train("-e", "L=1,NH=1,C=8", "-t", 8, "-x", steps)
+    assert (tmp_path / "log_built_in").is_symlink() and complete_checkpoints("log_built_in") == [2]
+    assert complete_checkpoints("big.1") == [1]
+
+
 def test_the_built_in_run_moves_an_earlier_one_aside(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ["-e", "L=1,NH=1,C=8", "-t", 8, "-x"]
@@ -256,6 +283,21 @@ def test_another_model_is_told(data, tmp_path, capsys):
     assert f"L=1,NH=1,C=8,T=4,V={V}" in row
 
 
+def test_another_model_file_is_told_and_sizes_that_were_not_given_are_not(data, tmp_path, capsys):
+    train(*data, "-o", tmp_path / "small")
+    train(*data, "-o", tmp_path / "large", "-e", f"L=1,NH=1,C=16,V={V}")
+    file = tmp_path / "large" / "model_00000004.bin"
+    assert f"C=8,T=4,V={V}, not {file} (-e)" in resumed(capsys, *data, "-o", tmp_path / "small", "-x", 5, "-e", file)
+    assert "the model is" not in resumed(capsys, *data, "-o", tmp_path / "small", "-x", 6, "-t", 2, "-b", 2)
+
+
+def test_a_checkpoint_whose_checksums_are_lost_is_used_with_a_warning(data, tmp_path, capsys):
+    train(*data, "-o", tmp_path / "log")
+    (tmp_path / "log" / "DONE_00000004").write_bytes(b"")
+    train(*data, "-o", tmp_path / "log", "-x", 5, "-y", 1)
+    assert capsys.readouterr().err.count("has lost the checksums of the checkpoint") == 1
+
+
 def test_other_data_are_told_and_can_be_begun_anew(data, tmp_path, capsys):
     train(*data, "-o", tmp_path / "log")
     tokens = np.random.default_rng(6).integers(0, V, 17)
@@ -263,7 +305,7 @@ def test_other_data_are_told_and_can_be_begun_anew(data, tmp_path, capsys):
     printed = resumed(capsys, *data, "-o", tmp_path / "log", "-x", 5)
     assert "what differs from the run that wrote the checkpoint: max steps 5, before 4; training data: a file of 1,058 bytes" in printed
     write_shard(tmp_path / "train_2.bin", tokens)
-    with pytest.raises(UserError, match=r"3 shards.*\(--restart-data on\)"):
+    with pytest.raises(UserError, match=r"from a run with 2 shard\(s\), and this one has 3.*\(--restart-data on\)"):
         train(*data, "-o", tmp_path / "log", "-x", 6, "-y", 1)
     printed = resumed(capsys, *data, "-o", tmp_path / "log", "-x", 6, "--restart-data", "on")
     assert "resumed after 5 steps, at the beginning of the data" in printed
@@ -282,7 +324,7 @@ def test_files_without_done_are_told(data, tmp_path, capsys):
 @pytest.mark.parametrize("flags, words", [
     (["-b", 150, "-t", 4], r"too little memory: .* with B=150, T=4, fp32.*A micro-batch of \d+ \(-b \d+\) fits"),
     (["-e", "L=1,NH=1,C=8,V=100000"], r"too little memory: the largest tensor of L=1,NH=1,C=8,T=4,V=100000 takes.*smaller model"),
-    (["-e", "L=1,NH=1,C=8,V=10000"], r"too little memory: .*Not even a micro-batch of 1 fits.*smaller model \(-e\)$"),
+    (["-e", "L=1,NH=1,C=8,V=10000"], r"too little memory: .*Not even a micro-batch of 1 fits.*use a shorter context \(-t\) or a smaller model \(-e\)$"),
 ])  # fmt: skip
 def test_a_model_that_does_not_fit_into_the_machines_memory_is_refused(tmp_path, monkeypatch, flags, words):
     for module in ("gpt2_numba.memory_fit", "gpt2_numba.model"):

@@ -42,7 +42,7 @@ ALLOWED = {
     "check_model": {"training", "model", "layer_checks", "data", "options", "gpu", "command_line", "config", "errors"},
     "doctor": {"train", "training", "layer_checks", "kernel_sets", "layers", "gpu", "config", "cpu_cache", "command_line"},
     "": {"model", "options", "config", "errors", "console"},  # gpt2_numba/__init__.py
-    "__main__": {"command_line"},
+    "__main__": {"command_line", "errors"},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gpt2_numba
-from gpt2_numba.__main__ import COMMANDS
+from gpt2_numba.__main__ import COMMANDS, main
 from tests.test_import_rule import source_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,3 +64,11 @@ def test_the_readme_names_the_reading_path():
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["train", "-x", "5"], "got 'train'; its commands are modules: python -m gpt2_numba.train"), (["tain"], "which lists them"),
+])  # fmt: skip
+def test_an_argument_is_not_ignored(arguments, words, capsys):
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err

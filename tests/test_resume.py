@@ -498,7 +498,7 @@ def test_a_signal_between_any_two_lines_loses_no_step(run, tmp_path, monkeypatch
     monkeypatch.setattr(trainer, "StopRequest", LateRequest)
     stopped = run(*TINY, "-o", tmp_path)
     steps = len(stopped.results)
-    assert f"after {steps} steps" in stopped.stopped and complete_checkpoints(tmp_path) == ([steps] if steps else [])
+    assert f"after {steps} step" in stopped.stopped and complete_checkpoints(tmp_path) == ([steps] if steps else [])
     assert (f"checkpoint of step {steps}" if steps else "no checkpoint") in stopped.stopped
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from gpt2_numba.errors import UserError
 from gpt2_numba.training import run_lock
-from gpt2_numba.training.run_lock import RunLock
+from gpt2_numba.training.run_lock import FILE_NAME, RunLock
 
 pytestmark = pytest.mark.skipif(run_lock.fcntl is None, reason="nothing is locked on Windows")
 
 HOLDER = """
 import sys, time
-from gpt2_numba.training.run_lock import RunLock
+from gpt2_numba.training.run_lock import FILE_NAME, RunLock
 lock = RunLock(sys.argv[1])
 exec(sys.argv[2])
 print("locked", flush=True)
@@ -174,7 +174,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch, nu
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    assert "File exists" in refusal(tmp_path / "file")
+    assert "it is a file" in refusal(tmp_path / "file")
     assert "Not a directory" in refusal(tmp_path / "file" / "run")
     assert "name too long" in refusal(tmp_path / ("x" * 300))
 
@@ -228,3 +228,29 @@ def test_without_flock_a_lock_of_another_host_is_replaced_with_a_warning(tmp_pat
         assert (tmp_path / ".lock").read_text().startswith(f"{socket.gethostname()} ")
     warning = capsys.readouterr().err
     assert warning.startswith("warning: ") and "host elsewhere, process 17" in warning and warning.count("\n") == 1
+
+
+def test_a_lock_that_somebody_has_removed_is_taken_again(tmp_path):
+    with RunLock(tmp_path) as lock:
+        (tmp_path / FILE_NAME).unlink()
+        lock.renew()
+        with pytest.raises(UserError, match="another run"):
+            RunLock(tmp_path)
+
+
+def test_a_run_whose_lock_was_removed_stops_if_another_has_begun(tmp_path):
+    lock = RunLock(tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    with RunLock(tmp_path):
+        with pytest.raises(UserError, match="another run"):
+            lock.renew()
+        lock.release()  # not the other's
+        with pytest.raises(UserError, match="another run"):
+            RunLock(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_in_place_of_the_lock_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / FILE_NAME)
+    with pytest.raises(UserError, match="not a regular file"):
+        RunLock(tmp_path)

@@ -206,3 +206,10 @@ def test_a_log_that_cannot_be_written_is_one_warning(tmp_path, capsys):
     (tmp_path / "log").mkdir()
     log.write_train_step(2, 3.0, 1e-3, 1.0)
     assert read_main_log(tmp_path / "log" / "main.log")["train_loss"][0].tolist() == [2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_in_place_of_main_log_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "main.log")
+    with pytest.raises(UserError, match="main.log must be a file that can be written .*a pipe"):
+        MainLog(tmp_path)

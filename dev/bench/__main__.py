@@ -19,7 +19,7 @@ from dev.bench.report import ceilings_table, kernels_table, summary, timeline_ta
 from dev.bench.roofline import plot_roofline, plot_step
 from dev.bench.step import measure_step, record_timeline, summarise
 from dev.bench.trainer import Trainer
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import SIMULATING, device_name, real_gpu, synchronize
@@ -48,7 +48,7 @@ def parse(argv):
     parser.add_argument("--tf32", type=int, choices=(0, 1), default=1, help="as in the trainer (default 1)")
     parser.add_argument("--matmul-search", choices=("on", "off"), default="on", help="as in the trainer (default on)")
     parser.add_argument("--part", default=",".join(PARTS), help="some of ceilings,kernels,step; always the ceilings (default: all)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: named by date, GPU and model, in dev/bench)")
+    parser.add_argument("--out", type=user_path, help="folder for the results (default: named by date, GPU and model, in dev/bench)")
     settings = parser.parse_args(argv)
     settings.part = settings.part.split(",")
     if not set(settings.part) <= set(PARTS):

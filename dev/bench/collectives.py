@@ -19,7 +19,6 @@ import time
 import traceback
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numba import cuda
@@ -27,7 +26,7 @@ from numba import cuda
 from dev.bench.clock import hold, mark, milliseconds
 from dev.bench.machine import GpuWatch, commit, gpus, versions
 from dev.bench.report import table
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, compute_stream, copy_to_device, copy_to_host, real_gpu, synchronize, to_storage
@@ -256,7 +255,7 @@ def size_name(size):
 def run(argv):
     """Check and measure. Returns the exit code."""
     parser = Parser(prog="python -m dev.bench.collectives", doc=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for result.json (default: not written)")
+    parser.add_argument("--out", type=user_path, help="folder for result.json (default: not written)")
     settings = parser.parse_args(argv)
     if not real_gpu():
         raise UserError("python -m dev.bench.collectives measures GPUs, and there is none here: python -m gpt2_numba.doctor says more")

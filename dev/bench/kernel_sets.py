@@ -15,11 +15,10 @@ zero. This grows over 20 steps; a relative difference of 1e-5, 16 times the roun
 import datetime
 import json
 import statistics
-from pathlib import Path
 
 from dev.bench.machine import gpus, versions
 from dev.bench.train_speed import run
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 
 SETS = {  # name -> flags
     "plain": ["--kernels", "plain"],
@@ -36,7 +35,7 @@ RELATIVE_BOUND = 1e-5
 def compare(argv):
     """Compare as the command line says. Returns the exit code: 1 if losses differ by more than the bound."""
     parser = Parser(prog="python -m dev.bench.kernel_sets", doc=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--out", type=user_path, required=True, help="directory for the results")
     parser.add_argument("--sets", default=",".join(map(str, range(len(SETS)))), help="numbers of the sets to run, from 0 (default: all)")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
     arguments = parser.parse_args(argv)

@@ -10,11 +10,10 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from dev.bench.machine import gpus
 from dev.data import tokenize_text
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.errors import UserError
 
 FLAGS = "-t 1024 -r 0 -ge 1 -l 0.0006 -u 700 -q 0.1 -c 0.1 -v 0 -s 0 -x 15"
@@ -58,8 +57,8 @@ def table(model, ours):
 def measure(argv):
     """Measure as the command line says."""
     parser = Parser(prog="python -m dev.bench.llmc_losses", doc=__doc__)
-    parser.add_argument("text", type=Path, help="Tiny Shakespeare")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("text", type=user_path, help="Tiny Shakespeare")
+    parser.add_argument("--out", type=user_path, required=True, help="directory for the results")
     parser.add_argument("--models", default="d12,d48", help="(default: d12,d48)")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -24,7 +23,7 @@ import numpy as np
 from dev.bench.machine import commit, gpus, versions
 from dev.bench.trainer import MAX_NORM, Trainer
 from gpt2_numba import fused_layer_order
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
 
 BATCH = {"d12": 64, "d24": 32, "d36": 32, "d48": 16}  # per GPU, as in llm.c's runs; T = 1024
@@ -211,7 +210,7 @@ def run(argv):
     parser.add_argument("--micro-steps", type=integers, default=[8, 1], help="micro-steps per step [8,1]")
     parser.add_argument("--batch", type=int, help="micro-batch per GPU [the usual one of each model]")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"duration of each measurement [{SECONDS:g}]")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--out", type=user_path, required=True, help="directory for the results")
     parser.add_argument("--process", help=argparse.SUPPRESS)  # MODEL,STAGE: run as one of mpirun's processes
     arguments = parser.parse_args(argv)
     if arguments.process:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 
 # Runs in the trainer's process. The GPU's context and cuBLASLt, which would start a little later, are started here to get rows of their
 # own.
@@ -147,7 +147,7 @@ def run(argv):
     """Measure as the command line says."""
     parser = Parser(prog="python -m dev.bench.start", doc=__doc__)
     parser.add_argument("--cold", action="store_true", help="with an empty cache")
-    parser.add_argument("--out", type=Path, help="file for the result, as JSON")
+    parser.add_argument("--out", type=user_path, help="file for the result, as JSON")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as empty:

@@ -14,10 +14,9 @@ import re
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 from dev.bench.machine import gpus, versions
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 
 STEP = re.compile(r"step +(\d+)/\d+ \| loss ([\d.na]+) .*\| norm ([\d.na]+) .*\| ([\d.]+) ms \|")
 RUN = (
@@ -44,7 +43,7 @@ def run(flags, directory):
 def measure(argv):
     """Measure as the command line says. Returns the exit code: 1 if a repeated run differs."""
     parser = Parser(prog="python -m dev.bench.train_speed", doc=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for the results")
+    parser.add_argument("--out", type=user_path, required=True, help="directory for the results")
     parser.add_argument("--twice", action="store_true", help="run twice and compare the bits")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
     arguments = parser.parse_args(argv)

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from dev.data.tokenize_text import ENCODINGS
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.data.multiple_choice import Example, write_examples
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.data.tokenizers import encode
@@ -24,8 +24,8 @@ from gpt2_numba.errors import UserError
 
 def parse_arguments(argv):
     parser = Parser(prog="python -m dev.data.hellaswag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", type=Path, metavar="JSONL", help="JSON lines, UTF-8; NAME.gz is unpacked")
-    parser.add_argument("--out", type=Path, default=Path("hellaswag_val.bin"), help="file to write (default: hellaswag_val.bin)")
+    parser.add_argument("questions", type=user_path, metavar="JSONL", help="JSON lines, UTF-8; NAME.gz is unpacked")
+    parser.add_argument("--out", type=user_path, default=Path("hellaswag_val.bin"), help="file to write (default: hellaswag_val.bin)")
     parser.add_argument("--limit", type=int, help="number of examples to use, the first ones (default: all)")
     parser.add_argument(
         "--tokenizer",

@@ -17,7 +17,7 @@ import numpy as np
 
 from dev.data.tokenize_text import cannot_write, file_name
 from gpt2_numba.check_model import ADAMW, GRAD_CLIP, STEPS
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.initial_weights import initial_weights
@@ -35,7 +35,7 @@ def parse_arguments(argv):
     parser.add_argument("-b", "--batch-size", type=int, default=4, metavar="B", help="rows of the batch (default: 4)")
     parser.add_argument("-t", "--sequence-length", type=int, default=64, metavar="T", help="tokens of a row (default: 64)")
     parser.add_argument("--seed", type=int, default=42, help="seed of weights and tokens (default: 42)")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="directory for the files (default: this one)")
+    parser.add_argument("--out", type=user_path, default=Path("."), metavar="DIR", help="directory for the files (default: this one)")
     parser.add_argument("--name", type=file_name, default="model", help="beginning of the files' names (default: model)")
     arguments = parser.parse_args(argv)
     arguments.config = parse_descriptor(arguments.model)

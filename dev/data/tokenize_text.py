@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_numba.command_line import Parser, exit_code, main_program
+from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.data.tokenizers import byte_encoding, encode, gpt2_encoding
@@ -32,7 +32,7 @@ ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
 
 def parse_arguments(argv):
     parser = Parser(prog="python -m dev.data.tokenize_text", description="Make token shards for training from UTF-8 text files.")
-    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text file, UTF-8")
+    parser.add_argument("texts", nargs="+", type=user_path, metavar="TEXT", help="text file, UTF-8")
     parser.add_argument(
         "--tokenizer", choices=sorted(ENCODINGS), default="gpt2", help="bytes: 257 tokens, gpt2: 50,257 tokens (default: gpt2)"
     )
@@ -47,7 +47,7 @@ def parse_arguments(argv):
         default=100_000_000,
         help="largest number of tokens in a shard; shards get nearly equal sizes (default: 100000000)",
     )
-    parser.add_argument("--out", type=Path, default=Path("."), help="directory for the shards (default: this one)")
+    parser.add_argument("--out", type=user_path, default=Path("."), help="directory for the shards (default: this one)")
     parser.add_argument("--name", type=file_name, help="beginning of the shards' names (default: the first text's name)")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.val_fraction < 1:

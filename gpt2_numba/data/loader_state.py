@@ -74,16 +74,18 @@ def check_position(state, loader):
     if state.shuffle != loader.shuffle:
         raise UserError(
             f"{loader.shard_name(0)}: the saved position in the data must be from the same kind of loader: it is from a "
-            f"{'' if state.shuffle else 'non-'}shuffling loader and this one does {'' if loader.shuffle else 'not '}shuffle. "
-            "Resume with the settings of the saved run"
+            f"{'' if state.shuffle else 'non-'}shuffling loader, and this one {'shuffles' if loader.shuffle else 'does not shuffle'}. "
+            "Resume with the settings of the saved run, or begin the data anew (--restart-data on)"
         )
     shards = len(loader.shards)
     if not 0 <= state.current_shard < shards:
         raise _foreign_state(loader, f"it is in shard number {state.current_shard} of {shards}")
     if not state.shuffle:
         return
+    if len(state.shard_order) != shards:
+        raise _foreign_state(loader, f"it is from a run with {len(state.shard_order)} shard(s), and this one has {shards}")
     if not is_permutation(state.shard_order, shards):
-        raise _foreign_state(loader, f"its order of {len(state.shard_order)} shards is not a permutation of the {shards} shards")
+        raise _foreign_state(loader, f"its order of {shards} shards does not name each of them once")
     if len(state.generator_words) != GENERATOR_WORDS or not 0 <= state.generator_position <= GENERATOR_WORDS:
         raise _foreign_state(
             loader,

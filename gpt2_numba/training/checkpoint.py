@@ -28,6 +28,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 from gpt2_numba.parallel.agreement import together
@@ -41,6 +43,7 @@ MAX_OUTLIERS_BYTES = 1 << 20  # a window of 128 numbers takes 3 KB
 MAX_WINDOW = 1 << 10  # numbers
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CANNOT_FLUSH_DIRECTORIES = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # some network and WSL mounts
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _HIDDEN_SUFFIX = ".aside"  # suffix of the hidden name of a file that is being written
 
 
@@ -231,6 +234,8 @@ def read_outliers(path):
         loss_values, norm_values = ([float.fromhex(x) for x in windows[name]] for name in ("loss", "norm"))
         if max(len(loss_values), len(norm_values)) > MAX_WINDOW:
             raise ValueError("too long")
+        if any(FLOAT32_MAX < abs(x) < math.inf for x in (*loss_values, *norm_values)):
+            raise ValueError("not a float32")
     except FileNotFoundError:
         return [], []
     except UserError:

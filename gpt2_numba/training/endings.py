@@ -16,16 +16,17 @@ class Ending(Exception):
 class Stopped(Ending):
     """The run was asked to stop and did so after `step` updates."""
 
-    def __init__(self, reason, step, log_dir, saver):
+    def __init__(self, reason, step, settings, saver):
         """reason: the name of a signal, say. saver: the run's Saver."""
-        self.code = FAILED if saver.failed else STOPPED
+        self.code, log_dir = FAILED if saver.failed else STOPPED, settings.log_dir
         if not log_dir:
             how = "no checkpoint was written, since no log directory was given (-o)"
         elif saver.saved_step:
-            how = f"to continue, add -y 1 to the command: it resumes from the checkpoint of step {saver.saved_step} in {log_dir}"
+            flags = "add -y 1 to the command" + (" and leave out --restart-data" if settings.restart_data else "")
+            how = f"to continue, {flags}: it resumes from the checkpoint of step {saver.saved_step} in {log_dir}"
         else:
             how = f"there is no checkpoint in {log_dir}: the same command starts from the beginning"
-        super().__init__(f"stopped by {reason} after {step} steps; {how}")
+        super().__init__(f"stopped by {reason} after {step} step{'s' * (step != 1)}; {how}")
 
 
 class NotSaved(Ending):
@@ -38,11 +39,11 @@ class NotSaved(Ending):
 class Diverged(Ending):
     """Loss or gradient norm were not finite for several steps in a row."""
 
-    def __init__(self, step, steps_in_a_row):
+    def __init__(self, step, steps_in_a_row, log_dir):
+        again = "Resume from an older checkpoint (delete the newer ones, add -y 1)" if log_dir else "Start again"
         super().__init__(
             f"error: after {step} steps the run has diverged: {steps_in_a_row} steps in a row have updated nothing, since the loss or the "
-            "gradient norm was not finite. Resume from an older checkpoint (delete the newer ones, add -y 1), with a smaller learning rate "
-            "(-l) or a longer warm-up (-u)"
+            f"gradient norm was not finite. {again}, with a smaller learning rate (-l) or a longer warm-up (-u)"
         )
 
 

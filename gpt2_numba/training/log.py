@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 
 # The keys of main.log, and the names under which read_main_log returns them.
@@ -41,11 +42,9 @@ class MainLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not append:
                 _keep(self.path)
-            open(self.path, "a").close()
+            open_regular(self.path, "a").close()
         except OSError as error:
-            raise UserError(
-                f"the log directory must be writable, got {str(directory)!r} ({error.strerror}): choose another with -o"
-            ) from error
+            raise UserError(f"{self.path} must be a file that can be written ({error.strerror}): name another directory (-o)") from error
 
     def write_validation(self, step, loss):
         """Log a validation: its step and mean loss (nats per token)."""
@@ -63,7 +62,7 @@ class MainLog:
         if self.path is None:
             return
         try:
-            with open(self.path, "ab+") as file:  # opened for every line, so that none is lost if the run is killed
+            with open_regular(self.path, "ab+") as file:  # opened for every line, so that none is lost if the run is killed
                 file.write(_fresh_line(file) + line.encode() + b"\n")
         except OSError as error:  # a full disk, a removed directory: no reason to lose the run
             if not self._warned:

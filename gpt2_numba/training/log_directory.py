@@ -13,18 +13,17 @@ from gpt2_numba.training.settings import BUILT_IN_CPU_DEFAULTS
 
 @contextlib.contextmanager
 def log_directory(settings, group):
-    """Reserve the log directory for this run, in a `with` statement around all of it. Without one (no -o), nothing happens.
+    """Reserve the log directory for this run, in a `with` statement around all of it. Yields its RunLock, which rank 0 holds.
 
     All processes of the group call it. Raises UserError, in all of them, if another run is writing to the directory or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        if settings.log_dir:
-            together(group, lambda: _reserve(settings, stack) if group.rank == 0 else None)
-        yield
+        own = settings.log_dir and group.rank == 0
+        yield together(group, lambda: _reserve(settings, stack) if own else RunLock(None))
 
 
 def _reserve(settings, stack):
-    directory = Path(settings.log_dir)
+    directory = Path(settings.log_dir).resolve()  # a link stays where it is, and leads to the new directory
     lock = stack.enter_context(RunLock(directory))
     is_default = settings.train_data is None and settings.log_dir == BUILT_IN_CPU_DEFAULTS.log_dir
     if is_default and not settings.resume and _holds_a_run(directory):
@@ -35,10 +34,11 @@ def _reserve(settings, stack):
             raise UserError(
                 f"{directory} holds an earlier run and cannot be renamed to {aside} ({error.strerror}): name another with -o"
             ) from error
-        print(f"the earlier run in {directory} is now in {aside}")
+        print(f"the earlier run in {settings.log_dir} is now in {aside.name}")
         (aside / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
-        stack.enter_context(RunLock(directory))
+        lock = stack.enter_context(RunLock(directory))
+    return lock
 
 
 def _holds_a_run(directory):

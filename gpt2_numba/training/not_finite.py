@@ -75,7 +75,7 @@ def _first(model, kind, named_arrays):
         if found:
             at, value = found
             index = ", ".join(str(int(i)) for i in np.unravel_index(at, array.shape))
-            return f"the first is {kind} {name}{where}, which is {value} at [{index}]"
+            return f"the first number that is not finite is {value}, in {kind} {name}{where} at [{index}]"
     return None
 
 

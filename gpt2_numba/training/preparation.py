@@ -6,6 +6,7 @@ possible raises a UserError, whose single line says what would be.
 
 import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from gpt2_numba.config import GPT2_VOCAB_SIZE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.builtin_corpus import builtin_corpus
@@ -30,7 +31,14 @@ from gpt2_numba.training.checkpoint import agreed_checkpoints, unfinished_checkp
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.resume import Checkpoint, RunState, open_newest, restore
 from gpt2_numba.training.run_facts import differences, run_facts
-from gpt2_numba.training.settings import Settings, default_gelu_fusion, with_defaults
+from gpt2_numba.training.settings import (
+    BUILT_IN_CPU_DEFAULTS,
+    BUILT_IN_GPU_DEFAULTS,
+    SHARD_DEFAULTS,
+    Settings,
+    default_gelu_fusion,
+    with_defaults,
+)
 from gpt2_numba.training.speed import flops_per_token, peak_flops
 
 MEMORY_RESERVE = 1 << 30  # bytes that -b auto leaves free for kernels, cuBLASLt and the search of its algorithms
@@ -114,7 +122,7 @@ def open_start(settings, group):
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run to resume: add -o DIR")
     steps = agreed_checkpoints(settings.log_dir, group) if settings.log_dir else []
-    unfinished = unfinished_checkpoints(settings.log_dir) if settings.resume else []
+    unfinished = unfinished_checkpoints(settings.log_dir) if settings.log_dir else []
     if unfinished and unfinished[0] > max(steps, default=0):
         print(f"of step {unfinished[0]} there are files, but no DONE: they are not used")
     if settings.resume and steps:
@@ -132,15 +140,14 @@ def open_start(settings, group):
 
 def choose_model(settings, start_from):
     """Settings with the model decided, its GPT2Config, and its tokenizer: None if none has a vocabulary of V, or no samples are printed."""
-    if settings.model.endswith(".bin"):
+    if start_from:
         config = start_from.config
+        if start_from.step and _names_another(settings, config):
+            print(f"the model is the checkpoint's, {config}, not {settings.model} (-e)")
+            settings = replace(settings, model=str(config))
     else:
         default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
         config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
-        if start_from and config != start_from.config:
-            print(f"the model is the checkpoint's, {start_from.config}, not {settings.model} (-e)")
-            config = start_from.config
-            settings = replace(settings, model=str(config))
     if settings.sequence_length > config.max_T:
         raise UserError(
             f"the sequence length (-t) must be at most the model's longest context, {config.max_T}, got {settings.sequence_length}"
@@ -152,6 +159,14 @@ def choose_model(settings, start_from):
     except UserError as error:
         print(f"samples will be printed as token numbers: {error}")
         return settings, config, None
+
+
+def _names_another(settings, config):
+    """Whether -e was given and names another model than a checkpoint's, of this GPT2Config. Sizes that it omits are the checkpoint's."""
+    if settings.model.endswith(".bin"):
+        return Path(settings.model).exists() and read_model_file(settings.model, share=None)[0] != config
+    defaults = (SHARD_DEFAULTS.model, BUILT_IN_CPU_DEFAULTS.model, BUILT_IN_GPU_DEFAULTS.model)
+    return settings.model not in defaults and parse_descriptor(settings.model, default_T=config.max_T, default_V=config.V) != config
 
 
 def choose_precision(settings, start_from):

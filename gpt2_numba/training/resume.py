@@ -28,6 +28,7 @@ from gpt2_numba.parallel.shards import Shards
 from gpt2_numba.training.checkpoint import (
     CheckpointFailed,
     OldCheckpointsRemain,
+    done_file_name,
     load_newest,
     model_file_name,
     outliers_file_name,
@@ -123,9 +124,13 @@ def open_newest(directory, group=None):
     group = group or Alone()
 
     def load(step, done):
-        return open_checkpoint(Path(directory), step, done, share=(group.rank, group.ranks))
+        return open_checkpoint(Path(directory), step, done, share=(group.rank, group.ranks)), done
 
-    return load_newest(directory, load, group)
+    checkpoint, done = load_newest(directory, load, group)
+    windows, done_file = (Path(directory) / name(checkpoint.step) for name in (outliers_file_name, done_file_name))
+    if done is None and group.rank == 0 and windows.exists():  # llm.c, which records no checksums, does not write that file
+        print(f"warning: {done_file} has lost the checksums of the checkpoint: damage may go unnoticed", file=sys.stderr)
+    return checkpoint
 
 
 def open_checkpoint(directory, step, done=None, share=(0, 1)):

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -36,23 +37,26 @@ class RunLock:
     """
 
     def __init__(self, directory):
-        self._descriptor = None
+        self._descriptor, self._path = None, None
         if directory is not None:
             self._path = Path(directory) / FILE_NAME
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                if fcntl:
-                    self._take()
+                self._take()
             except OSError as error:
-                raise UserError(
-                    f"{directory}: the log directory must be one that this program can create and write, and it cannot: {error.strerror}. "
-                    "Name another one (-o), or change its permissions"
-                ) from error
+                reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+                raise UserError(f"{directory} must be a directory that can be written ({reason}): name another one (-o)") from error
 
     def _take(self):
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not fcntl:
+            return
         while self._descriptor is None:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)  # closed in programs that this one starts, as always in Python
+            descriptor = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666
+            )  # as always closed in programs started from here
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, f"{FILE_NAME} in it is not a regular file")
                 owner = _read_owner(descriptor)
                 if _flock(descriptor):
                     if not self._is_current(descriptor):  # another run has ended and removed it since it was opened
@@ -70,7 +74,7 @@ class RunLock:
             finally:
                 if self._descriptor is None:
                     os.close(descriptor)
-        with contextlib.suppress(OSError):  # a full disk: the lock is held, but does not say by whom
+        with contextlib.suppress(OSError):  # on a full disk the lock is held, but does not say by whom
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
 
@@ -78,8 +82,19 @@ class RunLock:
         """Whether the open file is still the one at the path."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+
+    def renew(self):
+        """Take the lock again if somebody has removed its file or the directory. Raises UserError if another run has it by now."""
+        if self._path is None or self._descriptor in _held and self._is_current(self._descriptor):
+            return
+        if self._descriptor in _held:
+            _held.remove(self._descriptor)
+            os.close(self._descriptor)
+        self._descriptor = None
+        with contextlib.suppress(OSError):  # a directory that cannot be made again: whoever writes to it next will say so
+            self._take()
 
     def release(self):
         """Give the lock back and remove its file. Afterwards, and in a forked child process, it does nothing."""

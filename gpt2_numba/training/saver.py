@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from gpt2_numba.errors import UserError
+from gpt2_numba.parallel.agreement import together
 from gpt2_numba.training.resume import save_or_warn
 
 
@@ -16,9 +17,9 @@ class Saver:
     saved_step  the newest step that this run can be resumed from, 0 if there is none
     """
 
-    def __init__(self, run, finish_reports):
-        """run: a PreparedRun. finish_reports: called before saving, so that the results of all steps are part of what is saved."""
-        self._run, self._finish_reports = run, finish_reports
+    def __init__(self, run, reports, lock):
+        """run: a PreparedRun. reports: its StepReports, finished before saving, so that all results are saved. lock: the RunLock."""
+        self._run, self._reports, self._lock = run, reports, lock
         self._step = self.saved_step = run.first_step
         self._position, self.failed = None, False
 
@@ -27,12 +28,16 @@ class Saver:
         self._step, self._position = step, position
 
     def save(self, keep_all=False):
-        """Save the last completed step, unless it is saved already or there is no log directory. keep_all: delete no older checkpoint."""
-        self._finish_reports()
-        settings = self._run.settings
+        """Save the last completed step, unless it is saved already or there is no log directory. keep_all: delete no older checkpoint.
+
+        Raises UserError if another run has begun to write to the directory, which only happens if somebody has removed the lock.
+        """
+        self._reports.finish()
+        settings, group = self._run.settings, self._run.model.group
         if not settings.log_dir or self._step == self.saved_step:
             return
-        if keep_all:
+        together(group, self._lock.renew)
+        if keep_all or self._reports.not_finite:  # the run may be about to diverge: the older checkpoints may be the last good ones
             settings = replace(settings, keep_checkpoints=0)
         self.failed = not save_or_warn(settings, self._step, self._run.model, self._position, self._run.run_state, self._run.facts)
         if not self.failed:
@@ -43,4 +48,4 @@ class Saver:
 
     def __exit__(self, kind, *_):
         if kind and issubclass(kind, UserError) and self._run.model.group.ranks == 1:
-            self.save()
+            self.save()  # if this is what has failed, it raises the same again
