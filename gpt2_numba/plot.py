@@ -42,7 +42,7 @@ def plot_losses(log_path, png_path, title):
             figure.savefig(png_path, format="png")
         except OSError as error:
             raise UserError(
-                f"the path of the plot must be writable, got {str(png_path)!r} ({error.strerror}): choose another with --out"
+                f"the path of the plot must be writable, got {str(png_path)!r} ({error.strerror or type(error).__name__}): choose another"
             ) from error
 
 

@@ -146,7 +146,7 @@ def training_loop(run, group, lock):
             plot_losses(log.path, picture, f"{model.config}, {count_parameters(model.config) / 1e6:.1f} M parameters")
             print(f"wrote {log.path} and {picture}")
         except Exception as error:  # a run that has done all its steps must not fail for its picture
-            print(f"warning: there is no picture of the losses: {error}", file=sys.stderr)
+            print(f"warning: there is no picture of the losses: {str(error) or type(error).__name__}", file=sys.stderr)
     if saver.failed:
         raise NotSaved(step)
     return model

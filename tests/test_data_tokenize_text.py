@@ -167,7 +167,7 @@ def test_no_part_of_the_shards_is_left(tmp_path, text, monkeypatch, capsys):
     monkeypatch.setattr(tokenize_text, "write_shard", write)
     assert main([str(text), "--tokenizer", "bytes", "--out", str(tmp_path), "--val-tokens", "2", "--shard-size", "10"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --out {tmp_path}: ") and len(written) == 2
-    assert not list(tmp_path.glob("*_train_*"))
+    assert not list(tmp_path.glob("*.bin"))
 
 
 def test_tiny_shakespeare_matches_llmcs(tmp_path, monkeypatch):

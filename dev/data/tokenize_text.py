@@ -164,10 +164,14 @@ def run(argv):
         documents += split_on_blank_lines(text) if arguments.split_on_blank_lines else [text]
     val, train = split_tokens(tokenize(documents, encoding), arguments.val_fraction, arguments.val_tokens)
 
+    written = []
     try:
-        write_shards(val, val_stem, arguments.shard_size)
-        write_shards(train, train_stem, arguments.shard_size)
+        for tokens, stem in ((val, val_stem), (train, train_stem)):
+            written += write_shards(tokens, stem, arguments.shard_size)
     except OSError as error:
+        for path in written:  # half of the data would only be in the way of the next attempt
+            with suppress(OSError):
+                path.unlink()
         raise cannot_write(arguments.out, error) from error
     print(f"train with: python -m gpt2_numba.train -i {shell_pattern(train_stem)} -j {shell_pattern(val_stem)}")
 

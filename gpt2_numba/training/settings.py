@@ -60,6 +60,8 @@ def _integer(minimum, maximum=None, or_value=None):
         rule += f", or {or_value}"
 
     def convert(text):
+        if maximum is None and len(text) > 12 and text.isdecimal():  # int() refuses thousands of digits
+            raise ValueError(f"an integer of at most {LARGEST}")
         try:
             value = int(text)
         except ValueError:
