@@ -188,6 +188,19 @@ def test_the_loop_by_exit_codes(tmp_path, codes, expected, starts):
     assert (code, len(started)) == (expected, starts)
 
 
+@pytest.mark.parametrize(("last", "code", "starts"), [
+    ("trl:nan lr:0.000300 norm:nan", 1, 1), ("trl:3.5 lr:0.000300 norm:inf", 1, 1), ("trl:-nan lr:0.000300 norm:1.0", 1, 1),
+    ("trl:3.5 lr:0.000300 norm:1.0", 0, 3),
+])  # fmt: skip
+def test_a_run_that_has_diverged_is_not_started_again(tmp_path, last, code, starts):
+    """Each start would write a checkpoint three steps further on, and end in the same way."""
+    (tmp_path / "log").mkdir()
+    lines = ["s:0 trl:4.0 lr:0.000300 norm:1.0", "s:1 trl:nan lr:0.000300 norm:nan", "s:2 trl:nan lr:0.000300 norm:nan", f"s:3 {last}"]
+    (tmp_path / "log" / "main.log").write_text("\n".join([*lines, "s:4 tel:nan"]) + "\n")
+    got, started, errors = loop(tmp_path, "c1 c1 0")
+    assert (got, len(started)) == (code, starts) and ("has diverged" in errors) == (code == 1)
+
+
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     (tmp_path / "log").mkdir()
     for step in (100_000_000, 99_999_999):  # nine digits count as newer than eight

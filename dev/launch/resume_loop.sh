@@ -9,6 +9,7 @@
 #     0               done                                    exits with 0
 #     2, 126, 127     a mistake in the command                exits with the same code
 #     130, 143        stopped by the user or the scheduler    exits with 130
+#     1               its last steps were not finite          exits with 1: the same data would come to the same end
 #     any other       a crash, or a rank that died or hung    starts the run again; gives up and exits with 1 after several failures
 # On Ctrl-C, or a signal to this script (TERM, USR1), the run writes a checkpoint and stops, and the loop ends.
 set -uo pipefail
@@ -25,6 +26,10 @@ shift
 
 newest_checkpoint() { # prints its step, if there is one; DONE_ is the last file written of a checkpoint
     find "$LOG_DIR" -maxdepth 1 -name 'DONE_*' 2>/dev/null | sed 's/.*DONE_//' | sort -n | tail -n 1
+}
+
+has_diverged() { # the last three training steps in the log, after which a run ends, have a loss or a norm that is not finite
+    [[ $(grep -E '^s:[0-9]+ trl:' "$LOG_DIR/main.log" 2>/dev/null | tail -n 3 | grep -cE '(trl|norm):-?(nan|inf)') -eq 3 ]]
 }
 
 say() {
@@ -80,6 +85,10 @@ while [[ -z $stopping ]]; do
         exit "$code"
     fi
 
+    if ((code == 1)) && has_diverged; then
+        say "the run has diverged; starting again would not help"
+        exit 1
+    fi
     after=$(newest_checkpoint)
     if [[ $after != "$before" ]]; then
         failures=0
