@@ -254,3 +254,15 @@ def test_a_pipe_in_place_of_the_lock_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / FILE_NAME)
     with pytest.raises(UserError, match="not a regular file"):
         RunLock(tmp_path)
+
+
+def test_a_directory_that_may_no_longer_be_searched_is_left_to_the_next_write(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with RunLock(tmp_path) as lock:
+        monkeypatch.setattr(os.path, "samestat", refuse)
+        lock.renew()
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="another run"):
+            RunLock(tmp_path)

@@ -87,13 +87,13 @@ class RunLock:
 
     def renew(self):
         """Take the lock again if somebody has removed its file or the directory. Raises UserError if another run has it by now."""
-        if self._path is None or self._descriptor in _held and self._is_current(self._descriptor):
-            return
-        if self._descriptor in _held:
-            _held.remove(self._descriptor)
-            os.close(self._descriptor)
-        self._descriptor = None
-        with contextlib.suppress(OSError):  # a directory that cannot be made again: whoever writes to it next will say so
+        with contextlib.suppress(OSError):  # a directory that cannot be read or made again: whoever writes to it next will say so
+            if self._path is None or self._descriptor in _held and self._is_current(self._descriptor):
+                return
+            if self._descriptor in _held:
+                _held.remove(self._descriptor)
+                os.close(self._descriptor)
+            self._descriptor = None
             self._take()
 
     def release(self):
