@@ -1,6 +1,7 @@
 """Shared by the command lines: a user's mistake gives one line on stderr and exit code 2, never a traceback or a page of usage."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def user_path(text):
     """The path that a user has typed, with ~ replaced by their home: a shell leaves that to the program in --out=~/data."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # of an unknown user, ~name remains as it is
 
 
 def exit_code(run, argv):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_numba.command_line import user_path
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for room in ("gpt2_numba", "dev") for path in sorted((ROOT / room).rglob("*.py"))]
 STARTED_BY_PROGRAMS = {"dev/drills/one_rank.py"}  # not by people
@@ -56,3 +58,9 @@ def test_a_wrong_flag_is_one_line_even_if_it_has_two(module):
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1 and r"--wrong\nflag" in refused.stderr
+
+
+def test_paths_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert user_path("~/data") == Path("/home/somebody/data") and user_path("data/~") == Path("data/~")
+    assert user_path("~nobody of this name/data") == Path("~nobody of this name/data")
