@@ -23,7 +23,7 @@ from gpt2_numba.gpu import block_sum as block_sum_module
 from gpt2_numba.gpu import simulator
 from gpt2_numba.gpu.backend import SIMULATING, bfloat16_bits
 from gpt2_numba.gpu.memory_access import load1, load8, store1, store8
-from gpt2_numba.gpu.race_detector import BarrierError, RaceError, kernel_frame, race_detector
+from gpt2_numba.gpu.race_detector import BarrierError, RaceError, WatchedCuda, address_of, kernel_frame, race_detector
 from gpt2_numba.gpu.reductions import COLUMN_WARPS, WARP_SIZE, add_up_warps, block_max, block_sum, warp_sum
 from gpt2_numba.gpu.shared_memory import (
     commit_copies,
@@ -491,6 +491,26 @@ def test_launches_do_not_race_with_each_other():
         for _ in range(2):
             sum_of_blocks_kernel[1, THREADS](dweight, floats(1, THREADS) + 1)
     assert (dweight == 2).all()
+
+
+def test_a_subclass_is_told_of_every_block_and_every_access():
+    told = []
+
+    class Listener(WatchedCuda):
+        def block_starts(self, block, arguments):
+            told.append(("starts", block.kernel.__name__, arguments[1]))
+
+        def block_has_ended(self, block):
+            told.append(("has ended", [thread.barriers for thread in block.threads]))
+
+        def observe(self, memory, access, start, nbytes):
+            told.append((memory.name, access.kind, access.thread_id, access.block.x, start - address_of(memory.array), nbytes))
+
+    with race_detector(Listener):
+        loop_kernel[1, THREADS](floats(2), True)
+    assert told[0] == ("starts", "loop_kernel", True) and told[-1] == ("has ended", [4] * THREADS)
+    wrote, read = ("shared", "wrote", 40, 0, 20, 4), ("shared", "read", 5, 0, 20, 4)
+    assert told[1:-1] == [wrote, read, ("out", "wrote", 5, 0, 0, 4), wrote, read, ("out", "wrote", 5, 0, 4, 4)]
 
 
 def test_the_detector_works_after_an_error_and_is_off_after_the_context():

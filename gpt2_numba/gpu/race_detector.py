@@ -35,6 +35,8 @@ return before it or wait at another (the kernel may hang on a GPU, or the thread
 An asynchronous copy is a write when it starts, and again when its thread waits for it, since it may happen at any time in between. Tensor
 cores that multiply tiles in shared memory (wgmma.py) are like an additional thread: they may read what was written before a `fence_async`
 of the writing thread, followed by a barrier. Atomic operations race only with other accesses, not with each other.
+
+`race_detector(SUBCLASS)` takes a subclass of WatchedCuda that is told of every block and every access, to count or draw them.
 """
 
 import linecache
@@ -64,11 +66,14 @@ class BarrierError(RuntimeError):
 
 
 @contextmanager
-def race_detector():
-    """A context in which launches in the simulator raise RaceError, BarrierError or, out of bounds, IndexError. A few times slower."""
+def race_detector(cuda_module=None):
+    """A context in which launches in the simulator raise RaceError, BarrierError or, out of bounds, IndexError. A few times slower.
+
+    cuda_module: called as cuda_module(grid, block, dynamic bytes) for each launch, returns a WatchedCuda. By default WatchedCuda itself.
+    """
     install()
     before = simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule
-    simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule = WatchedBlock, WatchedCuda
+    simulator_kernel.BlockManager, simulator_kernel.FakeCUDAModule = WatchedBlock, cuda_module or WatchedCuda
     try:
         yield
     finally:
@@ -150,6 +155,7 @@ class Memory:
     def record(self, kind, start, nbytes):
         """Record that the current thread accesses `nbytes` bytes at address `start`. Raises RaceError for a race."""
         access, cells = Access(kind), self.cells
+        simulator_kernel._get_kernel_context().observe(self, access, start, nbytes)
         for address in range(start - start % self.cell_bytes, start + nbytes, self.cell_bytes):
             cell = cells.get(address)
             if cell is None:
@@ -283,8 +289,10 @@ class WatchedBlock(CooperativeBlockManager):
 
     def run(self, grid_point, *arguments):
         self.shared_arrays = {}  # line of source -> array, and None -> the dynamic memory
-        global_cells, names = simulator_kernel._get_kernel_context().global_cells, self.kernel.__code__.co_varnames
-        super().run(grid_point, *(_watched_argument(*named, global_cells) for named in zip(names, arguments)))
+        context, names = simulator_kernel._get_kernel_context(), self.kernel.__code__.co_varnames
+        context.block_starts(self, arguments)
+        super().run(grid_point, *(_watched_argument(*named, context.global_cells) for named in zip(names, arguments)))
+        context.block_has_ended(self)
 
     def meet_in_block(self, thread, value, conclude):
         """A barrier: all threads of the block must reach it, through the same lines of kernel and device functions."""
@@ -336,13 +344,22 @@ def _watched_argument(name, argument, cells):
 
 
 class WatchedCuda(FakeCUDAModule):
-    """The `cuda` module inside a kernel, for one launch."""
+    """The `cuda` module inside a kernel, for one launch. A subclass may override the three methods that do nothing here."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
         self.global_cells = {}  # shared by all arguments, since two may be the same memory
         self._shared = WatchedShared(self._shared, self._local)
         self._local, self._atomic = WatchedLocal(self._local), WatchedAtomic(self._atomic)
+
+    def block_starts(self, block, arguments):
+        """Before a block's first thread runs. block: a WatchedBlock; arguments: those of the launch."""
+
+    def block_has_ended(self, block):
+        """After all threads of a block have returned."""
+
+    def observe(self, memory, access, start, nbytes):
+        """Before an Access to `nbytes` bytes of a Memory, at address `start`, is checked."""
 
     def __getattr__(self, name):
         hint = ": use warp_sum, warp_max or block_sum of gpu/reductions.py" if name.startswith("shfl") else ""
