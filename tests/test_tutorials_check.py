@@ -69,7 +69,7 @@ def test_a_solution_passes_with_the_least_possible_accesses(name, tmp_path):
     assert busiest_thread(examined(tmp_path, name, SOLUTIONS[name])) == find(name).least
 
 
-@pytest.mark.parametrize("name", set(names()) - {"00_float32"})
+@pytest.mark.parametrize("name", [name for name in names() if name != "00_float32"])
 def test_a_skeleton_fails_with_a_hint(name, tmp_path):
     failure = failure_of(tmp_path, name, make_exercises.skeleton(SOLUTIONS[name]))
     assert failure.kind in ("not written", "not launched", "race")

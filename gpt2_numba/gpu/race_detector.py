@@ -28,9 +28,9 @@ For each *cell* of four bytes (fewer in arrays of smaller elements) the last wri
 enough: the last write was in order with all earlier accesses to the cell, or an error would have been raised, so an access that is in order
 with the last write is in order with all before it.
 
-Three more errors: reading shared memory that no thread of the block has written; an index that is out of bounds or negative (NumPy would
-count from the end of the array, a GPU accesses the memory before it); and a barrier that not all threads of the block reach, because some
-return before it or wait at another (the kernel may hang on a GPU, or the threads that skip it race).
+Three more errors: reading shared memory that no thread of the block has written; an index that is out of bounds or negative (NumPy and
+Numba count from the end of the array, which in a kernel is nearly always a mistake); and a barrier that not all threads of the block reach,
+because some return before it or wait at another (the kernel may hang on a GPU, or the threads that skip it race).
 
 An asynchronous copy is a write when it starts, and again when its thread waits for it, since it may happen at any time in between. Tensor
 cores that multiply tiles in shared memory (wgmma.py) are like an additional thread: they may read what was written before a `fence_async`

@@ -2,8 +2,8 @@
 
     out[0] = 0,    out[i] = inp[i - 1] for all other i
 
-`out` and `inp` are float32 of shape (N,), for any N. The launch is given. In NumPy inp[-1] is the last element; on a GPU it is whatever lies
-in memory before the array.
+`out` and `inp` are float32 of shape (N,), for any N. The launch is given. inp[-1] is the last element, in
+NumPy and in Numba, which is not what is asked for.
 
     python -m tutorials.check 00_shift
 """
