@@ -10,7 +10,7 @@ from tests.test_plain_kernels import FILES, file_kernels, layer_name
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ROOT / "gpt2_numba" / "layers"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "dev").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "dev").rglob("*.md"), *(ROOT / "tutorials").glob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
