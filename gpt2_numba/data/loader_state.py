@@ -75,7 +75,7 @@ def check_position(state, loader):
         raise UserError(
             f"{loader.shard_name(0)}: the saved position in the data must be from the same kind of loader: it is from a "
             f"{'' if state.shuffle else 'non-'}shuffling loader, and this one {'shuffles' if loader.shuffle else 'does not shuffle'}. "
-            "Resume with the settings of the saved run, or begin the data anew (--restart-data on)"
+            "Resume with the settings of the saved run, or start the data over (--restart-data on)"
         )
     shards = len(loader.shards)
     if not 0 <= state.current_shard < shards:
@@ -115,5 +115,5 @@ def is_permutation(items, count):
 def _foreign_state(loader, reason):
     return UserError(
         f"{loader.shard_name(0)}: the saved position in the data must fit the shards and the batch: {reason}. "
-        "Resume with the settings of the saved run, above all its shards (-i), or begin the data anew (--restart-data on)"
+        "Resume with the settings of the saved run, above all its shards (-i), or start the data over (--restart-data on)"
     )

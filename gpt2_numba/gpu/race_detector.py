@@ -36,7 +36,7 @@ An asynchronous copy is a write when it starts, and again when its thread waits 
 cores that multiply tiles in shared memory (wgmma.py) are like an additional thread: they may read what was written before a `fence_async`
 of the writing thread, followed by a barrier. Atomic operations race only with other accesses, not with each other.
 
-`race_detector(SUBCLASS)` takes a subclass of WatchedCuda that is told of every block and every access, to count or draw them.
+`race_detector(SUBCLASS)` takes a subclass of WatchedCuda whose methods are called for every block and every access, to count or draw them.
 """
 
 import linecache

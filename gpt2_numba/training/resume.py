@@ -184,7 +184,7 @@ def restore(checkpoint, model, loader, run_state):
     """Set model, loader and run_state to the state in the checkpoint. Raises UserError if they do not fit it.
 
     Each process calls it separately; their number may differ from that of the processes that wrote it. From a model file alone, only the
-    model is set. loader: None if the data are to begin anew.
+    model is set. loader: None if the data start over.
     """
     states = checkpoint.states
     if not states:

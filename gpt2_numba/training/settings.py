@@ -258,7 +258,7 @@ class Settings:
         "checkpoints",
         "on|off",
         _on_off,
-        "on = a resumed run begins its data anew, for instance with other shards; off = it continues where the checkpoint was",
+        "on = a resumed run starts its data over, for instance with other shards; off = it continues where the checkpoint was",
     )
 
     device: str | None = _setting(None, "machine", "NAME", _one_of("auto", "cpu", "gpu"), "auto (the GPU if there is one), cpu or gpu")
