@@ -1,7 +1,8 @@
 """Standard output and error of a program: no print fails, whatever it says and wherever it goes; and Ctrl-C before the program has begun.
 
-A full disk, a terminal that is gone, a closed stream (`>&-`) or a character missing from the encoding must not end a run of several days. If the reader
-of a pipe goes away (`| head`), a short program ends quietly, as in any Unix pipeline; a trainer notices (`pipe_closed`), saves and stops.
+A full disk, a terminal that is gone, a closed stream (`>&-`) or a character missing from the encoding must not end a run of several days.
+If the reader of a pipe goes away (`| head`), a short program ends quietly, as in any Unix pipeline; a trainer notices (`pipe_closed`),
+saves and stops.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""One run a log directory: the second is refused in one line, and a run that ended in whatever way blocks nobody."""
+"""One run per log directory: the second is refused in one line, and a run that has ended, however it ended, blocks no other."""
 
 import errno
 import os

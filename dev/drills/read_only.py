@@ -121,7 +121,7 @@ def _first_half(directory):
 
 
 def _resume_closed(mode):
-    """It may not begin from the beginning, since nobody can see what is there."""
+    """It must not start over, since what is there cannot be seen."""
 
     def run(directory, _rng):
         _first_half(directory)

@@ -36,7 +36,7 @@ def _open_at_once(path, flags):
             return descriptor
         os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a pipe that nobody reads; a directory
+        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a pipe without a reader; a directory
             raise
         file_type = stat.S_IFIFO if error.errno == errno.ENXIO else stat.S_IFDIR
     raise OSError(errno.EINVAL, f"it is {FILE_TYPES.get(file_type, 'something else')}, not a regular file", str(path))

@@ -9,8 +9,8 @@ A checkpoint of step S consists of these files, named as in llm.c, so that eithe
                                 llm.c leaves it empty
 
 Before a checkpoint is loaded, its files are compared with the checksums, so that none is used that was altered, cut off or mixed with
-another. All files are first written under hidden names and flushed to disk, then renamed, DONE last. So a checkpoint is either complete or ignored,
-and a full disk costs no older one. The disk must have room for one checkpoint more than are kept.
+another. All files are first written under hidden names and flushed to disk, then renamed, DONE last. So a checkpoint is either complete or
+ignored, and a full disk costs no older one. The disk must have room for one checkpoint more than are kept.
 
 Several processes write to one directory, which all of them must be able to access. Each writes its own files under hidden names. When all
 have done so, rank 0 alone renames all files; so it does not matter which process is killed, or when. Two runs must not write to one

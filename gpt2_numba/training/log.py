@@ -9,7 +9,6 @@ main.log has llm.c's format, so that either program can plot the other's. One li
 Steps count from 0, losses are in nats per token.
 """
 
-import errno
 import io
 import itertools
 import sys
@@ -95,9 +94,8 @@ def read_main_log(path):
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "not a regular file")
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        with open_regular(path, "r", encoding="utf-8", errors="replace") as file:
+            lines = file.read().split("\n")
     except OSError as error:
         raise UserError(f"main.log must be readable, got {str(path)!r} ({error.strerror}): give the log directory of a run") from error
 

@@ -87,7 +87,7 @@ class RunLock:
 
     def renew(self):
         """Take the lock again if somebody has removed its file or the directory. Raises UserError if another run has it by now."""
-        with contextlib.suppress(OSError):  # a directory that cannot be read or made again: whoever writes to it next will say so
+        with contextlib.suppress(OSError):  # a directory that cannot be read or made again: the next write to it says so
             if self._path is None or self._descriptor in _held and self._is_current(self._descriptor):
                 return
             if self._descriptor in _held:

@@ -14,8 +14,9 @@ from gpt2_numba.console import pipe_closed
 class StopRequest:
     """Use in a `with` statement around the training loop.
 
-    After a first signal Ctrl-C stops at once, as usual; other signals are still caught, since systems send several. Outside the main thread, where Python delivers no signals, it does nothing. The handler only
-    sets a flag: a signal may arrive in the middle of any other function, even of a print.
+    After a first signal Ctrl-C stops at once, as usual; other signals are still caught, since systems send several. Outside the main
+    thread, where Python delivers no signals, it does nothing. The handler only sets a flag: a signal may arrive in the middle of any other
+    function, even of a print.
     """
 
     SIGNALS = tuple(
