@@ -146,6 +146,24 @@ def test_processes_that_contradict_each_other_are_refused(others, complaint):
     assert any(complaint in str(error) for error in errors[1:])  # a process that comes too late finds no reception
 
 
+def test_a_process_that_is_refused_before_its_second_greeting_reads_why(monkeypatch):
+    """Rank 0 may read the first greeting, refuse and close both lines before the second one is sent."""
+    reception = Reception(2)
+    rank_0 = threading.Thread(target=at_once, args=(lambda: reception.wait_for_others(10),))
+
+    def send_slowly(line, value):
+        send(line, value)
+        if value.get("kind") == meeting_module.TALK:
+            rank_0.start()
+            rank_0.join(10)
+        if value.get("kind") == meeting_module.WATCH:
+            raise BrokenPipeError  # what the system reports now or a send later
+
+    monkeypatch.setattr(meeting_module, "send", send_slowly)
+    with pytest.raises(UserError, match="two claim to be rank 0"):
+        attend(lambda: reception.invitation, 0, 2, 0.5)
+
+
 def test_strangers_do_no_harm():
     reception = Reception(2)
     strangers = [socket.create_connection(("127.0.0.1", reception.port)) for _ in range(4)]

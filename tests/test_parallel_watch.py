@@ -340,6 +340,16 @@ def test_orderly_end_of_rank_0(rank_0, capsys):
     assert not closing.is_alive() and watch.codes == [] and messages(capsys) == []
 
 
+def test_the_last_goodbye_may_come_when_a_look_is_due(rank_0, monkeypatch):
+    monkeypatch.setattr(watching, "INTERVAL", 0.0)
+    watch, played = rank_0(2)
+    closing = threading.Thread(target=watch.close)
+    closing.start()
+    played[1].send(goodbye=True)
+    closing.join(MAX_WAIT)
+    assert not closing.is_alive() and watch.codes == []
+
+
 def test_a_rank_that_hangs_at_the_end_while_rank_0_waits_for_goodbyes(rank_0, capsys):
     watch, played = rank_0(2)
     closing = threading.Thread(target=watch.close)

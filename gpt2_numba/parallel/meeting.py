@@ -236,7 +236,8 @@ def _go_to(address, invitation, rank, ranks, seconds):
             lines.append(_line(socket.create_connection((address, invitation["port"]), CONNECT_SECONDS)))
             lines_to_close.enter_context(lines[-1])
         for line, kind in zip(lines, (TALK, WATCH)):  # only now, with both open
-            send(line, {"token": invitation["token"], "rank": rank, "ranks": ranks, "kind": kind})
+            with suppress(OSError):  # closed already, after a refusal, which the other line holds: read it
+                send(line, {"token": invitation["token"], "rank": rank, "ranks": ranks, "kind": kind})
         answer = _answer(lines[0], CONNECT_SECONDS)
         if "heard" in answer:
             answer = _answer(lines[0], seconds + GRACE_SECONDS if seconds else None)

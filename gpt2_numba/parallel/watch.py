@@ -124,7 +124,7 @@ class Watch:
             if self._must_end:
                 break
             faults = self._find_losses()
-            if not faults and time.monotonic() >= next_look:
+            if not faults and self._lines and time.monotonic() >= next_look:
                 next_look = time.monotonic() + INTERVAL
                 faults = self._find_delays()
                 self._report_to_rank_0()
