@@ -121,6 +121,11 @@ def test_its_prose_comes_in_small_pieces(source):
         assert kind == "code" or len(prose) <= MOST_PROSE, text
 
 
+def test_the_chapters_import_the_function_that_chapter_01_shows():
+    function = (TUTORIALS / "gradients.py").read_text(encoding="utf-8").partition("\n\n\n")[2]
+    assert function.startswith("def check_gradient(") and function in (TUTORIALS / "01_gpt2_on_one_page.py").read_text(encoding="utf-8")
+
+
 def test_a_quotation_names_its_file():
     from gpt2_numba.layers.gelu import gelu_forward_kernel, gelu_forward_ref
 

@@ -13,7 +13,8 @@ time limit, so that nothing it does can end or disturb this one. These modules, 
     drawing                   who touches what, as text or as a figure
     compiling                 another process: does it compile for a GPU, and without float64?
     hints                     which hint is next
-    exercise, exercises       what an exercise is; all of them
+    exercise, layer_exercises, host_exercises    what an exercise is: with kernels, a layer function of GPT-2, without kernels
+    exercises                 all of them
 """
 
 from tutorials.check.running import SECONDS

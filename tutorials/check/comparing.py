@@ -4,27 +4,30 @@ import linecache
 
 import numpy as np
 
+from gpt2_numba.gpu.backend import FLOAT32
 from gpt2_numba.layer_checks.running import GUARD
+from gpt2_numba.layer_checks.tolerances import half_ulp
 from tutorials.check.failures import Failure
 from tutorials.check.watching import name_thread
 
 
-def check_arrays(exercise, tensors, guarded, record):
-    """Raise Failure for the first thing wrong in the arrays after a call. `guarded`: name -> GuardedArray."""
+def check_arrays(call, after, before, guarded, record):
+    """Raise Failure for the first thing wrong in the arrays after a Call.
+
+    after, before   the arguments of the reference, as namespaces
+    guarded         name -> GuardedArray
+    """
     stored = {name: array.fetch() for name, array in guarded.items()}
-    for name, tensor in tensors.items():
+    for name, tensor in call.tensors.items():
         if tensor.access == "r":
             check_input(name, guarded[name], stored[name], record)
         if problem := guarded[name].problem(stored[name]):
             raise Failure("input", f"{name}: {problem}")
-    inputs = exercise.inputs(tensors)
-    expected = exercise.reference(**inputs)
-    bounds = exercise.error(**inputs) if exercise.error else {}
-    for name, values in expected.items():
-        if tensors[name].values is not None:  # accumulated into
-            values = values + tensors[name].values
-        got = stored[name][GUARD:-GUARD].reshape(tensors[name].shape)
-        check_output(Output(name, got, values, bounds.get(name), last_writers(guarded[name], record)))
+    bounds = call.errors(after, before, FLOAT32)
+    for name, tensor in call.tensors.items():
+        if tensor.access == "w":
+            got, start = (cells[GUARD:-GUARD].reshape(tensor.shape) for cells in (stored[name], guarded[name].before))
+            check_output(Output(name, got, getattr(after, name), bounds.get(name), last_writers(guarded[name], record), start))
 
 
 def last_writers(guarded, record):
@@ -38,7 +41,8 @@ def last_writers(guarded, record):
 def check_input(name, guarded, stored, record):
     """Raise Failure if an element of an input has changed."""
     shape = guarded.tensor.shape
-    changed = np.argwhere((stored != guarded.before)[GUARD:-GUARD].reshape(shape))
+    bits = f"u{stored.dtype.itemsize}"  # NaN differs from itself
+    changed = np.argwhere((stored.view(bits) != guarded.before.view(bits))[GUARD:-GUARD].reshape(shape))
     if changed.size:
         index = tuple(int(i) for i in changed[0])
         touch = last_writers(guarded, record).get(int(np.ravel_multi_index(index, shape)))
@@ -56,13 +60,22 @@ def line_of(touch):
 
 
 class Output:
-    """One output after a call: what came, what was expected, how far off it may be (None: the bits must agree), and its last_writers."""
+    """One output after a call.
 
-    def __init__(self, name, got, expected, bound, writers):
-        self.name, self.got, self.writers = name, got, writers
-        self.expected = np.asarray(expected, np.float32 if bound is None else np.float64).reshape(got.shape)
-        with np.errstate(invalid="ignore"):
-            self.is_wrong = ~(np.abs(got - self.expected) <= (0 if bound is None else bound))
+    got, expected   what came, and what must come        before  what it held before the call, NaN or what is accumulated into
+    bound           how far off it may be; None: the bits must agree
+    writers         its last_writers
+    """
+
+    def __init__(self, name, got, expected, bound, writers, before):  # parameters: those of the docstring
+        self.name, self.got, self.writers, self.before = name, got, writers, before
+        self.expected = np.asarray(expected, got.dtype if bound is None else np.float64).reshape(got.shape)
+        if bound is None:
+            self.is_wrong = got != self.expected
+        else:  # the result is also rounded where the arithmetic is not
+            bound = np.where(bound > 0, bound + half_ulp(np.abs(self.expected) + bound, FLOAT32), 0)
+            with np.errstate(invalid="ignore"):
+                self.is_wrong = ~(np.abs(got - self.expected) <= bound)
 
     def writer(self, index):
         """The Touch that last wrote an element, or None."""
@@ -88,7 +101,7 @@ def check_output(output):
         raise Failure(
             "value", f"{output.element(index)} is {got}, and must be {expected}{many}: {name_thread(touch)} wrote it{line_of(touch)}"
         )
-    for index in np.ndindex(output.got.shape):
+    for index in np.argwhere(output.got != output.before):
         if output.writer(index) is None:
             raise Failure("host", f"{output.element(index)} is right, but no thread of a kernel wrote it: the kernel must do the work")
 

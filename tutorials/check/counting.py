@@ -68,14 +68,18 @@ def bank_turns(touches):
     return max(Counter(word % BANKS for word in words).values())
 
 
-def format_counts(record, least=None):
-    """The table of the busiest thread's accesses, beside the least possible; and the turns of shared memory, if there are conflicts."""
+def format_counts(record, least=None, taken=None):
+    """The table of the busiest thread's accesses, beside the least possible; and the turns of shared memory, if there are conflicts.
+
+    taken: the Counts of the exercise's solution, if it takes more than the least.
+    """
     counts = busiest_thread(record)
-    lines = ["accesses of the busiest thread" + ("   least possible" if least else "")]
-    for kind, count in vars(counts).items():
-        fewest = getattr(least, kind) if least else 0
-        if count or fewest:
-            lines.append(f"  {kind.replace('_', ' '):<20}{count:8}" + (f"{fewest:17}" if least else ""))
+    columns = {"": counts} | ({"least possible": least} if least else {}) | ({"the solution": taken} if taken else {})
+    lines = ["accesses of the busiest thread" + "".join(f"{title:>17}" for title in columns if title)]
+    for kind in vars(counts):
+        numbers = [getattr(column, kind) for column in columns.values()]
+        if any(numbers):
+            lines.append(f"  {kind.replace('_', ' '):<20}{numbers[0]:8}" + "".join(f"{number:17}" for number in numbers[1:]))
     turns = max((bank_turns(group) for group in warp_accesses(touch for touch in record.touches if touch.is_shared)), default=1)
     if turns > 1:
         lines.append(f"  bank conflicts: a warp's access to shared memory takes up to {turns} turns, where 1 would do")

@@ -1,69 +1,84 @@
 """Looks at a learner's file, in the simulator: calls its function at every size of the exercise, until something is wrong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from gpt2_numba.gpu.backend import FLOAT32
-from gpt2_numba.layer_checks.running import GuardedArray
+from gpt2_numba.layer_checks.running import GuardedArray, run_on_host
 from tutorials.check.comparing import check_arrays
 from tutorials.check.counting import transactions
 from tutorials.check.failures import Failure
+from tutorials.check.host_exercises import HostExercise, call_on_host
 from tutorials.check.loading import explained, find_function, load_module
 from tutorials.check.watching import watch
 
-SEED = 14
-
 
 def examine(exercise, path, begin=lambda size: None):
-    """Check the file at `path`. Returns the watching.Record of the last size; raises Failure for the first thing that is wrong.
+    """Check the file at `path`. Returns the watching.Record of the first call at the last size, None for an exercise without kernels.
 
     begin   called with the text of each size, such as "N = 33", before the function is called at it
+    Raises Failure for the first thing that is wrong.
     """
     function = find_function(load_module(path), exercise)
+    record = None
     for size in exercise.sizes:
-        begin(format_size(size))
+        begin(exercise.format_size(size))
         try:
-            record = call(exercise, function, size, path)
+            if isinstance(exercise, HostExercise):
+                examine_on_host(exercise, function, size, path)
+            else:
+                record = [examine_call(exercise, call, size, path) for call in exercise.calls(function, size)][0]
         except Failure as failure:
-            failure.size = format_size(size)
+            failure.size = exercise.format_size(size)
             raise
-    try:
-        check_economy(exercise, record)
-    except Failure as failure:
-        failure.size, failure.record = format_size(size), record
-        raise
+    if record is not None:
+        try:
+            check_economy(exercise, record)
+        except Failure as failure:
+            failure.size, failure.record = exercise.format_size(size), record
+            raise
     return record
 
 
-def format_size(size):
-    """{"N": 3, "C": 5} -> N = 3, C = 5."""
-    return ", ".join(f"{name} = {value}" for name, value in size.items())
+def examine_on_host(exercise, function, size, path):
+    try:
+        call_on_host(exercise, function, size)
+    except BaseException as error:
+        raise error if isinstance(error, Failure) else explained(error, path) from None
 
 
-def call(exercise, function, size, path):
-    """Call the function once, with arrays of this size, and check what it did. Returns the Record."""
-    tensors = exercise.arrays(np.random.default_rng(SEED), **size)
-    guarded = {name: GuardedArray(tensor, FLOAT32) for name, tensor in tensors.items()}
+def examine_call(exercise, call, size, path):
+    """Make one Call of the learner's function, and check what it did. Returns the Record."""
+    guarded = {name: GuardedArray(tensor, FLOAT32) for name, tensor in call.tensors.items()}
+    rows = []
     with watch() as record:
         try:
-            function(*(array.array for array in guarded.values()))
+            if call.check is None:
+                call.launch(SimpleNamespace(**{name: array.array for name, array in guarded.items()}))
+            else:
+                rows = list(call.check(call, FLOAT32))
         except BaseException as error:
             raise explained(error, path) from None
     if not record.launches:
         raise Failure("not launched", f"{exercise.function} launches no kernel: nothing has run")
-    try:
-        check_arrays(exercise, tensors, guarded, record)
-    except Failure as failure:
-        if failure.kind == "value":
-            failure.hint = usual_mistake(exercise, tensors, guarded)
-        raise
+    if wrong := [row for row in rows if not row.ok]:
+        raise Failure("value", str(wrong[0]))
+    if call.check is None:
+        after, before = run_on_host(call, FLOAT32)
+        try:
+            check_arrays(call, after, before, guarded, record)
+        except Failure as failure:
+            if failure.kind == "value":
+                failure.hint = usual_mistake(exercise, call, before, size, guarded)
+            raise
     return record
 
 
-def usual_mistake(exercise, tensors, guarded):
+def usual_mistake(exercise, call, before, size, guarded):
     """The hint of the usual mistake that has this very result; "" if none has."""
-    inputs = exercise.inputs(tensors)
     for mistake in exercise.mistakes:
-        if all(_agree(guarded[name], values) for name, values in mistake.result(**inputs).items()):
+        if all(_agree(guarded[name], values) for name, values in exercise.mistaken(mistake, call, before, size).items()):
             return mistake.hint
     return ""
 

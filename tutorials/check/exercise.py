@@ -8,18 +8,23 @@
         ...
     )
 
-One file of check/exercises/chapter_NN/ describes one exercise; `exercises.find` gives it its name, NN_FILE.
+One file of check/exercises/chapter_NN/ describes one exercise; `exercises.find` gives it its name, NN_FILE. There are three sorts: the
+function launches a kernel of the exercise's own (Exercise), it is one of GPT-2's layer functions (layer_exercises.py), or it runs no kernel
+at all (host_exercises.py).
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpt2_numba.layer_checks.calls import changed, read, written
+from gpt2_numba.layer_checks.calls import Call, changed, read, written
 from tutorials.check.counting import Counts
 
-__all__ = ["Counts", "Exercise", "Mistake", "Wrong", "accumulated", "read", "written"]
+__all__ = ["Counts", "Exercise", "Mistake", "Task", "Wrong", "accumulated", "read", "written"]
+
+SEED = 14  # of the inputs
 
 
 def accumulated(*shape):
@@ -31,7 +36,7 @@ def accumulated(*shape):
 class Mistake:
     """A usual wrong answer that computes something else: whoever's output is `result` is shown `hint`."""
 
-    result: Callable  # as Exercise.reference
+    result: Callable  # as Exercise.reference; a layer exercise's and a host exercise's get all arguments, as they were before the call
     hint: str
 
 
@@ -45,30 +50,65 @@ class Wrong:
     hint: str = ""  # a part of the hint that is shown first
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """What an exercise asks for. `size` are keyword arguments such as N=33, one set for each time that the function is called."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every exercise has."""
 
-    function: str  # the name that the learner's file defines; its parameters are the keys of `arrays`, in that order
-    arrays: Callable  # (random, **size) -> {parameter: read(values), written(*shape) or accumulated(*shape)}, float32
-    reference: Callable  # (**inputs in float64) -> {output: values in float64}
-    sizes: tuple  # of dicts. Accesses are counted and drawn at the last one
+    function: str  # the name that the learner's file defines
+    sizes: tuple  # one for each time that the function is called
     hints: dict  # kind of failure -> hints, one a failure, the first one first; "" -> those for every other kind, and after these
-    least: Counts  # the least possible accesses of the busiest thread, at the last size
-    error: Callable | None = None  # (**inputs) -> bound on the rounding error of each output element. None: the bits must agree
     mistakes: tuple = ()  # Mistakes, tried when an element is wrong
     wrong: tuple = ()  # Wrong answers, for the tests
+    float64_refused: bool = True  # False: only noted, in exercises that come before 00_float32
+    name: str = field(default="", compare=False)
+
+    def format_size(self, size):
+        """{"N": 3, "C": 5} -> N = 3, C = 5."""
+        return ", ".join(f"{name} = {value}" for name, value in size.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exercise(Task):
+    """An exercise whose function launches kernels. A size is a dict of keyword arguments such as {"N": 33}."""
+
+    arrays: Callable | None = None  # (random, **size) -> {parameter: read(values), written(*shape) or accumulated(*shape)}, in their order
+    reference: Callable | None = None  # (**inputs in float64) -> {output: values in float64}
+    error: Callable | None = None  # (**inputs) -> bound on the rounding error of each output element. None: the bits must agree
+    least: Counts  # the least possible accesses of the busiest thread, at the last size
+    taken: Counts | None = None  # those of the solution, where it is made to be read and takes more
     least_transactions: int | None = None  # of 32 bytes, that all warps need at the last size; half as many again is refused
     most_barriers: int | None = None  # that a thread may pass, at the last size; more is refused
-    float64_refused: bool = True  # False: only noted, in exercises that come before 00_float32
     drawn: tuple = ()  # the arrays of which a pass shows who touches what
-    name: str = field(default="", compare=False)
 
     @property
     def parameters(self):
         """The names of the function's parameters."""
         return tuple(self.arrays(np.random.default_rng(0), **self.sizes[0]))
 
-    def inputs(self, tensors):
-        """The inputs of a call in float64, for the reference."""
-        return {name: tensor.values.astype(np.float32).astype(np.float64) for name, tensor in tensors.items() if tensor.access == "r"}
+    def calls(self, function, size):
+        """The Calls of the learner's function at one size. Its accesses are counted in the first of them."""
+        tensors = self.arrays(np.random.default_rng(SEED), **size)
+
+        def reference(a):
+            for name, values in self.reference(**self._inputs(tensors, a)).items():
+                accumulates = tensors[name].values is not None
+                setattr(a, name, values + getattr(a, name) if accumulates else np.reshape(values, tensors[name].shape))
+
+        def errors(after, before, storage):
+            return self.error(**self._inputs(tensors, before)) if self.error else {}
+
+        yield Call(self.function, self.function, tensors, lambda a: function(*vars(a).values()), errors, reference)
+
+    def mistaken(self, mistake, call, before, size):
+        """{output: values} of a usual mistake. before: the arguments before the call, as a namespace."""
+        return mistake.result(**self._inputs(call.tensors, before))
+
+    @staticmethod
+    def _inputs(tensors, arguments):
+        """The inputs of a call in float64."""
+        return {name: getattr(arguments, name) for name, tensor in tensors.items() if tensor.access == "r"}
+
+
+def signature_of(function):
+    """The names of a function's parameters."""
+    return tuple(inspect.signature(function).parameters)

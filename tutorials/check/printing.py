@@ -15,7 +15,8 @@ def print_verdict(verdict, draw=False):
     if verdict.passed:
         hints.forget(_key(verdict))
         print(f"pass: {verdict.exercise}, {verdict.message}")
-        print(textwrap.indent(verdict.table, "  "))
+        if verdict.table:
+            print(textwrap.indent(verdict.table, "  "))
         for note in verdict.notes:
             print(wrapped(note))
     else:

@@ -26,7 +26,7 @@ def run(name, file=None, seconds=SECONDS):
         near = difflib.get_close_matches(str(name), names(), n=1)
         raise UserError(f"there is no exercise {name!r}: --list prints all names" + (f"; did you mean {near[0]}?" if near else ""))
     verdict = simulate(name, Path(file).resolve() if file is not None else own_file(name), seconds)
-    if verdict.passed:
+    if verdict.passed and verdict.kernels:
         look_at_compiled_code(verdict)
     return verdict
 

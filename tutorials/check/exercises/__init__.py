@@ -1,19 +1,21 @@
-"""All exercises, by name: NN_NAME is described in chapter_NN/NAME.py."""
+"""All exercises, by name: NN_NAME is described in chapter_NN/NAME.py. The chapter lists them, in the order of the course."""
 
 import dataclasses
+import functools
 import importlib
+import pkgutil
 
-# In the order of the course.
-CHAPTERS = {
-    "00": (
-        "double", "many_blocks", "2d", "shift", "coalesced", "shared_reverse", "block_sum", "find_the_barrier", "row_sum", "float32",
-    ),
-}  # fmt: skip
+
+@functools.cache
+def chapters():
+    """Number of each chapter, such as "03" -> the names of its exercises, without the number."""
+    numbers = sorted(module.name.removeprefix("chapter_") for module in pkgutil.iter_modules(__path__))
+    return {number: importlib.import_module(f"{__name__}.chapter_{number}").EXERCISES for number in numbers}
 
 
 def names():
     """The names of all exercises, in the order of the course."""
-    return [f"{chapter}_{exercise}" for chapter, exercises in CHAPTERS.items() for exercise in exercises]
+    return [f"{chapter}_{exercise}" for chapter, exercises in chapters().items() for exercise in exercises]
 
 
 def find(name):
@@ -21,5 +23,5 @@ def find(name):
     if name not in names():
         raise KeyError(name)
     chapter, _, exercise = name.partition("_")
-    module = importlib.import_module(f"tutorials.check.exercises.chapter_{chapter}.{exercise}")
+    module = importlib.import_module(f"{__name__}.chapter_{chapter}.{exercise}")
     return dataclasses.replace(module.EXERCISE, name=name)
