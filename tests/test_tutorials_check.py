@@ -209,12 +209,12 @@ def test_what_never_ends_or_ends_the_process(body, seconds, kind, message, tmp_p
 
 
 def test_the_whole_check(tmp_path, monkeypatch, capsys):
-    """What is printed for a pass, with what the learner's code prints, and the drawing."""
+    """What is printed for a pass, with what the learner's code prints, and all drawings."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(running, "look_at_compiled_code", lambda *_: None)
     path = tmp_path / "file.py"
     path.write_text(changed("00_double", {"    out[i] =": "    print('thread', i)\n    out[i] ="}), encoding="utf-8")
-    assert check("00_double", path)
+    assert check("00_double", path, draw=True)
     printed = capsys.readouterr().out
     assert printed.startswith("your code printed:\n    thread 0\n    thread 1\n") and "thread 4\n    thread 0" in printed
     assert "pass: 00_double, right at 6 sizes, no race\n" in printed and re.search(r"global reads +1 +1\n", printed)

@@ -5,9 +5,9 @@
 # meet the tools that say what is broken. At the end you can read `block_sum`, with which the threads of a block add up their numbers, and
 # which many kernels of this GPT-2 call.
 #
-# **You need** Python and NumPy. No GPU: without one, Numba simulates it, thread by thread. 45 minutes, and as much again for the ten
-# exercises. Run the cells from top to bottom. At **Predict**, write your answer down before you run the next cell. At **Do** there is an
-# exercise, which a program checks.
+# **You need** Python and NumPy. No GPU: without one, Numba simulates it, thread by thread. An hour to read, and an hour and a half for the
+# ten exercises; two evenings. Run the cells from top to bottom. At **Predict**, write your answer down before you run the next cell. At
+# **Do** there is an exercise, which a program checks.
 #
 # Words are explained where they first appear; [the primer](../docs/primer.md) has them all on one page, and says more about the hardware.
 # The first cell only imports what the others need.
@@ -30,21 +30,22 @@ from gpt2_numba.gpu import block_sum as block_sum_file  # noqa: E402
 from gpt2_numba.gpu.backend import SIMULATING, device_name  # noqa: E402
 from tutorials.check import check  # noqa: E402, F401
 from tutorials.check.watching import watch  # noqa: E402
-from tutorials.gpu_figures import draw_block_sum, draw_coalescing, draw_grid, draw_threads_needed, sectors_fetched, show  # noqa: E402
+from tutorials.gpu_figures import draw_block_sum, draw_coalescing, draw_grid, draw_machine, draw_threads_needed, sectors_fetched, show  # noqa: E402
+from tutorials.ladders import show_ladder  # noqa: E402
 from tutorials.orders import function_from, report, shuffled  # noqa: E402
 from tutorials.ptx import float_instructions  # noqa: E402
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # our launches are tiny on purpose
 print("kernels run on:", device_name())
 if not SIMULATING:
-    print("The race detector, the counts and the figure of section 7 need the simulator: run this again with NUMBA_ENABLE_CUDASIM=1.")
+    print("The race detector and the counts, which this chapter is about, need the simulator: set NUMBA_ENABLE_CUDASIM=1 and restart.")
 
 # %% [markdown]
 # ## 1. Why a GPU?
 #
 # Before numbers can be added or multiplied, they must come from memory. So ask first how fast *one* thread can read. A **thread** here is
-# one run of a function, on a slow processor: an H200 runs at about 2 GHz, and a number that must come from the GPU's memory arrives after
-# hundreds of clock cycles. Say 500. In the meantime our thread waits.
+# one run of a function, on a slow processor: an H200, one of NVIDIA's GPUs for data centres, runs at about 2 GHz, and a number that must
+# come from the GPU's memory arrives after hundreds of clock cycles. Say 500. In the meantime our thread waits.
 #
 # **Predict**: the thread reads one float32, four bytes, waits for it, and reads the next. How many megabytes per second? A hard disk reads
 # about 200.
@@ -64,19 +65,21 @@ print(f"{threads_at_once:,} threads: {threads_at_once * one_thread / 1e12:.1f} T
 show(draw_threads_needed(one_thread, memory_rate=4.2e12, threads_at_once=threads_at_once), "00_threads_needed")
 
 # %% [markdown]
-# It takes all of them. (The rising line is the arithmetic above; the ceiling is measured: an H200 copies at [4.2
-# TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), 2026-11-22.) Two things follow, and the rest of this chapter is about them:
+# Hundreds of thousands. (The rising line is the arithmetic above, with its round 500 cycles; both axes are logarithmic. The ceiling is
+# measured: an H200 copies, reads and writes together, at [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), 2026-11-22.) Two
+# things follow, and the rest of this chapter is about them:
 #
 # - **Many threads.** Work must be cut into hundreds of thousands of pieces.
-# - **Memory is what costs**, in most kernels. While one float32 arrives, a thread could have computed hundreds.
+# - **Memory is what costs**, in most kernels. While one float32 arrives, a thread could have done hundreds of additions.
 #
-# Is it worth the trouble? This package trains GPT-2 124M on 100 tokens per second with NumPy on two CPU cores (2026-11-22), and on 607,000
-# per second with its kernels on one H200 (2026-11-28).
+# Is it worth the trouble? This package trains GPT-2, a language model of 124 million numbers, at 100 tokens (pieces of words) per second
+# with NumPy on two CPU cores (2026-11-22), and at 607,000 with its kernels on one H200 (2026-11-28).
 #
 # ## 2. What does a thread do?
 #
 # A **kernel** is a function that the GPU runs once in every thread. All threads run the same code, with the same arguments. They differ
-# only in their indices. `@cuda.jit` makes a function a kernel, and `kernel[1, 5](...)` **launches** it with 5 threads.
+# only in their indices. `@cuda.jit` makes a function a kernel, and `kernel[1, 5](...)` **launches** it with 5 threads (the 1 is explained
+# in section 3).
 #
 # **Predict**: what does this print?
 
@@ -94,11 +97,13 @@ print(out.copy_to_host())
 
 # %% [markdown]
 # There is no loop: the five threads are the loop. A kernel returns nothing, it writes into arrays that it is given. They are **device
-# arrays**, in the GPU's memory; `cuda.to_device` copies a NumPy array there, `copy_to_host` copies back.
+# arrays**, in the GPU's memory; `cuda.to_device` copies a NumPy array there, `copy_to_host` copies back. (If you know PyTorch:
+# `torch.empty(5, device="cuda")`, `.cuda()`, `.cpu().numpy()`.) On a GPU a launch returns at once, and the kernels of a program run one
+# after the other; `copy_to_host` waits for them.
 #
-# **Do** [00_double](exercises/00_double.py): your first kernel, two lines. Complete the file, save it, and check it: in a terminal with
-# `python -m tutorials.check 00_double`, or here: take away the `#`. If it fails you get the first wrong element and a hint, and another
-# hint the next time.
+# **Do** [00_double](exercises/00_double.py): your first kernel, two lines. Complete the file, save it, and check it: in a terminal, in the
+# repository's folder, with `.venv/bin/python -m tutorials.check 00_double`, or here: take away the `#`. If it fails you get the first wrong
+# element and a hint, and another hint the next time. If it passes, it also says what it counted; sections 6 and 7 are about that.
 
 # %%
 # check("00_double")
@@ -106,9 +111,9 @@ print(out.copy_to_host())
 # %% [markdown]
 # ## 3. What if there are more elements than threads?
 #
-# The 5 threads were a **block**: threads that can work together. A block has at most 1,024 of them, so larger arrays take more blocks.
-# `kernel[3, 4](...)` launches 3 blocks of 4 threads. A thread finds its block's number in `cuda.blockIdx.x` and the block's size in
-# `cuda.blockDim.x`.
+# The 5 threads were a **block**: threads that can work together. A block runs on one multiprocessor, from its start to its end; a
+# multiprocessor runs several blocks at a time. A block has at most 1,024 threads, so larger arrays take more blocks. `kernel[3, 4](...)`
+# launches 3 blocks of 4 threads. A thread finds its block's number in `cuda.blockIdx.x` and the block's size in `cuda.blockDim.x`.
 #
 # **Predict**: the twelve numbers that this prints. Each has the form *block, thread*: 12 is thread 2 of block 1.
 
@@ -165,7 +170,8 @@ add_one_kernel[3, 4](out, inp)
 print(out.copy_to_host())
 
 # %% [markdown]
-# And the number of blocks is the number of elements by the number of threads, rounded up: `(10 + 4 - 1) // 4`.
+# And the number of blocks is the number of elements divided by the number of threads, rounded up: `(10 + 4 - 1) // 4`. (Why 32 or 256
+# threads, elsewhere in this course? A multiple of 32, for section 7, and enough blocks for all multiprocessors.)
 #
 # Or the other way round: few threads, and each takes several elements. **Predict**: with 2 blocks of 4 threads, which elements does thread
 # 1 of block 0 take?
@@ -186,9 +192,9 @@ print(owner.copy_to_host())
 # 1, 9 and 17: it strides through the array by the number of threads. This works for any launch, and neighbouring threads have neighbouring
 # elements, which section 7 is about. Nearly every kernel of this package has a loop of this kind.
 #
-# *Do many threads matter that much?* The next cell asks a GPU, if there is one. If not, it prints what was measured on an H200: the
-# backward pass of a layer (LayerNorm; chapter 01 says what it does), with a thread for each of 768 columns (plain), and cut into many more
-# pieces (rows_then_columns).
+# *Do many threads matter that much?* The next cell asks a GPU, if there is one. If not, it prints what was measured on an H200, for two
+# versions (*rungs*) of a function that sums over the 32,768 rows of a matrix, for each of its 768 columns: one thread a column (plain), and
+# cut into many more pieces (rows_then_columns). The last column is the share of the fastest that memory allows.
 
 
 # %%
@@ -204,16 +210,8 @@ def milliseconds(launch, repeats=20):
     return cuda.event_elapsed_time(start, end) / repeats
 
 
-def print_recorded(*rungs):
-    """Lines of a table that was measured, from its file: those that begin with a function, a rung and a precision."""
-    path = ROOT / "dev" / "bench" / "2026-11-28-h200-kernel-sets" / "ladder.txt"
-    title, header, *lines = path.read_text(encoding="utf-8").splitlines()
-    rows = {tuple(line.split()[:3]): line for line in lines}
-    print(title.partition(", ")[2], header, *(rows[rung] for rung in rungs), sep="\n")
-
-
 if SIMULATING:
-    print_recorded(("layernorm_backward", "plain", "fp32"), ("layernorm_backward", "rows_then_columns", "fp32"))
+    show_ladder("layernorm_backward", precision="fp32")
 else:
     size = 1 << 26
     big_inp, big_out = cuda.to_device(np.ones(size, np.float32)), cuda.device_array(size, np.float32)
@@ -228,8 +226,9 @@ else:
         print(f"{blocks:5} blocks of 256 threads: {ms:8.3f} ms, {8 * size / ms / 1e6:8.1f} GB/s")
 
 # %% [markdown]
-# On the H200 that was a factor of 46. 768 threads are three blocks of 256, so 129 of 132 multiprocessors had nothing to do. (Part of the
-# gain has another cause: the second kernel moves 16 bytes at a time.)
+# On the H200 that was a factor of 46, from the first row to the second. 768 threads are three blocks of 256, so 129 of 132 multiprocessors
+# had nothing to do. (Part of the gain has another cause: in the second version a thread reads four neighbouring float32 with one
+# instruction. The last row is chapter 03's.)
 #
 # **Do** [00_many_blocks](exercises/00_many_blocks.py).
 
@@ -286,7 +285,7 @@ print(a.copy_to_host())
 
 # %% [markdown]
 # As hoped: 1 to 7, and 7 again. Our simulator runs thread 0 first, until it waits or ends, then thread 1, and so on. But nothing promises
-# this order. `shuffled` draws lots for it. Same kernel, same input:
+# this order. `shuffled` picks a random one. Same kernel, same input:
 
 # %%
 for seed in range(5):
@@ -296,9 +295,10 @@ for seed in range(5):
     print(a.copy_to_host())
 
 # %% [markdown]
-# Where thread 1 came first, thread 0 finds what thread 1 has just written. (On a GPU, where the hardware chooses, you may see one result a
-# thousand times, and another on the next card.) This is a **race**: two threads touch the same element, one of them writes, and nothing
-# determines which comes first. The race detector need not see a wrong number to find it:
+# In the fourth line, thread 1 came before thread 0, which then found the 2 that thread 1 had just written; in the others thread 0 came
+# first. (On a GPU, where the hardware chooses, you may see one result a thousand times, and another on the next card.) This is a **race**:
+# two threads touch the same element, one of them writes, and nothing determines which comes first. The race detector need not see a wrong
+# number to find it:
 
 # %%
 report(lambda: shift_left_kernel[1, 8](cuda.to_device(np.arange(8, dtype=np.float32))))
@@ -323,7 +323,8 @@ report(lambda: count_kernel[1, 32](count))
 
 # %% [markdown]
 # The simulator says 32, in whatever order, since it changes from one thread to another only where a thread waits or ends. On a GPU `+=` is
-# three steps: read, add, write. Threads that read 0 at the same moment all write 1. So a right result in the simulator is no proof;
+# three steps: read, add, write. Threads that read 0 at the same moment all write 1, so `count` is likely to be 1 there.
+# (`cuda.atomic.add(count, 0, 1)` does the three steps as one, thread after thread.) So a right result in the simulator is no proof;
 # *nothing found* by the race detector is a better one.
 #
 # **Do** [00_shift](exercises/00_shift.py): to the right, into a second array. Mind the first element.
@@ -370,13 +371,13 @@ for kernel in (sum_in_memory_kernel, sum_in_register_kernel):
 
 # %% [markdown]
 # 16 reads or 8, 9 writes or one. `watch` records every access in the simulator; the check of the exercises does so, too, and compares with
-# the least possible. (The compiler mends a part of it: in the first kernel, too, it keeps the sum in a register from one round to the next.
-# But it must write it to memory each time, since `out` and `inp` might be the same memory, for all it knows.)
+# the least possible. (The compiler repairs part of this: in the first kernel, too, it keeps the sum in a register from one round to the
+# next. But it must write it to memory each time, since `out` and `inp` might be the same memory, for all it knows.)
 #
 # ## 7. Which thread should read which number?
 #
-# The hardware runs threads in groups of 32, a **warp**, which read together. And it fetches memory in pieces of 32 bytes: eight float32. If
-# a thread wants one of them, all eight come.
+# The hardware runs threads in groups of 32, called **warps**; the threads of a warp read together. And it fetches memory in pieces of 32
+# bytes, called **sectors**: eight float32. If a thread wants one of them, all eight come.
 #
 # Two kernels copy a matrix of 32 rows and 32 columns, with 32 threads. They read the same numbers, each once, each thread 32 of them.
 # **Predict**: how many pieces does the warp fetch with its first read, in each?
@@ -413,16 +414,18 @@ if SIMULATING:
 
 # %% [markdown]
 # *Which memory is fetched (orange), and how much of it is used (blue)?* On the left, 32 pieces for 32 numbers: 1,024 bytes, of which an
-# eighth is used. The rest may still be at hand when it is wanted, or may not: a multiprocessor has many warps, and little room. On the
-# right, four pieces, all of which are used: the access is **coalesced**. Hence the rule of all kernels here: *neighbouring threads,
-# neighbouring elements*.
+# eighth is used. The rest may still be in the cache, a small fast memory, when it is wanted, or may have been pushed out: many warps share
+# it. On the right, four pieces, all of which are used: the access is **coalesced**. Hence the rule of all kernels here: *neighbouring
+# threads, neighbouring elements*.
 #
-# What does it cost? LayerNorm's forward pass on an H200, with a thread for each row ("yours": an example file of this package), a block for
-# each row (plain), and a warp for each row that moves 16 bytes at a time (warp_per_row). The last column is the share of the memory's
-# speed. (The plain one is coalesced, and yet far from it: at each row it waits some twenty times, at what section 8 is about.)
+# What does it cost? LayerNorm, a layer that chapter 01 explains, has a kernel with a thread for each row: [an
+# example](../dev/kernels/my_layernorm.py). On an H200 it took 0.684 ms, 7 % of what memory allows
+# ([measured](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt) with the table below, on the same card). Below: a block for each row
+# (plain), and a warp for each row whose threads read 16 bytes with one instruction (warp_per_row). The plain one is coalesced, too, yet
+# reaches only 15 %: for each row its threads wait about twenty times for one another, at the barriers of section 8.
 
 # %%
-print_recorded(*(("layernorm_forward", rung, "fp32") for rung in ("yours", "plain", "warp_per_row")))
+show_ladder("layernorm_forward", precision="fp32")
 
 # %% [markdown]
 # Back to two dimensions. In a block of 8 × 4 threads x counts fastest: the warp is thread (0, 0), (1, 0), ... **Predict**: how many pieces
@@ -447,7 +450,7 @@ if SIMULATING:
         with watch() as seen:
             kernel[(1, 1), (8, 4)](out, inp)
         print(sectors_fetched(seen.picture("inp").cells.values()), "pieces")
-else:  # the same two kernels on 64 million numbers, with a block of 32 × 8 threads: a warp is 32 × 1
+else:  # the same two kernels on 67 million numbers, with a block of 32 × 8 threads: a warp is 32 × 1
     big_inp, big_out = cuda.to_device(np.ones((8192, 8192), np.float32)), cuda.device_array((8192, 8192), np.float32)
     for kernel in (copy_x_is_column_kernel, copy_x_is_row_kernel):
         ms = milliseconds(lambda kernel=kernel: kernel[(8192 // 32, 8192 // 8), (32, 8)](big_out, big_inp))
@@ -465,8 +468,13 @@ else:  # the same two kernels on 64 million numbers, with a block of 32 × 8 thr
 # ## 8. How does a thread tell another one something?
 #
 # A register is private, and global memory is far away. **Shared memory** is near, tens of cycles, and all threads of a block see it, but no
-# other block. `cuda.shared.array(8, float32)` is one array for the whole block, though every thread runs that line. Its size must be a
-# constant.
+# other block. *Who sees what?*
+
+# %%
+show(draw_machine(), "00_machine")
+
+# %% [markdown]
+# `cuda.shared.array(8, float32)` is one array for the whole block, though every thread runs that line. Its size must be a constant.
 #
 # Each thread puts a number in, and takes its right neighbour's out; the last one takes the first one's. **Predict**: is this right?
 
@@ -523,8 +531,11 @@ report(lambda: rotate_half_kernel[1, 8](out, inp))
 # %% [markdown]
 # On a GPU the block may hang, or go on as if there were no barrier. Two rules, then, for everything that follows:
 #
-# - Between a write and another thread's read of the same element, and between a read and another thread's write, there is a barrier.
-# - All threads of the block reach every barrier. Never put one under a condition that differs from thread to thread.
+# - Between two accesses of different threads to the same element, one of them a write, there is a barrier.
+# - All threads of the block reach every barrier. Never put one under a condition that differs from thread to thread, nor into a loop that
+#   some threads leave earlier than others.
+#
+# Blocks cannot wait for each other: what one block writes, another one reads in the *next* kernel.
 #
 # **Do** [00_shared_reverse](exercises/00_shared_reverse.py): the last block has threads without an element. They must come to the barrier,
 # too.
@@ -573,9 +584,9 @@ print()
 report(lambda: sum_kernel[1, 8](out, inp))
 
 # %% [markdown]
-# (Eight rounds for 256.) The right sum is 31. The first round is right in any order. But in the second one thread 0 reads `values[2]`,
-# which thread 2 may not have increased yet, and in the third one `values[1]`, of which the detector speaks. So there must be a barrier in
-# each round. **Predict** what the detector says of this one:
+# (Eight rounds for 256.) The right sum is 31. The first round is right in any order. But in the second round, thread 0 reads `values[2]`,
+# which thread 2 may not have increased yet; and in the third round `values[1]`, the element that the detector names. So there must be a
+# barrier in each round. **Predict** what the detector says of this one:
 
 
 # %%
@@ -629,8 +640,10 @@ print(out.copy_to_host())
 report(lambda: sum_kernel[1, 8](out, inp))
 
 # %% [markdown]
-# In the simulator some get 31, and some 14, which is what `values[0]` was one round before. In the last round thread 0 writes it, all
-# others read it, and nothing makes them wait: a barrier is missing after the loop.
+# In the simulator threads 0 to 4 get 31, and threads 5 to 7 get 14, which is what `values[0]` was one round before. (The thread that comes
+# to a barrier last need not wait there, and goes on first: thread 7 after the first barrier, 6 after the second, 5 after the third. So
+# these three read `values[0]` before thread 0 makes it 31.) In the last round thread 0 writes it, all others read it, and nothing makes
+# them wait: a barrier is missing after the loop.
 #
 # One more is missing, and it shows only if a kernel calls the function twice, as LayerNorm does, for a row's mean and for its spread.
 # **Think** before you run: `values` is the same memory in both calls. What may a fast thread do while a slow one is still in the first
@@ -718,10 +731,10 @@ print(six.copy_to_host())
 # Six become three, three become one and a half, rounded down to one: thread 0 adds `values[1]`, and `values[2]` is forgotten. (Draw it,
 # like the figure above.)
 #
-# **Do** [00_block_sum](exercises/00_block_sum.py), with fewer accesses than ours. Then
-# [00_find_the_barrier](exercises/00_find_the_barrier.py), which gives right results and is wrong. Then
-# [00_row_sum](exercises/00_row_sum.py): a block for each row, a stride over its columns, a block sum. That is the skeleton of LayerNorm, of
-# softmax, and of the loss.
+# **Do** [00_block_sum](exercises/00_block_sum.py), with fewer accesses than ours, which reads two numbers of `values` in each round: a
+# thread that keeps its own sum in a register reads only one. Then [00_find_the_barrier](exercises/00_find_the_barrier.py), which gives
+# right results and is wrong. Then [00_row_sum](exercises/00_row_sum.py): a block for each row, a stride over its columns, a block sum. That
+# is the skeleton of LayerNorm, of softmax, and of the loss.
 
 # %%
 # check("00_block_sum")
@@ -763,8 +776,8 @@ for function in (mean_with_literals, mean_in_float32):
 # %% [markdown]
 # Python's `0.0` has 64 bits. Numba takes it at its word, and so the whole sum is float64. NumPy 2, which our simulator uses, lets a bare
 # number adapt to the other one; *so the simulator cannot show this fault*. Nor does the result: it is right, even a bit more so. It is only
-# slow, since most GPUs compute float64 32 or 64 times more slowly than float32. Where does it show, then? In the code that the GPU is
-# given, **PTX**:
+# slow: most GPUs compute float64 32 or 64 times more slowly than float32. (Those for data centres, as the H200, are the exception, with a
+# factor of 2.) Where does it show, then? In the code that the GPU is given, **PTX**:
 
 
 # %%
@@ -796,11 +809,11 @@ for function in (mean_with_literals_kernel, mean_in_float32_kernel):
     print("   ", "\n    ".join(instructions[-5:]))
 
 # %% [markdown]
-# `cvt` converts, `div.rn.f64` divides, `st` stores. So a constant of a kernel is written `np.float32(0.5)`, and is a name of the module,
-# and an integer in a division is `float32(n)`. A test of this package reads the PTX of all of its kernels and finds no `.f64`.
+# `cvt` converts, `div.rn.f64` divides, `st` stores. So a constant is made outside of the kernel, `HALF = np.float32(0.5)`, and inside of it
+# `float32(n)` converts an integer. A test of this package reads the PTX of all of its kernels and finds no `.f64`.
 #
-# float32 has a surprise of its own. It keeps 24 bits, so each addition rounds. **Predict**: a hundred thousand times 0.1, added one by one,
-# and added in pairs as in `block_sum`. How far from 10,000 is each?
+# float32 has a surprise of its own. It keeps 24 binary digits, so each addition rounds. **Predict**: a hundred thousand times 0.1, added
+# one by one, and added in pairs as in `block_sum`. How far from 10,000 is each?
 
 # %%
 tenths = np.full(100_000, 0.1, np.float32)
@@ -812,9 +825,9 @@ while in_pairs.size > 1:
 print(f"one by one: {one_by_one}   in pairs: {in_pairs[0]}")
 
 # %% [markdown]
-# One by one, 100,000 roundings add up, and the larger the sum, the coarser they are. In pairs a number goes through 17. The way in which
-# many threads add is also the better way. It has a fixed order, too, so the result has the same bits each time. (Threads that add to one
-# number as they arrive, with `cuda.atomic.add`, have neither.)
+# One by one, 100,000 roundings add up, and the larger the sum, the coarser they are. In pairs a number goes through 17 additions, since 2¹⁷
+# = 131,072. The way in which many threads add is also the better way. It has a fixed order, too, so the result has the same bits each time.
+# (Threads that add to one number as they arrive, with `cuda.atomic.add`, have neither the accuracy nor the fixed order.)
 #
 # **Do** [00_float32](exercises/00_float32.py).
 
@@ -822,14 +835,14 @@ print(f"one by one: {one_by_one}   in pairs: {in_pairs[0]}")
 # check("00_float32")
 
 # %% [markdown]
-# ## 11. What does the simulator tell, and what not?
+# ## 11. What does the simulator tell you, and what doesn't it?
 #
 # | question | the simulator | the race detector | a GPU |
 # | --- | --- | --- | --- |
 # | Is an index beyond the end? (3) | raises | raises, negative ones too | says nothing |
 # | Does the result depend on the order? (5) | one order, always the same | says so | maybe once in a thousand runs |
 # | Is a barrier missing? (8, 9) | says nothing | says so | maybe |
-# | Do all threads reach every barrier? (8) | only if some wait for ever | says so | may hang |
+# | Do all threads reach every barrier? (8) | raises if some would wait for ever | says so | may hang |
 # | Is there a silent float64? (10) | no: other rules than the compiler | no | slow; read the PTX |
 # | Does Numba compile the kernel? | runs whatever Python runs | the same | refuses what it does not know |
 # | How fast is it? | **no idea** | no idea | measure |
@@ -859,19 +872,18 @@ cuda.synchronize()  # on a GPU a launch is only queued: wait for what it prints
 #
 # - **Three real races, and no wrong result** (2026-11-28). The race detector was run over every kernel of the package. It found three
 #   races, none of which had changed a result. If any one barrier of the package is deleted, it reports that.
-# - **Larger tiles, half the speed** (2026-11-28). The plain matrix product works on tiles. The compiler writes out a loop of 16 steps, not
-#   one of 32; and in a loop each index is tested for being negative, some ten instructions for one load. Tiles of 16 instead of 32: the
-#   training step fell from 2,655 to 1,305 ms, of which 170 had another cause.
-# - **A hundred million barriers** (2026-11-28). Attention with plain kernels was predicted to take 80 ms of that step. It took 653. Why was
-#   not investigated; but a block sum of 64 threads is eight barriers (count them: six rounds, and two), and a layer has a hundred million.
+# - **Larger tiles, half the speed** (2026-11-28). The plain matrix product copies squares of the matrices, *tiles*, into shared memory. The
+#   compiler unrolls a loop of 16 steps, not one of 32; and in a loop each index is tested for being negative, some ten instructions for one
+#   load. Tiles of 16 instead of 32: the training step fell from 2,655 to 1,305 ms, of which 170 had another cause.
+# - **A prediction that was wrong by a factor of eight** (2026-11-28). Attention, a layer of the model, was predicted to take 80 ms of that
+#   step with plain kernels. It took 653. Why was not investigated; but a block sum of 64 threads is eight barriers (count them: six rounds,
+#   and two), and a layer passes a hundred million of them.
 # - **The simulator is faster on one processor than on two** (2026-11-22, on a CPU). Its threads take turns anyway, and waking one takes 37
 #   µs on another core, 14 on the same one. With other changes a training step of a tiny model fell from 34.5 to 4.6 s.
 #
 # ## 13. Where to go from here
 #
-# `python -m tutorials.check --list` lists all exercises. For this chapter: `00_double`, `00_many_blocks`, `00_2d`, `00_shift`,
-# `00_coalesced`, `00_shared_reverse`, `00_block_sum`, `00_find_the_barrier`, `00_row_sum`, `00_float32`. Solutions are in
-# [solutions](solutions), for afterwards.
+# `python -m tutorials.check --list` lists all exercises. Solutions are in [solutions](solutions), for afterwards.
 #
 # In the package you can now read [residual.py](../gpt2_numba/layers/residual.py) and [gelu.py](../gpt2_numba/layers/gelu.py), whose kernels
 # are a stride over columns, and [layernorm.py](../gpt2_numba/layers/layernorm.py), which is section 9 and some mathematics. The mathematics

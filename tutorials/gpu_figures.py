@@ -55,21 +55,57 @@ def draw_threads_needed(rate_of_one, memory_rate, threads_at_once):
     """Bytes per second against the number of threads that wait for one number at a time each, up to what the memory delivers. Logs."""
     figure = Figure(figsize=(8.2, 3.9), layout="constrained")
     panel = figure.subplots()
-    threads = np.array([1, memory_rate / rate_of_one, 5e6])
-    panel.loglog(threads, np.minimum(threads * rate_of_one, memory_rate), color=BLUE, linewidth=2.5)
+    threads = np.array([1, min(threads_at_once, memory_rate / rate_of_one)])
+    panel.loglog(threads, threads * rate_of_one, color=BLUE, linewidth=2.5)
     panel.axhline(memory_rate, color=GREY, linestyle=":", linewidth=1)
-    panel.text(1.3, memory_rate * 1.2, f"memory of an H200, measured: {memory_rate / 1e12:.1f} TB/s", color="#444", va="bottom")
-    for count, label in ((1, "one thread"), (32, "32"), (1024, "1,024"), (threads_at_once, f"{threads_at_once:,}: all")):
+    panel.text(1.3, memory_rate * 1.2, f"an H200 that copies, measured: {memory_rate / 1e12:.1f} TB/s", color="#444", va="bottom")
+    for count, label in (
+        (1, "one thread"),
+        (32, "32"),
+        (1024, "1,024"),
+        (threads_at_once, f"{threads_at_once:,}: all that fit"),
+    ):
         rate = min(count * rate_of_one, memory_rate)
         panel.plot(count, rate, "o", color=BLUE, clip_on=False)
-        panel.annotate(label, (count, rate), xytext=(9, -12), textcoords="offset points", fontsize=10)
+        panel.annotate(label, (count, rate), xytext=(9, -14), textcoords="offset points", fontsize=10)
     panel.set_xlim(1, 5e6)
     panel.set_ylim(5e6, 3e13)
     panel.set_yticks([1e7, 1e9, 1e11, 1e13], ["10 MB/s", "1 GB/s", "100 GB/s", "10 TB/s"])
     panel.minorticks_off()
     panel.set_xticks([1, 100, 10_000, 1_000_000], ["1", "100", "10,000", "1,000,000"])
     panel.set_xlabel("threads, each waiting for one number at a time")
+    panel.set_ylabel("bytes per second")
     panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_machine():
+    """Where the memories are: two of the multiprocessors with the blocks that they run, above the global memory that all of them see."""
+    figure, (panel,) = _blank(10.5, 4.1)
+    for number in range(2):
+        left = 11 * number
+        panel.add_patch(Rectangle((left, 3.2), 10.2, 5.6, facecolor="white", edgecolor=GREY))
+        panel.text(
+            left + 0.25, 8.25, f"multiprocessor {number}" + (" of 132" if not number else ""), fontsize=10, color="#444", va="center"
+        )
+        for index in range(2):
+            block, corner = 2 * number + index, left + 0.35 + 4.9 * index
+            colour = (*BLOCK_COLOURS, RED)[block]
+            panel.add_patch(Rectangle((corner, 3.5), 4.6, 4.3, facecolor="white", edgecolor=colour, linewidth=1.6))
+            panel.text(corner + 0.2, 7.35, f"block {block}", color=colour, fontsize=10, va="center")
+            for thread in range(4):
+                _box(panel, corner + 0.2 + 1.07 * thread, 5.6, f"{thread}", PALE, size=1.0)
+            panel.text(corner + 0.2, 6.85, "threads, registers", fontsize=8, va="center", color="#444")
+            panel.add_patch(Rectangle((corner + 0.2, 3.75), 4.2, 1.1, facecolor=colour, edgecolor="none", alpha=0.85))
+            panel.text(corner + 2.3, 4.3, "shared memory", color="white", ha="center", va="center", fontsize=10)
+            panel.annotate("", (corner + 2.3, 4.9), (corner + 2.3, 5.55), arrowprops={"arrowstyle": "<->", "color": colour})
+        panel.annotate("", (left + 5.1, 1.75), (left + 5.1, 3.15), arrowprops={"arrowstyle": "<->", "color": "#444"})
+    panel.text(5.4, 2.45, "hundreds of cycles", fontsize=9, color="#444", va="center")
+    panel.text(22.0, 6.0, "...", fontsize=16, va="center", color="#444")
+    panel.add_patch(Rectangle((0, 0.2), 21.2, 1.5, facecolor="#444", edgecolor="none"))
+    panel.text(10.6, 0.95, "global memory: inp, out", color="white", ha="center", va="center", fontsize=11)
+    panel.set_xlim(-0.2, 23)
+    panel.set_ylim(0, 9)
     return figure
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from gpt2_numba.gpu.backend import FLOAT32
 from gpt2_numba.layer_checks.running import GuardedArray, run_on_host
 from tutorials.check.comparing import check_arrays
-from tutorials.check.counting import transactions
+from tutorials.check.counting import busiest_thread, transactions
 from tutorials.check.failures import Failure
 from tutorials.check.host_exercises import HostExercise, call_on_host
 from tutorials.check.loading import explained, find_function, load_module
@@ -92,9 +92,23 @@ def check_economy(exercise, record):
     """Raise Failure for a right result that was had in another way than the exercise asks for."""
     if exercise.least.shared_writes and not any(touch.is_shared for touch in record.touches):
         raise Failure("shared", "the result is right, but it does not go through shared memory, which this exercise is about")
+    for launch in record.launches:
+        if exercise.threads and launch.block != exercise.threads:
+            raise Failure(
+                "launch", f"the result is right, but it launches blocks of {_size(launch.block)} threads, not of {_size(exercise.threads)}"
+            )
+    for kind, count in vars(busiest_thread(record)).items():
+        if exercise.most is not None and count > (most := getattr(exercise.most, kind)):
+            what = kind.replace("_", " ")
+            raise Failure("accesses", f"the result is right, but one thread makes {count:,} {what}, and {most:,} are enough")
     least = exercise.least_transactions
     if least is not None and (moved := transactions(record)) > least * 3 // 2:
         raise Failure("transactions", f"the result is right, but the warps move {moved:,} pieces of 32 bytes, and {least:,} are enough")
     barriers = max(launch.barriers for launch in record.launches)
     if exercise.most_barriers is not None and barriers > exercise.most_barriers:
         raise Failure("barriers", f"no race is left, but a thread waits at {barriers} barriers, and {exercise.most_barriers} are enough")
+
+
+def _size(block):
+    """(32, 1, 1) -> 32; (8, 4, 1) -> 8 × 4."""
+    return " × ".join(map(str, block[: max(1, sum(size > 1 for size in block))]))

@@ -77,7 +77,9 @@ class Exercise(Task):
     least: Counts  # the least possible accesses of the busiest thread, at the last size
     taken: Counts | None = None  # those of the solution, where it is made to be read and takes more
     least_transactions: int | None = None  # of 32 bytes, that all warps need at the last size; half as many again is refused
+    most: Counts | None = None  # accesses of the busiest thread, at the last size; more is refused: one thread does the work of many
     most_barriers: int | None = None  # that a thread may pass, at the last size; more is refused
+    threads: tuple = ()  # of a block, if the exercise demands it, such as (32, 1, 1)
     drawn: tuple = ()  # the arrays of which a pass shows who touches what
 
     @property

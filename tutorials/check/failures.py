@@ -35,6 +35,7 @@ KINDS = {
     "value": "an element is wrong",
     "host": "an element is right, but no thread of a kernel wrote it",
     "shared": "it is right, but does not go through shared memory",
+    "accesses": "it is right, but a thread touches memory more often than it should",
     "transactions": "it is right, but moves more of the memory than it uses",
     "barriers": "it is right, but waits at more barriers than it needs",
     "compile": "the simulator runs it, but it cannot be compiled for a GPU",

@@ -23,6 +23,7 @@ GENERAL = {
     "input": ("A kernel may only write to its outputs.",),
     "host": ("Outside of a kernel, Python computes, not the GPU.",),
     "shared": ("values = cuda.shared.array(SIZE, float32) makes an array that all threads of a block see.",),
+    "accesses": ("A thread should do its own part only: which of these accesses belong to other threads, or are made twice?",),
     "compile": ("A kernel may use numbers, arrays, tuples, loops and math functions, but neither lists nor most of NumPy.",),
     "compiler": ("The compiler comes with the extra `tutorials` and needs no GPU.",),
     "time": ("Does the condition of every while loop become false? In the simulator a thread takes microseconds an operation.",),

@@ -4,7 +4,7 @@
 
 `inp` is float32 of shape (N, C), `out` of shape (N,), for any N and C. The launch is given: a block of 32 threads for each row. A thread
 adds up its columns, i, i + 32, i + 64, …; then the block adds up the threads' sums. For that there is `block_sum(value)`, which you have
-written in 00_block_sum: all threads of the block must call it, and each of them gets the sum.
+read in section 9 of the chapter: all threads of the block must call it, and each of them gets the sum.
 
     python -m tutorials.check 00_row_sum
 """

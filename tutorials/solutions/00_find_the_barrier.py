@@ -3,8 +3,8 @@
     out[i] = inp[i] + inp[i + 1] + … up to the end of its piece
 
 `out` and `inp` are float32 of shape (N,), cut into pieces of 64 elements, a block of 64 threads for each; the last piece may be shorter. The
-kernel below is complete but for one barrier, which belongs in one of the three marked places. It gives the right result all the same, in
-the simulator always and on a GPU nearly always: no test of its numbers finds the fault. Find the place. A barrier too many is refused.
+kernel below is complete but for one barrier, which belongs in one of the three marked places. In the simulator's usual order of threads its
+result is right all the same: a test of its numbers passes. Find the place. A barrier too many is refused.
 
     python -m tutorials.check 00_find_the_barrier
 """

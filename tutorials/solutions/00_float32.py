@@ -4,7 +4,7 @@
 
 Both are float32 of shape (N,). The file is complete and its results are right. But the two constants below are Python's numbers, and Numba
 takes them at their word: an integer minus or times a float32 is a float64, and so is 5 / 9. So all of the arithmetic is in float64, which
-most GPUs do 32 or 64 times more slowly, and nothing says so. Add what makes it float32.
+most GPUs do 32 or 64 times more slowly, and an H200 twice as slowly, and nothing says so. Add what makes it float32.
 
     python -m tutorials.check 00_float32
 """

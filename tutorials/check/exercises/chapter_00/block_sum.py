@@ -21,6 +21,7 @@ EXERCISE = Exercise(
     error=lambda inp: {"out": 32 * UNIT * sums(np.abs(inp))},  # at most 31 additions, in any order
     sizes=({"N": 40}, {"N": 1}, {"N": 2}, {"N": 31}, {"N": 33}, {"N": 97}),
     least=Counts(global_reads=1, global_writes=1, shared_reads=5, shared_writes=1),
+    most=Counts(global_reads=1, global_writes=1, shared_reads=5, shared_writes=5),
     float64_refused=False,
     hints={
         "": (
@@ -28,7 +29,12 @@ EXERCISE = Exercise(
             "After each round half //= 2, until half is 0; then thread 0 writes the block's sum to out[cuda.blockIdx.x].",
             "Thread i + half must have written before thread i reads: a barrier between the two, in every round, for all threads.",
         ),
+        "accesses": (
+            "In a round a thread reads one number of values, its partner's: its own sum stays in `part`, a register.",
+            "One thread that adds up 32 numbers makes 31 others wait: in rounds, each thread adds one number, and half of the threads go on.",
+        ),
         "race": (
+            "If the element is one of out: all threads write it, and only thread 0 has the sum.",
             "No two threads may touch the same element, one of them writing, without a barrier between. In each round there are two such "
             "moments, or one if a thread writes its element only once.",
             "Every thread must reach the barrier, so it stands inside the loop, but outside of `if`.",
@@ -43,12 +49,18 @@ EXERCISE = Exercise(
         ),
     ),
     wrong=(
-        Wrong("no barrier", {"        cuda.syncthreads()\n": ""}, "race", "without a barrier"),
+        Wrong("no barrier", {"        cuda.syncthreads()\n": ""}, "race"),
+        Wrong("thread 0 adds up", {"    half = THREADS // 2\n    while half > 0:\n        if half <= i < 2 * half:\n            values[i] = part\n        cuda.syncthreads()\n"
+            "        if i < half:\n            part += values[i + half]\n        half //= 2\n    if i == 0:\n": "    values[i] = part\n    cuda.syncthreads()\n    if i == 0:\n"
+            "        for k in range(1, THREADS):\n            part += values[k]\n"}, "accesses", "its partner's"),
+        Wrong("the chapter's way", {"        if half <= i < 2 * half:\n            values[i] = part\n        cuda.syncthreads()\n        if i < half:\n            part += values[i + half]\n":
+            "        if half == THREADS // 2:\n            values[i] = part\n        cuda.syncthreads()\n        if i < half:\n            values[i] += values[i + half]\n            part = values[i]\n"},
+            "accesses", "its partner's"),
         Wrong("a barrier before the loop only", {"        cuda.syncthreads()\n": "", "    half = THREADS": "    cuda.syncthreads()\n    half = THREADS"},
             "race"),
         Wrong("a barrier under a condition", {"            part += values[i + half]": "            cuda.syncthreads()\n            part += values[i + half]",
             "        cuda.syncthreads()\n        if": "        if"}, "barrier", "outside"),
         Wrong("one round", {"half //= 2": "half = 0"}, "value", "one round"),
-        Wrong("all threads write the sum", {"if i == 0:": "if True:"}, "race"),
+        Wrong("all threads write the sum", {"if i == 0:": "if True:"}, "race", "only thread 0 has the sum"),
     ),
 )  # fmt: skip

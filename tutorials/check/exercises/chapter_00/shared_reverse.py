@@ -23,7 +23,10 @@ EXERCISE = Exercise(
             "The piece starts at `start`: thread i reads inp[start + i], if i < size.",
             "Reversed, element i of a piece of `size` elements is its element size - 1 - i.",
         ),
-        "race": ("A thread takes out what another thread may not have put in yet: all must wait between the two, at cuda.syncthreads().",),
+        "race": (
+            "Which thread puts something into that element of values? In the last piece, which is shorter, nobody may: is the index right?",
+            "A thread takes out what another thread may not have put in yet: all must wait between the two, at cuda.syncthreads().",
+        ),
         "barrier": ("In the last piece some threads have no element, and skip the barrier. It must stand outside of the condition.",),
         "bounds": ("The last piece has `size` elements, not 32: count back from size - 1, and only in threads with i < size.",),
     },
@@ -32,9 +35,9 @@ EXERCISE = Exercise(
         Mistake(lambda inp: {"out": inp[::-1]}, "That reverses all of inp; each piece of 32 elements must be reversed for itself."),
     ),
     wrong=(
-        Wrong("no barrier", {"    cuda.syncthreads()\n": ""}, "race", "cuda.syncthreads()"),
+        Wrong("no barrier", {"    cuda.syncthreads()\n": ""}, "race"),
         Wrong("a barrier under a condition", {"    cuda.syncthreads()\n": "        cuda.syncthreads()\n"}, "barrier", "outside"),
-        Wrong("pieces of 32 always", {"size - 1 - i": "THREADS - 1 - i"}, "race"),
+        Wrong("pieces of 32 always", {"size - 1 - i": "THREADS - 1 - i"}, "race", "is the index right"),
         Wrong("not through shared memory", {"= values[size - 1 - i]": "= inp[start + size - 1 - i]", "values[i] = ": "x = "}, "shared"),
         Wrong("nothing reversed", {"values[size - 1 - i]": "values[i]"}, "value", "another thread's"),
     ),

@@ -15,8 +15,8 @@ EXERCISE = Exercise(
     reference=lambda inp: {"out": shifted(inp)},
     sizes=({"N": 5}, {"N": 1}, {"N": 2}, {"N": 31}, {"N": 33}, {"N": 97}),
     least=Counts(global_reads=1, global_writes=1),
+    most=Counts(global_reads=1, global_writes=1),
     float64_refused=False,
-    drawn=("inp",),
     hints={
         "": (
             "Thread i writes out[i] and reads inp[i - 1]. One thread has no neighbour on that side: what does it write?",
@@ -26,6 +26,7 @@ EXERCISE = Exercise(
             "Which thread has no element inp[i - 1]? And which ones have no element out[i]?",
             "if i == 0: … elif i < inp.shape[0]: …",
         ),
+        "race": ("Only one thread may write an element: out[0] belongs to thread 0 of block 0, and the others leave it alone.",),
         "not written": ("The first element has no neighbour, but must be written too: out[0] is 0.",),
     },
     mistakes=(
@@ -34,6 +35,12 @@ EXERCISE = Exercise(
         Mistake(lambda inp: {"out": np.concatenate([inp[:1], inp[:-1]])}, "out[0] is inp[0]; it must be 0."),
     ),
     wrong=(
+        Wrong(
+            "every thread writes out[0]",
+            {"if i == 0:\n        out[i] = ZERO\n    elif i <": "out[0] = ZERO\n    if 0 < i <"},
+            "race",
+            "Only one thread",
+        ),
         Wrong("reads before the array", {"if i == 0:\n        out[i] = ZERO\n    elif": "if"}, "bounds", "no element inp[i - 1]"),
         Wrong("out[0] left out", {"out[i] = ZERO": "pass"}, "not written", "The first element"),
         Wrong("the other neighbour", {"if i == 0": "if i == inp.shape[0] - 1", "inp[i - 1]": "inp[i + 1]"}, "value", "other neighbour"),
