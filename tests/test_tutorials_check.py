@@ -478,5 +478,7 @@ def test_the_arrays_of_every_exercise_differ_from_element_to_element():
             continue
         for size in find(name).sizes:
             for tensor in find(name).arrays(np.random.default_rng(1), **size).values():
-                assert tensor.access != "r" or len(np.unique(tensor.values)) == tensor.values.size
+                if tensor.access == "r" and tensor.kind == "real":
+                    numbers = tensor.values[np.isfinite(tensor.values)]
+                    assert numbers.size and len(np.unique(numbers)) == numbers.size
     assert written(3).values is None  # NaN before the call
