@@ -113,4 +113,4 @@ def test_the_figures_say_what_they_count():
     texts = [text.get_text() for text in draw_block_sum([3, 1, 4, 1, 5, 9, 2, 6]).axes[0].texts]
     assert "31" in texts and "half = 1" in texts and "half = 8" not in texts
     assert [text.get_text() for text in draw_grid(3, 4, 10).axes[0].texts].count("?") == 2
-    assert "270,336: all" in [text.get_text() for text in draw_threads_needed(16e6, 4.2e12, 270_336).axes[0].texts]
+    assert "270,336: all that fit" in [text.get_text() for text in draw_threads_needed(16e6, 4.2e12, 270_336).axes[0].texts]
