@@ -35,7 +35,8 @@ def last_writers(guarded, record):
     array = guarded.array._ary
     start = array.__array_interface__["data"][0]
     inside = (touch for touch in record.touches if not touch.is_read and 0 <= touch.address - start < array.nbytes)
-    return {(touch.address - start) // array.itemsize: touch for touch in inside}
+    elements = ((touch, range(0, touch.nbytes, array.itemsize)) for touch in inside)  # a wide store writes several
+    return {(touch.address - start + byte) // array.itemsize: touch for touch, bytes_ in elements for byte in bytes_}
 
 
 def check_input(name, guarded, stored, record):
