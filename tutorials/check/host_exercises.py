@@ -96,7 +96,8 @@ def _compare_numbers(exercise, name, what, got, expected):
     expected = np.asarray(expected)
     try:
         values = np.asarray(got)
-        values = values if values.dtype.kind in "iub" else values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a learner's bits may be a signalling NaN
+            values = values if values.dtype.kind in "iub" else values.astype(np.float64)
     except (TypeError, ValueError):
         raise Failure("value", f"{what} must be {'a number' if not expected.ndim else 'an array'}, got {_short(got)}") from None
     if values.shape != expected.shape:
