@@ -6,8 +6,8 @@
 # write forward and backward yourself, in NumPy and as kernels, and GPT-2 trains with them.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, blocks, barriers, races, `block_sum`) and [01](01_gpt2_on_one_page.ipynb)
-# (gradients, finite differences). No GPU. 45 minutes, and an hour for the six exercises. At **Predict**, write your answer down before you
-# run the next cell. At **Do** there is an exercise, which a program checks.
+# (gradients, finite differences). No GPU. An hour to read, and an hour and a half for the six exercises. At **Predict**, write your answer
+# down before you run the next cell. At **Do** there is an exercise, which a program checks.
 #
 # | letter | meaning | GPT-2 124M, as measured below |
 # | --- | --- | --- |
@@ -112,9 +112,9 @@ for height in (0, 1, 30, 1000):
 
 # %% [markdown]
 # At 1 the third digit is wrong, at 30 everything, and at 1,000 the variance is *negative*: `rstd` would be NaN, the root of a negative
-# number. float32 keeps 24 bits, seven digits. The squares are near 1,000,000, and their neighbours in float32 are 0.0625 away; a
-# difference of 0.0001 is not there to be found. The squares and their sum had been rounded as always, and looked right to seven digits;
-# subtracting two large, nearly equal numbers takes away the digits that were right, and leaves those that were not. That is called
+# number. float32 keeps 24 bits, seven digits. The squares are near 1,000,000, and their neighbours in float32 are 0.0625 away; a difference
+# of 0.0001 is not there to be found. Each of the two numbers, the mean of the squares and the square of the mean, is right to six or seven
+# digits; subtracting two large, nearly equal numbers takes away the digits that were right, and leaves those that were not. That is called
 # **cancellation**.
 #
 # So the layer pays for a second pass over the row. Here it is in NumPy, with the arguments of the package: outputs first, arrays that the
@@ -151,9 +151,9 @@ print("out", *out.round(3), "mean", mean, "rstd", rstd.round(3), sep="\n")
 #
 #     (3) the spread          the variance is 1/C Σ_j (inp[j] - mean)². In its term c the distance d = inp[c] - mean grows by ε, so
 #                             d² by 2 d ε (and ε², which is nothing beside it), and the variance by 2 d ε / C.
-#                             Since d = xhat[c] / rstd and variance + eps = 1 / rstd², that is the fraction 2 ε rstd xhat[c] / C of it.
-#                             If a number grows by a small fraction f, its root grows by f / 2, since (1 + f/2)² is 1 + f and f²/4,
-#                             which is nothing again. Every xhat[j] is divided by this root.
+#                             Since d = xhat[c] / rstd and variance + eps = 1 / rstd², variance + eps grows by the fraction
+#                             f = 2 ε rstd xhat[c] / C. If a number grows by a small fraction f, its root grows by f / 2, since
+#                             (1 + f/2)² is 1 + f and f²/4, which is nothing again. Every xhat[j] is divided by this root.
 #                             So every xhat[j] shrinks by the fraction ε rstd xhat[c] / C of itself.
 #
 # (The mean moves, too: does that not change the variance? All distances d change by the same amount, their squares by 2 d times that, and
@@ -191,8 +191,8 @@ moved = sum(parts.values())
 print("sum", moved.sum().round(9), "  sum of moved · xhat", (moved * xhat).sum().round(9))
 
 # %% [markdown]
-# Both are 0 (the second one up to `eps`): `xhat` always has mean 0 and variance 1, so it cannot move in a direction that would change
-# either.
+# Both are 0 (the second one up to `eps`): `xhat` always has mean 0 and variance 1. If its mean stays 0, the movements add up to 0. If its
+# variance stays 1, so does the mean of `xhat²`, and a small movement `m` of `xhat` changes `xhat²` by `2 m xhat`: these add up to 0, too.
 #
 # ## 4. What is the gradient, then?
 #
@@ -211,8 +211,9 @@ print("sum", moved.sum().round(9), "  sum of moved · xhat", (moved * xhat).sum(
 #
 #     dweight[c] = Σ_rows dout[c] xhat[c]          dbias[c] = Σ_rows dout[c]
 #
-# In the package all three are *added* to what the arrays hold, marked [+]: `inp` also feeds the residual stream, whose gradient is there
-# already, and a step may consist of several batches.
+# In the package all three are *added* to what the arrays hold, marked [+]: `inp` is the residual stream, which is read here, but also goes
+# on to the next addition, and the gradient that comes back from there is in `dinp` already. And a step may consist of several batches,
+# which add to the same `dweight` and `dbias`.
 #
 # **Do** [03_layernorm_backward_numpy](exercises/03_layernorm_backward_numpy.py): these formulas in NumPy, seven lines.
 
@@ -220,14 +221,16 @@ print("sum", moved.sum().round(9), "  sum of moved · xhat", (moved * xhat).sum(
 # check("03_layernorm_backward_numpy")
 
 # %% [markdown]
-# Here is the package's, which saves a few temporaries. Which line is which of yours?
+# Here is the package's, which saves a few temporaries. (`np.einsum("nc,nc->c", a, b)` is `(a * b).sum(axis=0)` without the array `a * b`;
+# with `->n` it sums over `axis=1`.) Which line is which of yours?
 
 # %%
 quote(layernorm_backward_ref)
 
 # %% [markdown]
 # Is it right? Finite differences say so: `check_gradient` of chapter 01 raises and lowers one number after the other. The accumulators
-# start from ones, not from zeros. **Predict**: what would the check say if `dinp +=` were `dinp =`?
+# start from ones, not from zeros. **Predict**: what would the check say of `dinp` if the last line of the function were `dinp[:] = dxhat`?
+# And if it were `dinp = dxhat`?
 
 # %%
 N, C = 3, 7
@@ -249,8 +252,9 @@ for name, array, gradient in ("inp", inp, dinp - 1), ("weight", weight, dweight 
     check_gradient(name, loss, array, gradient)
 
 # %% [markdown]
-# (Every element would be 1 less than it should be, once the ones are subtracted.) A check is only as good as its sizes. **Predict**: what
-# is `dinp` for rows of two channels, say `[3, 5]`, whatever `dout` is? And of one channel?
+# (With `dinp[:] =` every element would be 1 less than it should be, once the ones are subtracted. `dinp = dxhat` only gives a local name to
+# another array: the caller's still holds its ones, so all would be 0.) A check is only as good as its sizes. **Predict**: what is `dinp`
+# for rows of two channels, say `[3, 5]`, whatever `dout` is? And for rows of one channel?
 
 # %%
 for row in ([3.0, 5.0], [3.0]):
@@ -262,8 +266,8 @@ for row in ([3.0, 5.0], [3.0]):
     print(f"inp {row}: xhat {out[0].round(3)}, dinp {dinp[0].round(4)}")
 
 # %% [markdown]
-# Nothing: `xhat` of two channels is always -1 and 1, so no input moves it. A backward that returns zeros passes at C = 1, and nearly at C
-# = 2. This is why the exercises are checked at several sizes, and at odd ones.
+# Nothing: `xhat` of two channels is always -1 and 1, or 1 and -1, so no small change of the input moves it (but for `eps`). A backward that
+# returns zeros passes at C = 1, and nearly at C = 2. This is why the exercises are checked at several sizes, and at odd ones.
 #
 # ## 5. Which work can be done at the same time?
 #
@@ -322,10 +326,10 @@ with watch() as seen:
 print("farthest from NumPy:", max(np.abs(a.copy_to_host() - b).max() for a, b in zip(ours, expected)))
 
 # %% [markdown]
-# Right to six digits. But how fast? To begin with, 32,768 threads are an eighth of what the GPU could run. (That answers the last
-# question: both cuts have too little work, and the cut by columns, 768 threads, has hardly any.) And there is something else. A GPU's
-# memory comes in pieces of 32 bytes, eight float32, and the 32 threads of a **warp** read together. **Predict**: at its first read, how
-# many pieces must come for these 32 numbers? Look who touches what:
+# Right to six digits. But how fast? To begin with, 32,768 threads are an eighth of what the GPU could run. (That answers the last question:
+# both cuts have too little work, and the cut by columns, 768 threads, has hardly any.) And there is something else. A GPU's memory comes in
+# pieces of 32 bytes, eight float32, and the 32 threads of a **warp** read together. **Predict**: at its first read, how many pieces must
+# come for these 32 numbers? Look at who touches what:
 
 # %%
 if SIMULATING:
@@ -342,15 +346,15 @@ bytes_moved = 2 * 4 * 32_768 * 768
 print(f"{bytes_moved / 1e6:.0f} MB at 4.2 TB/s: {bytes_moved / 4.2e12 * 1e3:.3f} ms, {bytes_moved / 4.2e12 / 0.684e-3:.0%} of 0.684 ms")
 
 # %% [markdown]
-# (An H200 copies memory at [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt).) 7 %. The arithmetic is not what takes so long:
-# a dozen operations for each number.
+# An H200 copies memory at [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), and this kernel reaches 7 % of that. The
+# arithmetic is not what takes so long: it is a dozen operations for each number.
 #
 # ## 7. How do the threads of a block share a row?
 #
-# Turn it round: a block for each row, whose threads take neighbouring channels, thread `i` those at `i`, `i + stride`, and so on.
-# Neighbours read neighbours. But now the row's sum is spread over the threads: each has a part, in a register that nobody else sees. First
-# idea: they add up with `block_sum`, and one of them writes the mean to `mean[row]`, where all others can read it. **Predict** what the
-# race detector says.
+# Turn it round: a block for each row, whose threads take neighbouring channels, thread `i` those at `i`, `i + stride`, `i + 2 stride`, ...,
+# where `stride` is the number of threads of the block. Neighbours read neighbours. But now the row's sum is spread over the threads: each
+# has a part, in a register that nobody else sees. First idea: they add up with `block_sum`, and one of them writes the mean to `mean[row]`,
+# where all others can read it. **Predict** what the race detector says.
 
 
 # %%
@@ -371,13 +375,14 @@ def device_rows(N, C):
     return cuda.to_device(rng.normal(size=(N, C)).astype(np.float32))
 
 
-report(lambda: mean_in_memory_kernel[2, 8](device_rows(2, 10), device_rows(1, 2)[0], device_rows(2, 10)))
+mean_of_two = cuda.to_device(np.zeros(2, np.float32))
+report(lambda: mean_in_memory_kernel[2, 8](device_rows(2, 10), mean_of_two, device_rows(2, 10)))
 
 # %% [markdown]
 # Nothing makes the others wait until thread 0 has written. They need not read it from there: `block_sum` returns the sum to *every*
 # thread, and all can divide by C, in a register of their own.
 #
-# Second idea: rows of 5 channels, blocks of 8 threads. Three threads have nothing to do, so they leave. **Predict**:
+# Second idea: rows of 5 channels, blocks of 8 threads. Three threads have nothing to do, so they leave. **Predict** what it says now:
 
 
 # %%
@@ -439,10 +444,12 @@ if SIMULATING:
     print(seen.table())
 
 # %% [markdown]
-# Twelve: three passes, two channels, and `weight` and `bias`, that makes ten; and the line of the squares writes `inp[row, c]` twice. (A
-# compiler reads it once there. The count is of what the Python code says.) Six would be enough, if a thread kept its two channels between
-# the passes. In what? A variable is a register, but the number of channels is not fixed. `cuda.local.array(4, float32)` is an array of
-# four variables: each thread has its own. If all its indices are known when the kernel is compiled, it is kept in registers.
+# Twelve. Three passes over two channels are six reads of `inp`; `weight` and `bias` of two channels are four more; and the line of the
+# squares has `inp[row, c]` in it twice, which makes another two. (The compiler makes one read of these. The count is of what the Python
+# code says.) Six would be enough, if a thread kept its two channels between the passes. In what? A variable is a register, but the number
+# of channels is not fixed. `cuda.local.array(4, float32)` is an array of four variables: each thread has its own. If all its indices are
+# known when the kernel is compiled, it is kept in registers: they are in a loop `for j in range(4)`, which the compiler writes out as four
+# pieces of code, with `x[0]`, `x[1]`, `x[2]`, `x[3]`. (Registers have no index that a running program could compute.)
 #
 # **Do** [03_read_once](exercises/03_read_once.py): a normalisation that reads each number once.
 
@@ -459,7 +466,7 @@ quote(layernorm.layernorm_backward_inp_kernel)
 
 # %% [markdown]
 # `dweight[c]` is another matter, since every row adds to it. This kernel has `xhat` and `dout` at hand, so why not add `dout * xhat` to
-# `dweight[c]` right there? **Predict**, for `dbias`, which is shorter:
+# `dweight[c]` right there? **Predict** what the race detector says. (The kernel below does it for `dbias`, which is shorter.)
 
 
 # %%
@@ -474,13 +481,14 @@ dbias = cuda.to_device(np.zeros(5, np.float32))
 report(lambda: dbias_by_rows_kernel[4, 8](dbias, cuda.to_device(np.ones((4, 5), np.float32))))
 
 # %% [markdown]
-# All blocks add to the same five numbers. Each `+=` reads, adds and writes; on a GPU two blocks read the same old value, and one sum is
-# lost. There is an instruction that does all three at once, `cuda.atomic.add`: nothing is lost. But the blocks add *in the order in which
-# they happen to arrive*. **Predict**: the same 65,536 numbers, added up in float32 in five orders. How many different results?
+# All blocks add to the same five numbers. Each `+=` reads, adds and writes; on a GPU two blocks may read the same old value, and then what
+# one of them adds is lost. There is an instruction that does all three at once, `cuda.atomic.add`: nothing is lost. But the blocks add *in
+# the order in which they happen to arrive*. **Predict**: the same 65,536 numbers, added up in float32 in five orders. How many different
+# results?
 
 # %%
 numbers = rng.normal(size=65_536).astype(np.float32)
-orders = {
+orders = {  # the terms, in the order in which they are added below; "in pieces": the sums of the pieces
     "first to last": numbers,
     "last to first": numbers[::-1],
     "another order": rng.permutation(numbers),
@@ -570,9 +578,10 @@ if SIMULATING:
 
 # %% [markdown]
 # A row of 256 channels for 32 threads. Above, a thread's first load is one of the channels 0 to 31, its second one of 32 to 63, ... Below
-# it has eight neighbours, in two loads of four, the blue one and the orange one. (Drawn is one warp. In a block of 256 threads, eight
-# warps share the loads above.) The bytes are the same; there are fewer instructions, and each has more bytes on their way while the thread
-# waits. Both ideas together: from 15.4 to 76.4 % of the ceiling. (How much each is worth by itself was not measured.)
+# it has eight neighbours, in two loads of four, the blue one and the orange one. (Drawn is one warp. In a block of 256 threads, eight warps
+# share the loads above.) The bytes are the same; there are fewer instructions, and each has more bytes on their way while the thread waits.
+# (Is that still coalesced? A piece of 32 bytes is half blue and half orange. The two loads follow one another, so the second can take its
+# half from the cache.) Both ideas together: from 15.4 to 76.4 % of the ceiling. (How much each is worth by itself was not measured.)
 #
 # **From `warp_per_row` to `fast`.** What is left? The rung still reads the row three times. *How often does each kernel go over the
 # sheet?*
@@ -582,9 +591,9 @@ if SIMULATING:
     draw_passes(watched, N=8)
 
 # %% [markdown]
-# `fast` is your exercise 03_read_once: the row stays in registers. Could one have known what that gains? With three reads from memory,
-# half of the ceiling is the most; `warp_per_row` is at 76.4 %, so the cache already serves most of the repeated ones. What is left is a
-# tenth: 86.7 %. (`weight` and `bias` are pale because they are the same 6 KB for all rows, always in the cache.)
+# `fast` is your exercise 03_read_once: the row stays in registers. Could one have known what that gains? With three reads from memory, half
+# of the ceiling is the most; `warp_per_row` is at 76.4 %, so the cache already serves most of the repeated ones. What is left to gain is
+# ten points: 86.7 %. (`weight` and `bias` are pale because they are the same 6 KB for all rows, always in the cache.)
 #
 # **Backward.** Two more steps:
 
@@ -597,8 +606,9 @@ draw_ladder("layernorm_backward")
 # (Part of it is due to loads of 16 bytes.) Two kernels, and each reads `inp` and `dout`. **Predict** the most that two such kernels can
 # reach. Passes that must be made: `inp`, `dout` and `dinp` are read, `dinp` is written. Passes that are made: two more.
 #
-# Four of six, 67 %; it is at 58.1. (The cache is no help here: a sheet has 100 MB.) `fast` is one kernel: its threads go by rows, and each
-# keeps, in registers, the sums of the columns that it always has. So it reads both sheets once, and adds up the threads' sums at the end.
+# Four of six, 67 %; it is at 58.1. (The cache is no help here: a sheet has 100 MB, more than it holds.) `fast` is one kernel. A warp takes
+# one row after another, and a thread has the same channels in each of them. So while it computes `dinp` of a row, it adds to the sums of
+# its own columns, which it keeps in registers. It reads both sheets once; at the end the sums of all warps are added up, in a fixed order.
 # That needs many registers: of 768 channels, each thread of a warp has 24, and two sums for each.
 #
 # In bf16 there are half as many bytes, so the times nearly halve; the shares are a little lower.
@@ -625,10 +635,11 @@ for rows in forward, backward:
 # ## 11. Can you read the trainer's kernel?
 #
 # It is in [layers/fast/layernorm.py](../gpt2_numba/layers/fast/layernorm.py). It is made for each C when it is first used, since arrays in
-# registers need a constant length: names in capitals are these constants. This is the forward one, up to `normalise`, which computes the
-# three passes from `x`, as your 03_read_once does. A thread loads eight neighbours at a time (`load8`), `VECTORS` times; `THREADS` are the
-# threads of a row, 32 for 768 channels, and `ROWS` rows share a block. **Think** as you read: section 7 forbids threads to `return` early.
-# Why may they here?
+# registers need a constant length: names in capitals are constants. This is the forward one, up to `normalise`, which computes the three
+# passes from `x`, as your 03_read_once does. `THREADS` are the threads of a row, 32 for 768 channels, and `ROWS` rows share a block. A
+# thread loads `WIDTH` = 8 neighbours at a time, `VECTORS` times, so it has `PER_THREAD` = 8 `VECTORS` channels, 24 of 768. `load8(inp,
+# first, x, k)` copies eight numbers to `x[k]`, ..., `x[k + 7]`; `first` counts through the rows of `inp` as if they were one long row.
+# **Think** as you read: section 7 forbids threads to `return` early. Why may they here?
 
 # %%
 text = Path(fast_layernorm.__file__).read_text(encoding="utf-8")
@@ -647,8 +658,8 @@ print(text[start : text.index("    @cuda.jit(cache=True)\n    def residual_layer
 #   Without barriers and with wider loads it was 76.4 %: a further factor of 5
 #   ([ladder.txt](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt), 2026-11-28).
 # - **A better idea was slower.** At 1,600 channels the sums of backward leave a thread no registers. So: tiles of rows in two phases, with
-#   one barrier between, and a thread has the sums of 8 channels instead of 56. Eight variants were measured. At 768 channels all four were
-#   slower (153 to 164 µs instead of 133, on a cool card), at 1,600 one was 3 % faster (LOG, 2026-11-22). Not kept.
+#   one barrier between, and a thread has the sums of 8 channels instead of 56. Eight variants were measured, four at each size. At 768
+#   channels all were slower (153 to 164 µs instead of 133, on a cool card), at 1,600 one was 3 % faster (LOG, 2026-11-22). Not kept.
 # - **90 to 95 % were predicted for backward**, and 78 to 80 % were reached at 768 channels, 58 to 63 % at 1,600 (LOG, 2026-11-22).
 #   Barriers and registers prevent it.
 # - **Fusing saved more than tuning could have.** In bf16, the addition as a kernel of its own ran at 100 % of the copy rate, LayerNorm at
@@ -678,8 +689,8 @@ print(f"time, in passes at the copy rate: apart {apart:.1f}, apart with a perfec
 #     NUMBA_ENABLE_CUDASIM=1 python -m gpt2_numba.train --device gpu -e L=1,NH=2,C=16 -b 1 -t 8 -x 3 -v 0 -s 0 \
 #         --kernels tutorials/exercises/03_layernorm_forward.py,tutorials/exercises/03_layernorm_backward.py
 #
-# (It takes a minute, and leaves a folder `log_built_in`.) On a GPU leave `NUMBA_ENABLE_CUDASIM=1` out, and the sizes. How fast is yours
-# there? Each file has its own line, `yours`, beside the ladder's:
+# (It takes half a minute, and leaves a folder `log_built_in`.) On a GPU leave `NUMBA_ENABLE_CUDASIM=1` out, and the sizes. How fast is
+# yours there? Each file has its own line, `yours`, beside the ladder's:
 #
 #     python -m dev.kernels layernorm --mine tutorials/exercises/03_layernorm_forward.py
 #

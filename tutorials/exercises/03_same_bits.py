@@ -2,10 +2,11 @@
 
     out[c] = Σ over the rows of inp[row, c]
 
-`inp` is float32 (N, C) [r]. For a GPU of many multiprocessors the rows are cut into pieces: block (x, y) adds up the rows of piece y, then of
-piece y + number of blocks, ...; a second kernel adds up the pieces. `few` and `many`, float32 (C,) [w], are these sums, computed with 2 and
-with 5 blocks of rows. Both are right up to rounding, and no test with a tolerance finds anything. But the same training run, on a GPU with
-132 multiprocessors and on one with 108, gives losses that part in the last digits, and soon altogether.
+`inp` is float32 (N, C) [r]. For a GPU of many multiprocessors the rows are cut into pieces: block (x, y) has 32 columns, and adds up their
+rows of piece y, then of piece y + gridDim.y, ...; a second kernel adds up the pieces. `few` and `many`, float32 (C,) [w], are these sums,
+computed with gridDim.y = 2, as on a small GPU, and with 5. Both are right up to rounding, and no test with a tolerance finds anything. But
+the same training run, on a GPU with 132 multiprocessors and on one with 108, gives losses that part in the last digits, and soon
+altogether.
 
 Mend it with one line, in one of the three marked places: a piece must have 8 rows (the last one may have fewer), whatever the launch. Then
 all bits agree, and the check compares all of them.
@@ -49,7 +50,7 @@ def add_pieces_kernel(out, partials):
 
 
 def sum_rows(out, inp, blocks):
-    """Launch both kernels. blocks: of rows, as many as fit onto the GPU; there are more if there are more than 32 columns."""
+    """Launch both kernels. blocks: how many share the rows of 32 columns; as many as fit onto the GPU."""
     N, C = inp.shape
     columns = (C + THREADS - 1) // THREADS
     rows = (N + blocks - 1) // blocks  # of a piece

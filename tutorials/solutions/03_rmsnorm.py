@@ -2,10 +2,10 @@
 
     forward:    rstd = 1 / sqrt(1/C Σ_c inp[c]² + 1e-5)          xhat[c] = inp[c] rstd          out[c] = xhat[c] weight[c]          for each row
 
-No mean is subtracted, and there is no bias. Derive the backward first: raise inp[c] by ε; which of LayerNorm's three movements are left? (It
-was exercise 2 of chapter 01.) All arrays are float32. [r] `dout`, `inp` (N, C), `weight` (C,), `rstd` (N,), as forward left it. [+] `dinp`
-(N, C) and `dweight` (C,): add to what they hold. Both launches are given: the first kernel has a block for each row, the second one a thread
-for each channel.
+No mean is subtracted, and there is no bias. Derive the backward first: raise inp[c] by ε; which of LayerNorm's three movements are left? (In
+NumPy that was 01_rmsnorm_backward.) All arrays are float32. [r] `dout`, `inp` (N, C), `weight` (C,), `rstd` (N,), as forward left it. [+]
+`dinp` (N, C) and `dweight` (C,): add to what they hold. Both launches are given: the first kernel has a block for each row, the second one a
+thread for each channel.
 
     python -m tutorials.check 03_rmsnorm
 """

@@ -30,7 +30,7 @@ EXERCISE = layer_exercise(
         "race": ("Two threads add to the same element. Whose is dinp[row, c], and whose is dweight[c]? Each must have one owner.",),
         "barrier": ("All 32 threads of a block must call block_sum, also those that have no channel.",),
         "bounds": ("There may be more threads than channels in the second kernel: if c < inp.shape[1].",),
-        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C).",),
+        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
     },
     mistakes=(
         Mistake(dinp_with(right, accumulate=False), "That is the right gradient, but it has overwritten what dinp held: dinp[row, c] += ..."),
@@ -64,5 +64,6 @@ EXERCISE = layer_exercise(
         Wrong("every thread takes all channels", {"range(i, C, stride)": "range(C)"}, "race", "one owner"),
         Wrong("block_sum under a condition", {"    mean_dxhat = block": "    if i >= C:\n        return\n    mean_dxhat = block"}, "barrier", "no channel"),
         Wrong("divides by an integer", {"float32(C)": "C"}, "float64", "float32(C)"),
+        Wrong("starts from a bare 0.0", {"sum_dxhat, sum_dxhat_xhat = ZERO, ZERO": "sum_dxhat, sum_dxhat_xhat = 0.0, 0.0"}, "float64", "use ZERO"),
     ),
 )  # fmt: skip

@@ -47,7 +47,7 @@ EXERCISE = layer_exercise(
         "race": ("All threads know the row's mean and rstd; only one of them may write them: if i == 0. And none may read them back.",),
         "barrier": ("There are barriers inside block_sum: all 32 threads must call it, also those that have no channel.",),
         "transactions": ("Neighbouring threads must read neighbouring channels: thread i takes channels i, i + 32, i + 64, ...",),
-        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C).",),
+        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
     },
     mistakes=(
         Mistake(forward_with(eps=0), "EPS is missing: without it a row whose channels are all equal divides by 0."),

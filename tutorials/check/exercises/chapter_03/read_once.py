@@ -53,7 +53,11 @@ EXERCISE = Exercise(
             "Three loops over j in range(PER_THREAD), each with c = i + j * THREADS and `if c < C`. Only the first one reads inp.",
             "In the first loop: x[j] = inp[row, c], then part += x[j]. The second one adds up (x[j] - row_mean)², the third one writes out.",
         ),
-        "transactions": ("Count how often inp stands in your loops: after the first one, x[j] has what you need.",),
+        "transactions": (
+            "Does inp stand in one loop only? For after the first one, x[j] has what you need. And are neighbouring threads at neighbouring channels?",
+            "Look at the picture: in one read, the threads of the warp must be side by side, at c = i + j * THREADS.",
+        ),
+        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
         "race": ("x is each thread's own: no other thread sees it. Which threads write mean[row]? One is enough: if i == 0.",),
         "barrier": ("All 32 threads must call block_sum, also those that have no channel.",),
         "bounds": ("A row may be shorter than 128: the channel i + j * THREADS may not exist.",),
@@ -69,12 +73,15 @@ EXERCISE = Exercise(
         Wrong("reads once more for the output", {"(x[j] - row_mean) * row_rstd": "(inp[row, c] - row_mean) * row_rstd"}, "transactions", "after the first"),
         Wrong("reads out again", {"    if i == 0:\n        mean": "    for j in range(PER_THREAD):\n        if i + j * THREADS < C:\n"
             "            out[row, i + j * THREADS] = out[row, i + j * THREADS]\n    if i == 0:\n        mean"}, "transactions"),
+        Wrong("a chunk for each thread", {"c = i + j * THREADS": "c = i * PER_THREAD + j", "if i + j * THREADS < C": "if i * PER_THREAD + j < C"},
+            "transactions", "neighbouring channels"),
         Wrong("counts channels that do not exist", {CONDITION: "        part += (x[j] - row_mean) * (x[j] - row_mean)\n",
             "        c = i + j * THREADS\n        if c < C:\n            x[j]": "        c = i + j * THREADS\n        x[j] = ZERO\n        if c < C:\n            x[j]"},
             "value", "do not exist"),
         Wrong("no condition", {"        if c < C:\n            out[row, c] = ": "        if True:\n            out[row, c] = "}, "bounds", "shorter than 128"),
         Wrong("no EPS", {" + EPS": ""}, "value", "EPS is missing"),
         Wrong("three of four", {"range(PER_THREAD)": "range(3)"}, "value"),
+        Wrong("divides by an integer", {"float32(C)": "C"}, "float64", "float32(C)"),
         Wrong("all threads write", {"if i == 0:": "if True:"}, "race", "One is enough"),
         Wrong("threads without a channel leave", {"    part = ZERO\n    for j in range(PER_THREAD):\n        c": "    if i >= C:\n        return\n"
             "    part = ZERO\n    for j in range(PER_THREAD):\n        c"}, "barrier", "no channel"),

@@ -36,6 +36,12 @@ def after(dinp_terms):
     return lambda **inputs: {"dinp": 1 + gradients(dinp_terms)(**inputs)["dinp"]}
 
 
+def dinp_of(dout, inp, weight, rstd, by=None):
+    """dinp with `by` in place of xhat as the factor of the mean; it starts from ones."""
+    xhat, dxhat = inp * rstd[:, None], dout * weight
+    return {"dinp": 1 + rstd[:, None] * (dxhat - (xhat if by is None else by) * mean(dxhat * xhat))}
+
+
 def error(dout, inp, weight, rstd):
     """A sum of n terms rounds n times; the other operations on an element are eight."""
     N, C = inp.shape
@@ -61,11 +67,14 @@ EXERCISE = Exercise(
         "race": ("Two threads add to the same element. Whose is dinp[row, c], and whose is dweight[c]? Each must have one owner.",),
         "barrier": ("All 32 threads of a block must call block_sum, also those that have no channel.",),
         "bounds": ("There may be more threads than channels in the second kernel: if c < inp.shape[1].",),
-        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C).",),
+        "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
     },
     mistakes=(
         Mistake(lambda **inputs: {"dinp": gradients()(**inputs)["dinp"]}, "That is right, but it has overwritten what dinp held: dinp[row, c] += ..."),
         Mistake(after(lambda dxhat, xhat: dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)), "That is LayerNorm's: RMSNorm subtracts no mean."),
+        Mistake(lambda dout, weight, **inputs: dinp_of(dout, weight=1, **inputs), "That is with dout in place of dxhat: dxhat = dout * weight."),
+        Mistake(lambda inp, **inputs: dinp_of(inp=inp, by=inp, **inputs), "The mean is multiplied by xhat = inp * rstd, not by inp."),
+        Mistake(after(lambda dxhat, xhat: dxhat - xhat * xhat.shape[1] * mean(dxhat * xhat)), "dinp needs the mean of dxhat * xhat: divide by C."),
         Mistake(after(lambda dxhat, xhat: dxhat), "The spread moves, too: its term is missing."),
         Mistake(after(lambda dxhat, xhat: dxhat - mean(dxhat * xhat)), "The term of the spread lacks its factor xhat[c]."),
     ),
@@ -75,6 +84,9 @@ EXERCISE = Exercise(
             "    mean_dxhat = block_sum(other) / float32(C)\n", "weight[c] - inp": "weight[c] - mean_dxhat - inp"}, "value", "LayerNorm's"),
         Wrong("no term of the spread", {" - inp[row, c] * row_rstd * mean_dxhat_xhat": ""}, "value", "its term"),
         Wrong("no xhat", {"inp[row, c] * row_rstd * mean_dxhat_xhat": "mean_dxhat_xhat"}, "value", "lacks"),
+        Wrong("without weight", {"dout[row, c] * weight[c]": "dout[row, c]"}, "value", "in place of dxhat"),
+        Wrong("inp for xhat", {"inp[row, c] * row_rstd * mean_dxhat_xhat": "inp[row, c] * mean_dxhat_xhat"}, "value", "not by inp"),
+        Wrong("a sum for a mean", {"block_sum(part) / float32(C)": "block_sum(part)"}, "value", "divide by C"),
         Wrong("each thread's own sum", {"block_sum(part)": "part"}, "value"),
         Wrong("dweight is overwritten", {"dweight[c] += dw": "dweight[c] = dw"}, "value", "Both are added to"),
         Wrong("dweight without rstd", {"dout[row, c] * inp[row, c] * rstd[row]": "dout[row, c] * inp[row, c]"}, "value"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tutorials.check.exercise import Counts, Exercise, Wrong, read, written
+from tutorials.check.exercise import Counts, Exercise, Mistake, Wrong, read, written
 
 PIECE = 8
 
@@ -16,6 +16,16 @@ def sums_in_pieces(inp, rows=PIECE):
             part += row
         total += part
     return total
+
+
+def without_the_last_rows(inp):
+    """The sums if the kernel takes pieces of 8 rows, but as many pieces as before."""
+
+    def few_pieces(blocks):
+        rows = -(-len(inp) // blocks)
+        return sums_in_pieces(inp[: PIECE * -(-len(inp) // rows)])
+
+    return {"few": few_pieces(2), "many": few_pieces(5)}
 
 
 def reference(inp):
@@ -38,12 +48,18 @@ EXERCISE = Exercise(
             "The rows of a piece are added up first. Where is their number computed, and from what?",
             "rows is computed from blocks. Set it to 8 before the number of pieces is computed from it.",
         ),
-        "value": ("The number is right up to rounding: compare the last digits. It is the order of the additions that differs.",),
+        "value": ("The number is right up to rounding: compare the last digits. It is the order of the additions that differs from that of pieces of 8 rows.",),
         "bounds": ("The number of pieces no longer fits the array: whatever you change must come before `pieces` is computed.",),
     },
+    mistakes=(
+        Mistake(
+            without_the_last_rows,
+            "Rows are missing: a piece has 8 rows now, but there are as many pieces as before. They are counted, from `rows`, before the launch.",
+        ),
+    ),
     wrong=(
         Wrong("as it was given", {HERE: LEFT_OUT}, "value", "order of the additions"),
-        Wrong("in the kernel", {HERE: LEFT_OUT, f"        return\n{LEFT_OUT}": "        return\n    rows = 8\n"}, "value"),
+        Wrong("in the kernel", {HERE: LEFT_OUT, f"        return\n{LEFT_OUT}": "        return\n    rows = 8\n"}, "value", "Rows are missing"),
         Wrong("one piece", {"rows = 8\n": "rows = N\n"}, "value", "order of the additions"),
         Wrong("another length", {"rows = 8\n": "rows = 16\n"}, "value", "order of the additions"),
         Wrong("the blocks of the larger GPU", {"rows = 8\n": "rows = (N + 4) // 5\n"}, "value", "order of the additions"),
