@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(not SIMULATING, reason="the check runs kernels i
 
 SMALL = Sizes(B=2, T=3, C=5, NH=1, V=11, Vp=13, OC=7)
 SOLUTIONS = {name: make_exercises.solution_file(name).read_text(encoding="utf-8") for name in names()}
+COMPILED = "float64", "local"  # kinds that only the compiled code shows
 WRONG = {f"{name}: {wrong.what}": (name, wrong) for name in names() for wrong in find(name).wrong}
 
 
@@ -88,7 +89,7 @@ def test_a_skeleton_fails_with_a_hint(name, tmp_path):
     assert first_hint(name, failure)
 
 
-@pytest.mark.parametrize("case", [case for case, (_, wrong) in WRONG.items() if wrong.kind != "float64"])
+@pytest.mark.parametrize("case", [case for case, (_, wrong) in WRONG.items() if wrong.kind not in COMPILED])
 def test_a_wrong_answer_is_refused_with_the_hint_that_names_it(case, tmp_path):
     name, wrong = WRONG[case]
     failure = failure_of(tmp_path, name, changed(name, wrong.changes))
@@ -131,7 +132,7 @@ def test_solutions_compile_without_float64_and_the_planted_ones_are_found(tmp_pa
     if missing := missing_parts():
         pytest.skip(f"no CUDA compiler ({missing})")
     texts = {name: SOLUTIONS[name] for name in names() if not isinstance(find(name), HostExercise)}
-    planted = {case: changed(name, wrong.changes) for case, (name, wrong) in WRONG.items() if wrong.kind == "float64"}
+    planted = {case: changed(name, wrong.changes) for case, (name, wrong) in WRONG.items() if wrong.kind in COMPILED}
     jobs = []
     for number, (case, text) in enumerate((texts | planted).items()):
         path = tmp_path / f"file_{number}.py"
@@ -142,8 +143,10 @@ def test_solutions_compile_without_float64_and_the_planted_ones_are_found(tmp_pa
     results = dict(zip([*texts, *planted], map(json.loads, done.stdout.splitlines()), strict=True))
     for case, kernels in results.items():
         assert kernels and all(result["error"] == "" for result in kernels.values()), (case, kernels)
-        lines = {line for result in kernels.values() for line in result["float64"]}
-        assert bool(lines) is (case in planted), case
+        lines, local = ({line for result in kernels.values() for line in result[kind]} for kind in COMPILED)
+        kind = WRONG[case][1].kind if case in planted else ""
+        assert bool(lines) is (kind == "float64"), case
+        assert not find(case.partition(":")[0]).local_refused or bool(local) is (kind == "local"), case
         source = (texts | planted)[case].splitlines()
         assert not case.startswith("00_float32: ") or ["FREEZING) * RATIO" in source[line - 1] for line in lines] == [True]
 
@@ -235,10 +238,12 @@ def test_a_further_hint_each_time_until_it_passes(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("name, reports, failure, text", [
-    ("00_double", [{"k": {"error": "", "line": None, "float64": []}}], "", "compiled for a GPU: no float64"),
-    ("00_double", [{"k": {"error": "", "line": None, "float64": [22]}}], "", "float64, 8 bytes where 4 will do:\n    line 22: out[i] = TWO * inp[i]\nThat"),
-    ("00_float32", [{"k": {"error": "", "line": None, "float64": [29]}}], "float64", "celsius[i] = (fahrenheit[i] - FREEZING) * RATIO"),
-    ("00_double", [{"k": {"error": "no sum", "line": 22, "float64": []}}], "compile", "cannot compile k: no sum\n    line 22: out[i] = TWO * inp[i]"),
+    ("00_double", [{"k": {"error": "", "line": None, "float64": [], "local": []}}], "", "compiled for a GPU: no float64"),
+    ("00_double", [{"k": {"error": "", "line": None, "float64": [22], "local": []}}], "", "float64, 8 bytes where 4 will do:\n    line 22: out[i] = TWO * inp[i]\nThat"),
+    ("00_float32", [{"k": {"error": "", "line": None, "float64": [29], "local": []}}], "float64", "celsius[i] = (fahrenheit[i] - FREEZING) * RATIO"),
+    ("00_double", [{"k": {"error": "no sum", "line": 22, "float64": [], "local": []}}], "compile", "cannot compile k: no sum\n    line 22: out[i] = TWO * inp[i]"),
+    ("03_read_once", [{"k": {"error": "", "line": None, "float64": [], "local": [25]}}], "local", "not in registers, but in memory"),
+    ("00_double", [{"k": {"error": "", "line": None, "float64": [], "local": [22]}}], "", "compiled for a GPU: no float64"),
     ("00_double", [{"missing": "no library"}], "", "not looked for: float64, and whether it compiles for a GPU; that takes a compiler"),
     ("00_float32", [{"missing": "no library"}], "compiler", "this exercise is about compiled code; that takes a compiler"),
     ("00_double", [], "", "the compiler's process failed (exit code 7)"),
@@ -246,7 +251,14 @@ def test_a_further_hint_each_time_until_it_passes(tmp_path, monkeypatch, capsys)
 def test_what_the_compiler_finds(name, reports, failure, text, monkeypatch):
     monkeypatch.setattr(running, "run_module", lambda *_, **__: (reports, 7))
     exercise = find(name)
-    verdict = Verdict(name, make_exercises.solution_file(name), "", hints=exercise.hints, float64_refused=exercise.float64_refused)
+    verdict = Verdict(
+        name,
+        make_exercises.solution_file(name),
+        "",
+        hints=exercise.hints,
+        float64_refused=exercise.float64_refused,
+        local_refused=exercise.local_refused,
+    )
     running.look_at_compiled_code(verdict)
     assert verdict.failure == failure and verdict.passed is (not failure)
     assert text in (verdict.message if failure else "\n".join(verdict.notes))

@@ -47,7 +47,7 @@ def draw_rows(rows_by_function, where):
 def _draw_panel(panel, function, rows):
     for place, row in enumerate(rows):
         panel.barh(place, row.share, height=0.72, color=COLOURS[row.precision])
-        panel.text(max(row.share, 0) + 0.01, place, label(row), va="center", fontsize=9, bbox=BEHIND_TEXT)
+        panel.text(max(row.share, 0) + 0.01, place, label(row), va="center", fontsize=9, bbox=BEHIND_TEXT, zorder=5)
     panel.axvline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
     panel.set_yticks(range(len(rows)), [f"{row.rung}, {row.precision}" for row in rows], fontsize=9)
     panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"], fontsize=9)

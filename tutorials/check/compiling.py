@@ -4,7 +4,8 @@ Numba compiles for a GPU only if its simulator is off, so this runs in a process
 
     python -m tutorials.check.compiling FILE '{"double_kernel": ["float32 1", "float32 1"]}'
 
-prints {"double_kernel": {"error": "", "float64": [12]}}: the lines of FILE with float64 arithmetic. Arguments are described by type and
+prints {"double_kernel": {"error": "", "float64": [12], "local": []}}: the lines of FILE with float64 arithmetic, and those that put what
+looks like a register into memory. Arguments are described by type and
 number of axes. Without a compiler it prints {"missing": REASON}.
 """
 
@@ -35,7 +36,10 @@ def _describe(argument):
 
 
 def compile_kernels(path, described):
-    """{kernel: {"error": first line of Numba's error, "line": its line or None, "float64": lines}}; kernels that are not found are left out."""
+    """{kernel: {"error": first line of Numba's error, "line": its line or None, "float64": lines, "local": lines}}.
+
+    Kernels that are not found are left out.
+    """
     from numba import cuda, types
     from numba.cuda import dispatcher
 
@@ -50,10 +54,10 @@ def compile_kernels(path, described):
         signature = tuple(_numba_type(types, *argument.split()) for argument in arguments)
         try:
             ptx, _ = cuda.compile_ptx(kernels[name], signature, cc=COMPUTE_CAPABILITY, lineinfo=True)
-            results[name] = {"error": "", "line": None, "float64": float64_lines(ptx, path)}
+            results[name] = {"error": "", "line": None, "float64": lines_with(".f64", ptx, path), "local": lines_with(".local", ptx, path)}
         except Exception as error:  # Numba's errors are of many types
             message, line = first_line(str(error))
-            results[name] = {"error": message or type(error).__name__, "line": line, "float64": []}
+            results[name] = {"error": message or type(error).__name__, "line": line, "float64": [], "local": []}
     return results
 
 
@@ -62,14 +66,14 @@ def _numba_type(types, name, axes):
     return types.Array(element, int(axes), "C") if int(axes) else element
 
 
-def float64_lines(ptx, path):
-    """The lines of the source whose instructions are in float64; [0] if the PTX does not say which."""
+def lines_with(part, ptx, path):
+    """The lines of the source with instructions such as ".f64" (float64) or ".local" (memory in place of registers); 0: of no known line."""
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"(.*?)"', ptx, flags=re.M))
     lines, current = set(), 0
     for instruction in ptx.splitlines():
         if place := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", instruction):
             current = int(place[2]) if Path(files.get(place[1], path)).name == Path(path).name else current
-        elif ".f64" in instruction and not instruction.lstrip().startswith((".reg", "//", ".param")):
+        elif part in instruction and not instruction.lstrip().startswith((".reg", "//", ".param")):
             lines.add(current)
     return sorted(lines)
 

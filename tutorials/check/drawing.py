@@ -86,13 +86,14 @@ class Picture:
         threads = sorted(self.cells)
         axes.scatter([self.cells[thread] + 0.5 for thread in threads], threads, marker="s", s=14)
         piece = SECTOR_BYTES // self.itemsize
-        if columns * scale // piece <= 2 * MOST_COLUMNS:
+        has_edges = columns * scale // piece <= 2 * MOST_COLUMNS
+        if has_edges:
             for edge in range(first, first + columns * scale + 1, piece):
                 axes.axvline(edge, color="0.85", linewidth=0.8, zorder=0)
         axes.set(
             xlim=(first, first + columns * scale),
             ylim=(WARP_SIZE - 0.5, -0.5),
-            xlabel=f"cell of {self.memory}; a line every {SECTOR_BYTES} bytes",
+            xlabel=f"element of {self.memory}" + (f"; a line every {SECTOR_BYTES} bytes" if has_edges else ""),
             ylabel="thread of the warp",
         )
         axes.set_title(self.summary(), fontsize=10)

@@ -80,6 +80,7 @@ class Exercise(Task):
     most: Counts | None = None  # accesses of the busiest thread, at the last size; more is refused: one thread does the work of many
     most_barriers: int | None = None  # that a thread may pass, at the last size; more is refused
     threads: tuple = ()  # of a block, if the exercise demands it, such as (32, 1, 1)
+    local_refused: bool = False  # True: what a thread keeps must be in registers; a cuda.local.array in memory is refused
     drawn: tuple = ()  # the arrays of which a pass shows who touches what
 
     @property

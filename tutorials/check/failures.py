@@ -39,6 +39,7 @@ KINDS = {
     "transactions": "it is right, but moves more of the memory than it uses",
     "barriers": "it is right, but waits at more barriers than it needs",
     "compile": "the simulator runs it, but it cannot be compiled for a GPU",
+    "local": "it keeps in memory what should be in registers",
     "float64": "it computes in float64",
     "compiler": "it cannot be judged: the exercise is about compiled code, and there is no compiler",
     "time": "it does not end in time",

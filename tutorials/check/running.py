@@ -45,7 +45,18 @@ def simulate(name, path, seconds):
             if code is None
             else f"the process of your code ended without a word (exit code {code})"
         )
-    for name in ("hints", "own_hint", "printed", "table", "pictures", "all_pictures", "notes", "kernels", "float64_refused"):
+    for name in (
+        "hints",
+        "own_hint",
+        "printed",
+        "table",
+        "pictures",
+        "all_pictures",
+        "notes",
+        "kernels",
+        "float64_refused",
+        "local_refused",
+    ):
         if name in report:
             setattr(verdict, name, report[name])
     return verdict
@@ -64,6 +75,11 @@ def look_at_compiled_code(verdict):
             message = f"it runs in the simulator, but Numba cannot compile {kernel}: {result['error']}"
             verdict.fail("compile", "\n".join([message, *quoted(verdict.path, [result["line"]])]))
             return
+    in_memory = sorted({line for result in report.values() for line in result["local"]})
+    if verdict.local_refused and in_memory:
+        message = "an array of a thread's own is not in registers, but in memory, which is as far away as inp:"
+        verdict.fail("local", "\n".join([message, *quoted(verdict.path, in_memory)]))
+        return
     if any(result["float64"] for result in report.values()):
         found_float64(verdict, sorted({line for result in report.values() for line in result["float64"]}))
     else:

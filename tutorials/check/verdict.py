@@ -22,6 +22,7 @@ class Verdict:
     notes: list = field(default_factory=list)
     kernels: dict = field(default_factory=dict)  # name of each launched kernel -> its arguments, see compiling.describe_arguments
     float64_refused: bool = False
+    local_refused: bool = False
 
     @property
     def passed(self):

@@ -95,6 +95,7 @@ def describe_pass(exercise, record):
         "all_pictures": [drawing.to_json(drawing.picture(record, memory)) for memory in record.sizes],
         "kernels": {launch.kernel.__name__: compiling.describe_arguments(launch.arguments) for launch in record.launches},
         "float64_refused": exercise.float64_refused,
+        "local_refused": exercise.local_refused,
     }
 
 

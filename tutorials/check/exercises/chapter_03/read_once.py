@@ -48,6 +48,7 @@ EXERCISE = Exercise(
     least=Counts(global_reads=4, global_writes=6, shared_reads=22, shared_writes=12),
     least_transactions=76,  # 3 · 97 elements of inp and as many of out, and a piece each of mean and rstd
     drawn=("inp", "out"),
+    local_refused=True,
     hints={
         "": (
             "Three loops over j in range(PER_THREAD), each with c = i + j * THREADS and `if c < C`. Only the first one reads inp.",
@@ -57,6 +58,7 @@ EXERCISE = Exercise(
             "Does inp stand in one loop only? For after the first one, x[j] has what you need. And are neighbouring threads at neighbouring channels?",
             "Look at the picture: in one read, the threads of the warp must be side by side, at c = i + j * THREADS.",
         ),
+        "local": ("Loop over range(PER_THREAD), which has a constant length: then each index of x is known when the kernel is compiled.",),
         "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
         "race": ("x is each thread's own: no other thread sees it. Which threads write mean[row]? One is enough: if i == 0.",),
         "barrier": ("All 32 threads must call block_sum, also those that have no channel.",),
@@ -81,6 +83,8 @@ EXERCISE = Exercise(
         Wrong("no condition", {"        if c < C:\n            out[row, c] = ": "        if True:\n            out[row, c] = "}, "bounds", "shorter than 128"),
         Wrong("no EPS", {" + EPS": ""}, "value", "EPS is missing"),
         Wrong("three of four", {"range(PER_THREAD)": "range(3)"}, "value"),
+        Wrong("an index that is not known in advance", {"    for j in range(PER_THREAD):\n        c = i + j * THREADS\n        if c < C:\n            x[j] = inp[row, c]\n            part += x[j]\n":
+            "    k = 0\n    for c in range(i, C, THREADS):\n        x[k] = inp[row, c]\n        part += x[k]\n        k += 1\n"}, "local", "constant length"),
         Wrong("divides by an integer", {"float32(C)": "C"}, "float64", "float32(C)"),
         Wrong("all threads write", {"if i == 0:": "if True:"}, "race", "One is enough"),
         Wrong("threads without a channel leave", {"    part = ZERO\n    for j in range(PER_THREAD):\n        c": "    if i >= C:\n        return\n"

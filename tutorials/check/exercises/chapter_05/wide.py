@@ -80,6 +80,6 @@ EXERCISE = Exercise(
         Wrong("seven of the eight", {"for k in range(WIDTH)": "for k in range(WIDTH - 1)"}, "value", "All eight"),
         Wrong("a copy", {"            x[k] *= logistic_of_2u(x[k])": "            x[k] *= ONE"}, "value", "as they were"),
         Wrong("s alone", {"x[k] *= logistic": "x[k] = logistic"}, "value", "s alone"),
-        Wrong("a bare 1.0", {"x[k] *= logistic_of_2u(x[k])": "x[k] = x[k] * (1.0 * logistic_of_2u(x[k]))"}, "float64", "bare number"),
+        Wrong("bare numbers", {"x[k] *= logistic_of_2u(x[k])": "x[k] = 0.5 * x[k] * (2.0 * logistic_of_2u(x[k]))"}, "float64", "bare number"),
     ),
 )  # fmt: skip
