@@ -59,7 +59,9 @@ def explained(error, path, kind="error"):
     line = _own_line(error, path)
     where, message = _split_thread(" ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split()))
     if isinstance(error, Failure):
-        return Failure(error.kind, _at_line(str(error), path, line))
+        failure = Failure(error.kind, _at_line(str(error), path, line))
+        failure.hint = error.hint
+        return failure
     name = type(error).__name__
     if name == "RaceError":
         return Failure("race", with_lines(message, path))
