@@ -7,7 +7,8 @@
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, blocks, barriers, races, `block_sum`) and [01](01_gpt2_on_one_page.ipynb)
 # (gradients, finite differences). No GPU. An hour to read, and an hour and a half for the six exercises. At **Predict**, write your answer
-# down before you run the next cell. At **Do** there is an exercise, which a program checks.
+# down before you run the next cell. At **Do** there is an exercise, which a program checks. (If you know PyTorch: sections 3 and 4 derive,
+# more slowly, what chapter 01 has derived already; skim them.)
 #
 # | letter | meaning | GPT-2 124M, as measured below |
 # | --- | --- | --- |
@@ -136,7 +137,9 @@ print("out", *out.round(3), "mean", mean, "rstd", rstd.round(3), sep="\n")
 
 # %% [markdown]
 # `mean` and `rstd` are kept because backward needs them. (If you know PyTorch: this is `torch.nn.LayerNorm`, which keeps the same two. But
-# `torch.var` divides by `C - 1` unless told otherwise, and LayerNorm by `C`.)
+# `torch.var` divides by `C - 1` unless told otherwise, and LayerNorm by `C`. Its kernel gets by with one pass, since *Welford's* formula
+# corrects the mean and the sum of the squared distances with each number that comes: no cancellation, but more arithmetic. In section 8 the
+# row stays in registers, and a second pass reads nothing.)
 #
 # ## 3. What moves when one input moves?
 #
@@ -213,7 +216,7 @@ print("sum", moved.sum().round(9), "  sum of moved · xhat", (moved * xhat).sum(
 #
 # In the package all three are *added* to what the arrays hold, marked [+]: `inp` is the residual stream, which is read here, but also goes
 # on to the next addition, and the gradient that comes back from there is in `dinp` already. And a step may consist of several batches,
-# which add to the same `dweight` and `dbias`.
+# which add to the same `dweight` and `dbias`. (`.grad` of PyTorch accumulates for the same two reasons.)
 #
 # **Do** [03_layernorm_backward_numpy](exercises/03_layernorm_backward_numpy.py): these formulas in NumPy, seven lines.
 
@@ -327,9 +330,9 @@ print("farthest from NumPy:", max(np.abs(a.copy_to_host() - b).max() for a, b in
 
 # %% [markdown]
 # Right to six digits. But how fast? To begin with, 32,768 threads are an eighth of what the GPU could run. (That answers the last question:
-# both cuts have too little work, and the cut by columns, 768 threads, has hardly any.) And there is something else. A GPU's memory comes in
-# pieces of 32 bytes, eight float32, and the 32 threads of a **warp** read together. **Predict**: at its first read, how many pieces must
-# come for these 32 numbers? Look at who touches what:
+# with one thread for each piece both cuts have too little work, and the cut by columns, 768 threads, has hardly any.) And there is
+# something else. A GPU's memory comes in pieces of 32 bytes, eight float32, and the 32 threads of a **warp** read together. **Predict**: at
+# its first read, how many pieces must come for these 32 numbers? Look at who touches what:
 
 # %%
 if SIMULATING:
@@ -501,8 +504,8 @@ print(f"{'in float64':<14} {numbers.sum(dtype=np.float64):.9g}")
 
 # %% [markdown]
 # One for each order. All are right to five digits; but a training run could not be repeated, and a bug that shows once might never show
-# again. So here, and in the whole package: **the order of a sum is fixed**. The plain way to fix it: a column has one owner, a thread that
-# goes down all rows.
+# again. So here, and in the whole package: **the order of a sum is fixed**. (PyTorch does so on request:
+# `torch.use_deterministic_algorithms(True)`.) The plain way to fix it: a column has one owner, a thread that goes down all rows.
 
 # %%
 quote(layernorm.layernorm_backward_params_kernel)
@@ -550,9 +553,9 @@ if SIMULATING:
     print(f"counted, with {THREADS} threads:", seen.launches[0].barriers, "=", 2 * (int(math.log2(THREADS)) + 2))
 
 # %% [markdown]
-# Twenty barriers for three numbers: most threads wait, most of the time. A warp needs none, since its 32 threads can read *each other's
-# registers* with an instruction called **shuffle**. In each of five rounds, a thread adds the value of the thread whose number differs in
-# one bit. Here for eight threads, as NumPy would do it:
+# Twenty barriers for three numbers. And in the eight rounds between them 128 threads add, then 64, 32, ..., 1, while all others wait. A
+# warp needs none, since its 32 threads can read *each other's registers* with an instruction called **shuffle**. In each of five rounds, a
+# thread adds the value of the thread whose number differs in one bit. Here for eight threads, as NumPy would do it:
 
 # %%
 values, threads = np.array([3, 1, 4, 1, 5, 9, 2, 6]), np.arange(8)
@@ -592,8 +595,9 @@ if SIMULATING:
 
 # %% [markdown]
 # `fast` is your exercise 03_read_once: the row stays in registers. Could one have known what that gains? With three reads from memory, half
-# of the ceiling is the most; `warp_per_row` is at 76.4 %, so the cache already serves most of the repeated ones. What is left to gain is
-# ten points: 86.7 %. (`weight` and `bias` are pale because they are the same 6 KB for all rows, always in the cache.)
+# of the ceiling is the most; `warp_per_row` is at 76.4 %, so the cache already serves most of the repeated ones. Not a factor of two, then,
+# as four passes against two would suggest, but at most the 23.6 points that are missing. It gained ten: 86.7 %. (`weight` and `bias` are
+# pale because they are the same 6 KB for all rows, always in the cache.)
 #
 # **Backward.** Two more steps:
 
@@ -605,7 +609,12 @@ draw_ladder("layernorm_backward")
 # `rows_then_columns` cuts the columns into pieces of rows, as 03_same_bits does: all multiprocessors have work at last, a factor of 46.
 # (Part of it is due to loads of 16 bytes.) Two kernels, and each reads `inp` and `dout`. **Predict** the most that two such kernels can
 # reach. Passes that must be made: `inp`, `dout` and `dinp` are read, `dinp` is written. Passes that are made: two more.
-#
+
+# %%
+must, more = 3 + 1, 2
+print(f"{must} of {must + more} passes: at most {must / (must + more):.0%}")
+
+# %% [markdown]
 # Four of six, 67 %; it is at 58.1. (The cache is no help here: a sheet has 100 MB, more than it holds.) `fast` is one kernel. A warp takes
 # one row after another, and a thread has the same channels in each of them. So while it computes `dinp` of a row, it adds to the sums of
 # its own columns, which it keeps in registers. It reads both sheets once; at the end the sums of all warps are added up, in a fixed order.
@@ -623,8 +632,8 @@ print(f"passes: {two} or {one}: at best {1 - one / two:.0%} less time")
 
 # %% [markdown]
 # What is still in a register need not be read again: kernels that are limited by memory gain from being **fused** with their neighbours.
-# (The table shows more than a fifth, since `add_then_normalise` is made of the two plain kernels.) That is the last step for this layer.
-# All in all:
+# (The table shows more than a fifth, since `add_then_normalise` is made of the two plain kernels. `torch.compile` fuses PyTorch's layers in
+# this way.) That is the last step for this layer. All in all:
 
 # %%
 forward, backward = recorded("layernorm_forward", "fp32"), recorded("layernorm_backward", "fp32")
@@ -659,7 +668,8 @@ print(text[start : text.index("    @cuda.jit(cache=True)\n    def residual_layer
 #   ([ladder.txt](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt), 2026-11-28).
 # - **A better idea was slower.** At 1,600 channels the sums of backward leave a thread no registers. So: tiles of rows in two phases, with
 #   one barrier between, and a thread has the sums of 8 channels instead of 56. Eight variants were measured, four at each size. At 768
-#   channels all were slower (153 to 164 µs instead of 133, on a cool card), at 1,600 one was 3 % faster (LOG, 2026-11-22). Not kept.
+#   channels all were slower (153 to 164 µs instead of 133, on a card that had been idle), at 1,600 one was 3 % faster (LOG, 2026-11-22).
+#   Not kept.
 # - **90 to 95 % were predicted for backward**, and 78 to 80 % were reached at 768 channels, 58 to 63 % at 1,600 (LOG, 2026-11-22).
 #   Barriers and registers prevent it.
 # - **Fusing saved more than tuning could have.** In bf16, the addition as a kernel of its own ran at 100 % of the copy rate, LayerNorm at
@@ -683,6 +693,8 @@ print(f"time, in passes at the copy rate: apart {apart:.1f}, apart with a perfec
 # check("03_rmsnorm")
 
 # %% [markdown]
+# (The first and the third: no mean is subtracted, so none moves. `dinp` has two terms, and needs one sum over the row instead of two.)
+#
 # **Your own LayerNorm trains GPT-2.** 03_layernorm_forward and 03_layernorm_backward have the names of the package's functions, so the
 # trainer takes them in their place. It checks them first. Here, in a terminal, a tiny model in the simulator:
 #

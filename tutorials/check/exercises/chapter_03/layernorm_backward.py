@@ -3,7 +3,7 @@
 from gpt2_numba.layer_checks.sizes import ODD, ONES
 from tutorials.check.exercise import Counts, Mistake, Wrong
 from tutorials.check.exercises.chapter_03.layernorm_backward_numpy import dinp_with, mean, right
-from tutorials.check.exercises.chapter_03.layernorm_forward import FEW
+from tutorials.check.exercises.chapter_03.layernorm_forward import CHUNK, FEW, LOOP
 from tutorials.check.layer_exercises import layer_exercise
 
 
@@ -19,6 +19,7 @@ EXERCISE = layer_exercise(
     sizes=(FEW, ONES, ODD),
     least=Counts(global_reads=58, global_writes=2, shared_reads=22, shared_writes=12),
     taken=Counts(global_reads=72, global_writes=2, shared_reads=22, shared_writes=12),  # dout stands twice in the loop
+    least_transactions=988,  # if each kernel keeps in variables what it uses twice in a round
     drawn=("dout",),
     hints={
         "": (
@@ -26,10 +27,16 @@ EXERCISE = layer_exercise(
             "Second kernel: if c < inp.shape[1], then a loop over all rows that adds up dout * xhat and dout of column c.",
             "dweight[c] += dw and dbias[c] += db, once, at the end: no other thread has this channel.",
         ),
-        "value": ("Which array is wrong? dinp belongs to the first kernel, dweight and dbias to the second. All three are added to: +=.",),
+        "value": (
+            "Which array is wrong? dinp belongs to the first kernel, dweight and dbias to the second. All three are added to: +=.",
+            "Both sums of the first kernel must go through block_sum: a thread's own part knows its own channels only.",
+            "Right with C = 5, wrong with C = 39? Then a thread has two channels, and its second loop must compute xhat and dxhat of each again.",
+        ),
         "race": ("Two threads add to the same element. Whose is dinp[row, c], and whose is dweight[c]? Each must have one owner.",),
         "barrier": ("All 32 threads of a block must call block_sum, also those that have no channel.",),
         "bounds": ("There may be more threads than channels in the second kernel: if c < inp.shape[1].",),
+        "shared": ("One thread does the work of 32. Each has its own channels, and block_sum, through shared memory, adds up the parts.",),
+        "transactions": ("Neighbouring threads must read neighbouring channels: in the first kernel thread i takes i, i + stride, i + 2 stride, ...",),
         "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
     },
     mistakes=(
@@ -58,6 +65,9 @@ EXERCISE = layer_exercise(
         Wrong("dbias is overwritten", {"dbias[c] += db": "dbias[c] = db"}, "value", "All three"),
         Wrong("the mean of another row", {"(inp[row, c] - mean[row])": "(inp[row, c] - mean[0])"}, "value"),
         Wrong("the last row is forgotten", {"range(inp.shape[0])": "range(inp.shape[0] - 1)"}, "value"),
+        Wrong("xhat is left from the first loop", {"        xhat = (inp[row, c] - row_mean) * row_rstd\n        dxhat = dout[row, c] * weight[c]\n"
+            "        dinp": "        dinp"}, "value", "Which array"),
+        Wrong("a chunk for each thread", {LOOP: CHUNK}, "transactions", "neighbouring channels"),
         Wrong("no guard", {GUARD: "    if True:\n        dw, db"}, "bounds", "more threads than channels"),
         Wrong("all rows add to dweight", {"dinp[row, c] += ": "dweight_of_all[c] += dout[row, c] * xhat\n        dinp[row, c] += ",
             "kernel(dinp, dout": "kernel(dweight_of_all, dinp, dout", "[N, THREADS](": "[N, THREADS](dweight, "}, "race", "one owner"),

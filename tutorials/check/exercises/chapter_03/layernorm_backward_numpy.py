@@ -50,9 +50,9 @@ EXERCISE = host_exercise(
             "A mean over the channels of each row, as a column: dxhat.mean(axis=1, keepdims=True).",
         ),
         "error": ("Write down the shape of each factor: (N, C), (N, 1) and (C,) go together, (N,) and (N, C) do not.",),
-        "input": ("dout *= weight changes the caller's array: give the product a name of its own, dxhat = dout * weight.",),
+        "input": ("In place (dout *= weight, inp -= ...) you change the caller's array: give the result a name of its own, dxhat = dout * weight.",),
         "value": (
-            "Take out one term after the other, on paper: for which of the three would the first wrong element come out as it did?",
+            "Which array is wrong? If it is dinp, compare with the formula factor by factor: rstd, dxhat, two means over the row, xhat.",
             "dinp, dweight and dbias are added to, in place: dinp += ..., neither dinp = ... nor dinp[:] = ...",
         ),
     },
@@ -78,6 +78,22 @@ EXERCISE = host_exercise(
             lambda dweight, dout, inp, **_: {"dweight": dweight + (dout * inp).sum(axis=0)},
             "That is dweight with inp: weight is multiplied by xhat, so raising it by ε moves out by ε xhat.",
         ),
+        Mistake(
+            dinp_with(lambda dxhat, xhat, dout: dxhat - xhat.shape[1] * (mean(dxhat) + xhat * mean(dxhat * xhat))),
+            "Those are sums over the row: dinp needs the means, so divide both by C.",
+        ),
+        Mistake(
+            dinp_with(lambda dxhat, xhat, dout: dxhat - dxhat.mean() - xhat * (dxhat * xhat).mean()),
+            "Those are means over the whole sheet: each row has its own two, axis=1.",
+        ),
+        Mistake(
+            lambda dinp, dout, inp, weight, mean, rstd, **_: {"dinp": dinp + right(dout * weight, (inp - mean[:, None]) * rstd[:, None], dout)},
+            "The factor rstd is missing: the whole bracket is multiplied by it.",
+        ),
+        Mistake(
+            lambda dweight, dout, inp, weight, mean, rstd, **_: {"dweight": dweight + (dout * weight * (inp - mean[:, None]) * rstd[:, None]).sum(axis=0)},
+            "That is dweight with dxhat: raising weight by ε moves out, not xhat, and what arrives at out is dout.",
+        ),
     ),
     wrong=(
         Wrong("= for +=", {"dinp += rstd": "dinp[:] = rstd"}, "value", "overwritten"),
@@ -87,7 +103,10 @@ EXERCISE = host_exercise(
         Wrong("means over the rows", {"axis=1": "axis=0"}, "value", "over the rows"),
         Wrong("without weight", {"dxhat = dout * weight": "dxhat = dout"}, "value", "dout in place"),
         Wrong("without xhat in the third term", {"xhat * mean_dxhat_xhat": "mean_dxhat_xhat"}, "value", "lacks its factor"),
-        Wrong("without rstd", {"rstd[:, None] * (dxhat": "(dxhat"}, "value"),
+        Wrong("without rstd", {"rstd[:, None] * (dxhat": "(dxhat"}, "value", "factor rstd"),
+        Wrong("sums for means", {".mean(axis=1": ".sum(axis=1"}, "value", "sums over the row"),
+        Wrong("means over the whole sheet", {".mean(axis=1, keepdims=True)": ".mean()"}, "value", "whole sheet"),
+        Wrong("dweight with dxhat", {"(dout * xhat).sum(axis=0)": "(dout * weight * xhat).sum(axis=0)"}, "value", "dweight with dxhat"),
         Wrong("dweight of inp", {"(dout * xhat).sum(axis=0)": "(dout * inp).sum(axis=0)"}, "value", "dweight with inp"),
         Wrong("dweight is overwritten", {"dweight += ": "dweight[:] = "}, "value"),
         Wrong("dbias is overwritten", {"dbias += ": "dbias[:] = "}, "value"),

@@ -59,11 +59,15 @@ EXERCISE = Exercise(
             "Look at the picture: in one read, the threads of the warp must be side by side, at c = i + j * THREADS.",
         ),
         "local": ("Loop over range(PER_THREAD), which has a constant length: then each index of x is known when the kernel is compiled.",),
+        "shared": ("One thread does the work of 32. Each has its own channels, and block_sum, through shared memory, adds up the parts.",),
         "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
         "race": ("x is each thread's own: no other thread sees it. Which threads write mean[row]? One is enough: if i == 0.",),
         "barrier": ("All 32 threads must call block_sum, also those that have no channel.",),
         "bounds": ("A row may be shorter than 128: the channel i + j * THREADS may not exist.",),
-        "value": ("x[j] of a channel that does not exist holds whatever was there: leave it out of every sum.",),
+        "value": (
+            "Wrong in the last digits only? Then you took mean of x² - mean², which cancels (section 2): x is at hand, so add up (x[j] - row_mean)². "
+            "Otherwise: x[j] of a channel that does not exist holds whatever was there, so leave it out of every sum.",
+        ),
     },
     mistakes=(
         Mistake(lambda inp: normalised(inp, inp.var(axis=1) - EPS), "EPS is missing: it stands under the root."),
@@ -82,6 +86,8 @@ EXERCISE = Exercise(
             "value", "do not exist"),
         Wrong("no condition", {"        if c < C:\n            out[row, c] = ": "        if True:\n            out[row, c] = "}, "bounds", "shorter than 128"),
         Wrong("no EPS", {" + EPS": ""}, "value", "EPS is missing"),
+        Wrong("E[x²] - E[x]²", {"(x[j] - row_mean) * (x[j] - row_mean)": "x[j] * x[j]",
+            "float32(C) + EPS": "float32(C) - row_mean * row_mean + EPS"}, "value", "cancels"),
         Wrong("three of four", {"range(PER_THREAD)": "range(3)"}, "value"),
         Wrong("an index that is not known in advance", {"    for j in range(PER_THREAD):\n        c = i + j * THREADS\n        if c < C:\n            x[j] = inp[row, c]\n            part += x[j]\n":
             "    k = 0\n    for c in range(i, C, THREADS):\n        x[k] = inp[row, c]\n        part += x[k]\n        k += 1\n"}, "local", "constant length"),

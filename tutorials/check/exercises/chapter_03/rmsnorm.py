@@ -5,6 +5,7 @@ import numpy as np
 from gpt2_numba.layer_checks.calls import changed, read
 from gpt2_numba.layer_checks.tolerances import UNIT
 from tutorials.check.exercise import Counts, Exercise, Mistake, Wrong
+from tutorials.check.exercises.chapter_03.layernorm_forward import CHUNK, LOOP
 
 
 def arrays(random, N, C):
@@ -57,6 +58,7 @@ EXERCISE = Exercise(
     error=error,
     sizes=({"N": 2, "C": 5}, {"N": 1, "C": 1}, {"N": 1, "C": 33}, {"N": 35, "C": 2}, {"N": 7, "C": 39}),
     least=Counts(global_reads=22, global_writes=2, shared_reads=11, shared_writes=6),
+    least_transactions=477,  # those of the solution
     drawn=("dout",),
     hints={
         "": (
@@ -67,6 +69,8 @@ EXERCISE = Exercise(
         "race": ("Two threads add to the same element. Whose is dinp[row, c], and whose is dweight[c]? Each must have one owner.",),
         "barrier": ("All 32 threads of a block must call block_sum, also those that have no channel.",),
         "bounds": ("There may be more threads than channels in the second kernel: if c < inp.shape[1].",),
+        "shared": ("One thread does the work of 32. Each has its own channels, and block_sum, through shared memory, adds up the parts.",),
+        "transactions": ("Neighbouring threads must read neighbouring channels: in the first kernel thread i takes i, i + stride, i + 2 stride, ...",),
         "float64": ("C is an integer, and Numba divides float32 by an integer in float64: divide by float32(C). A bare 0.0 is float64, too: use ZERO.",),
     },
     mistakes=(
@@ -90,6 +94,7 @@ EXERCISE = Exercise(
         Wrong("each thread's own sum", {"block_sum(part)": "part"}, "value"),
         Wrong("dweight is overwritten", {"dweight[c] += dw": "dweight[c] = dw"}, "value", "Both are added to"),
         Wrong("dweight without rstd", {"dout[row, c] * inp[row, c] * rstd[row]": "dout[row, c] * inp[row, c]"}, "value"),
+        Wrong("a chunk for each thread", {LOOP: CHUNK}, "transactions", "neighbouring channels"),
         Wrong("no guard", {"    if c < inp.shape[1]:\n        dw": "    if True:\n        dw"}, "bounds", "more threads"),
         Wrong("block_sum under a condition", {"    mean_dxhat_xhat =": "    if i >= C:\n        return\n    mean_dxhat_xhat ="}, "barrier", "no channel"),
         Wrong("every thread takes all channels", {"range(i, C, stride)": "range(C)"}, "race", "one owner"),
