@@ -38,8 +38,9 @@ class Picture:
                 "bank conflicts" if self.turns > 1 else "no conflict"
             )
         used, moved = len(set(self.cells.values())) * self.itemsize, self.pieces * SECTOR_BYTES
-        coalesced = "coalesced" if self.pieces <= self.fewest_pieces + 1 else "not coalesced"
-        return f"{who} {used} bytes; {self.pieces} piece{'s' * (self.pieces > 1)} of 32 bytes, {moved:,} bytes, are moved: {coalesced}"
+        coalesced = ": coalesced" if self.pieces <= self.fewest_pieces + 1 else ": not coalesced"
+        moving = f"{self.pieces} piece{'s' * (self.pieces > 1)} of 32 bytes, {moved:,} bytes, {'are' if self.pieces > 1 else 'is'} moved"
+        return f"{who} {used} bytes; {moving}{coalesced * (len(self.cells) > 1)}"
 
     def columns(self):
         """(first cell, cells a column, number of columns): whole pieces of memory, at most MOST_COLUMNS."""

@@ -25,6 +25,7 @@ GENERAL = {
     "shared": ("values = cuda.shared.array(SIZE, float32) makes an array that all threads of a block see.",),
     "accesses": ("A thread should do its own part only: which of these accesses belong to other threads, or are made twice?",),
     "compile": ("A kernel may use numbers, arrays, tuples, loops and math functions, but neither lists nor most of NumPy.",),
+    "float64": ("A bare 0.0 is float64, and so is what it is added to: make it a constant outside of the kernel, np.float32(0).",),
     "local": ("Registers have no index: a local array is in registers only if each of its indices is known when the kernel is compiled.",),
     "compiler": ("The compiler comes with the extra `tutorials` and needs no GPU.",),
     "time": ("Does the condition of every while loop become false? In the simulator a thread takes microseconds an operation.",),

@@ -104,6 +104,8 @@ def _compare_numbers(exercise, name, what, got, expected):
         raise Failure("value", f"{what} must have the shape {expected.shape}, and has {values.shape}")
     if expected.dtype == np.float32 and exercise.tolerance == 0 and np.asarray(got).dtype != np.float32:
         raise Failure("value", f"{what} must be float32, and is {np.asarray(got).dtype}")
+    if expected.dtype.kind in "iu" and values.dtype.kind not in "iu":
+        raise Failure("value", f"{what} must be {'an integer' if not expected.ndim else 'integers'}, and is {np.asarray(got).dtype}")
     bound = exercise.tolerance * max(1e-300, float(np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0)))
     with np.errstate(invalid="ignore"):
         wrong = np.argwhere(
