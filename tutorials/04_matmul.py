@@ -2,13 +2,14 @@
 # # 04 · The linear layer: matrix products
 #
 # **You will learn** why nearly all of a GPT's arithmetic is in three matrix products, how the two of backward are derived, and what lies
-# between a loop that anyone would write and a hundred times its speed: tiles in shared memory, tiles in registers, tensor cores, NVIDIA's
-# library. At the end you can read the package's plain kernel, and know what the library does better.
+# between a loop that anyone would write and nearly the full speed of the hardware: tiles in shared memory, tiles in registers, tensor
+# cores, NVIDIA's library. At the end you can read the package's plain kernel, and know what the library does better.
 #
 # **You need** [chapter 00](00_a_gpu_in_numba.ipynb) (threads, blocks, shared memory, barriers) and a look at
-# [01](01_gpt2_on_one_page.ipynb), section 3 (gradients, finite differences). No GPU. An hour, and as much again for the five exercises. At
-# **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks. (If you know
-# PyTorch: this is `torch.nn.Linear`, `weight` included; `dout` is the gradient that arrives at its output, `dinp` is `inp.grad`.)
+# [01](01_gpt2_on_one_page.ipynb), section 3 (gradients, finite differences). No GPU. An hour and a half to read, and as much again for the
+# five exercises; two evenings. At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a
+# program checks. (If you know PyTorch: this is `torch.nn.Linear`, `weight` included; `dout` is the gradient that arrives at its output,
+# `dinp` is `inp.grad`.)
 #
 # | letter | meaning | GPT-2 124M, the MLP's first layer, as measured below |
 # | --- | --- | --- |
@@ -78,8 +79,8 @@ print(inp @ weight.T + bias)
 # has one more at its end, without a bias, to the vocabulary.
 #
 # *How much arithmetic is that?* Each of the `N * OC` results takes `C` multiplications and `C` additions. Each of these operations on
-# floating-point numbers is a **FLOP**, and a GPU's speed is given in TFLOP/s, 10¹² of them per second. **Predict**: how many FLOP has the
-# layer of the table above, forward: millions, billions, or trillions (10¹²)? Does it take microseconds, milliseconds or seconds, at 50
+# floating-point numbers is a **FLOP**, and a GPU's speed is given in TFLOP/s, 10¹² of them per second. **Predict**: how many FLOP does the
+# layer of the table above take, forward: millions, billions, or trillions (10¹²)? Does it take microseconds, milliseconds or seconds, at 50
 # TFLOP/s?
 
 
@@ -93,8 +94,9 @@ MEASURED = {"N": 8192, "C": 768, "OC": 3072}
 print(f"{flop(**MEASURED) / 1e9:.1f} billion FLOP, {flop(**MEASURED) / 50e12 * 1e3:.2f} ms")
 
 # %% [markdown]
-# Billions, and not quite a millisecond. Remember the number, 38.7 billion: every kernel that is measured below does them all. In training,
-# the products took [72 % of a step](../gpt2_numba/layers/fast/matmul.py) (GPT-2 124M, bf16, one H200, 2026-11-22).
+# Billions, and not quite a millisecond. Remember the number, 38.7 billion: every forward kernel that is measured below does them all. In
+# training, the products took [72 % of a step](../gpt2_numba/layers/fast/matmul.py) (GPT-2 124M in bf16, a format of section 9, on one H200,
+# 2026-11-22).
 #
 # ## 2. Which numbers move, if one is raised?
 #
@@ -129,14 +131,16 @@ for array, index, name in (inp, (1, 2), "inp[1, 2]"), (weight, (4, 2), "weight[4
 #
 # Now as matrix products. In a product `A B` the summed index is the *last* of A and the *first* of B. In the first sum it is `o`: last in
 # `dout[n, o]`, first in `weight[o, c]`. It fits as it is: `dout weight`. In the second it is `n`, which is first in both; and the result
-# wants `o` first. So `dout` must be turned over: `doutᵀ inp`. *Which row and which column make one number?*
+# wants `o` first. So `dout` must be transposed, or turned over, so that its rows become columns: `doutᵀ inp`. *Which row and which column
+# make one number?*
 
 # %%
 draw_three_products(N, C, OC)
 
 # %% [markdown]
-# Three products of the same size: backward has twice the arithmetic of forward. (`+=`: the gradient of a parameter is added to what is
-# there already, since a batch may come in several pieces.) `dbias` is no product: it is the sum of each column of `dout`.
+# Each of the three takes N · C · OC multiplications and as many additions, so backward has twice the arithmetic of forward. (`+=`: the
+# gradient of a parameter is added to what is there already, since a batch may come in several pieces.) `dbias` is no product: it is the sum
+# of each column of `dout`.
 
 
 # %%
@@ -164,7 +168,7 @@ for name, array, gradient in ("inp", inp, dinp), ("weight", weight, dweight), ("
 
 # %%
 def try_the_mistake(N, C, OC):
-    """inp.T @ dout, added to dweight, and what is said to it."""
+    """Add inp.T @ dout to dweight, and print what NumPy or the check says to that."""
     inp, weight, dout = (rng.normal(size=shape) for shape in ((N, C), (OC, C), (N, OC)))
     dweight = np.zeros_like(weight)
     try:
@@ -230,8 +234,9 @@ if SIMULATING:
     seen.draw("weight")
 
 # %% [markdown]
-# 16 reads, two for each of the 8 multiplications; and 32 pieces, of which an eighth is used: each thread reads in a row of its own. If x
-# counted the rows of `out` instead, `inp` would be read like that. The same idea will cure both, in section 5.
+# 16 reads, two for each of the 8 multiplications; and 32 pieces, of which an eighth is used: each thread reads in a row of its own.
+# (`inp[n, c]` is one number for the whole warp, so one piece.) If x counted the rows of `out` instead, `inp` would be read like that. One
+# idea will cure both faults, the many reads and the scattered ones, in section 5.
 #
 # First make it yours. **Do** [04_matmul_forward](exercises/04_matmul_forward.py): this kernel, with the bias. The last layer of GPT-2 has
 # none; then `bias` is `None`. Then [04_matmul_backward](exercises/04_matmul_backward.py): three kernels, for the three sums. Both are
@@ -249,8 +254,8 @@ if SIMULATING:
 # A kernel has two things to do, to move bytes and to compute. Which one takes longer? Divide one by the other: the **arithmetic
 # intensity**, in FLOP per byte. For each two numbers that it reads, 8 bytes, our kernel does one multiplication and one addition.
 #
-# **Predict**: its intensity. And is the intensity of the best kernel that there can be, which reads `inp` and `weight` once and writes
-# `out` once, rather ten times that, or a thousand times?
+# **Predict**: its intensity. And the best kernel that there can be reads `inp` and `weight` once and writes `out` once: is its intensity
+# ten times that, or a thousand times?
 
 
 # %%
@@ -281,9 +286,10 @@ kernels = {"a thread for each number": direct, "tiles of 16": 16 * direct, "tile
 draw_intensity(kernels, ceilings, MEMORY_RATE)
 
 # %% [markdown]
-# Where the rising line is below a red one, memory is the limit; where it is above, arithmetic is. (Such a picture is called a **roofline**;
-# both axes are logarithmic.) A float32 kernel with 12 FLOP for each byte would be past that point. LayerNorm or GELU, which do a few
-# operations on each number, stay below; a product can pass it, if each number that has been read is used often.
+# A kernel gets at most the lower of the two: where the rising line is below a red one, memory is the limit; where it is above, arithmetic
+# is, and a point up there is out of reach. (Such a picture is called a **roofline**; both axes are logarithmic.) With 12 FLOP for each byte
+# a float32 kernel no longer waits for memory. LayerNorm or GELU, which do a few operations on each number, stay below; a product can pass
+# it, if each number that has been read is used often.
 #
 # ## 5. Why does a tile of 16 read 16 times less?
 #
@@ -294,11 +300,14 @@ draw_intensity(kernels, ceilings, MEMORY_RATE)
 draw_tile(size=12, inner=8, tile=4)
 
 # %% [markdown]
-# A tile of 4 × 4 needs four rows and four columns, for 16 results: each result costs a quarter. A tile of 16 × 16 needs 16 rows and 16
-# columns for 256 results: a sixteenth. The threads of a block must share what they have read, and that is what shared memory is for.
+# A tile of 4 × 4 needs four rows and four columns, for 16 results: each result costs a quarter of what it costs a thread alone. A tile of
+# 16 × 16 needs 16 rows and 16 columns for 256 results: a sixteenth. The threads of a block must share what they have read, and that is what
+# shared memory is for.
 #
-# It is too small for whole rows. So the block goes along them in steps: load a tile of each factor, multiply the two, load the next. A
-# first attempt, with tiles of 4 and sizes that fit. **Predict**: what will the race detector say?
+# It is too small for whole rows: a block may declare 48 KiB, and 16 rows and 16 columns of 768 numbers are 96. So the block goes along them
+# in steps: load a tile of each factor, multiply the two, add that to the sums, load the next. The index that is summed is called `k` from
+# here on: it is `c` in forward, `o` or `n` in backward. A first attempt, with tiles of 4 and sizes that fit. **Predict**: what will the
+# race detector say?
 
 # %%
 TILE = 4
@@ -374,8 +383,8 @@ print_error(*arrays)
 
 # %% [markdown]
 # Look at the two lines that load. Thread (x, y) reads column `k0 + x` of either factor: x is the last index of both, so neighbouring
-# threads read neighbouring numbers. `weight` is turned over on its way, as it is *stored*: `b_tile[x, y]`. That was the other fault of the
-# first kernel.
+# threads read neighbouring numbers. `weight` is turned over on its way, where it is put into shared memory: `b_tile[x, y]`. So the other
+# fault of the first kernel, its scattered reads, is cured, too.
 #
 # **Predict** the reads of a thread, global and shared, for C = 12. The direct kernel would read global memory 24 times.
 
@@ -433,8 +442,8 @@ quote(matmul.element_or_zero)
 
 # %% [markdown]
 # Tiles may stick out along all three axes. Along `N` and `OC` the numbers outside belong to results that nobody writes. Along `C` they are
-# multiplied and added to results that somebody does. **Do** [04_tile_edges](exercises/04_tile_edges.py): two faults that no multiple of the
-# tile will ever show.
+# multiplied and added to results that somebody does. **Do** [04_tile_edges](exercises/04_tile_edges.py): two faults that never show as long
+# as all sizes are multiples of the tile.
 
 # %%
 # check("04_tile_edges")
@@ -442,16 +451,18 @@ quote(matmul.element_or_zero)
 # %% [markdown]
 # ## 7. Why is a row of the tile one number longer?
 #
-# Here is the plain kernel of the package, whole. You know every part of it but one. Three products need three combinations of factors that
-# are stored as they are or turned over, so it takes a flag for each. On a GPU a tile is 16 × 16. `TILE_SHAPE` is `(TILE, TILE + 1)`:
-# **think**, before you read on, what the additional column might be good for. No thread ever touches it.
+# Here is the plain kernel of the package, whole. You know every part of it but one. Each factor can be used as it is stored, or turned
+# over: there is a flag for either, and the three products need three combinations. (`cache=True` keeps the compiled kernel in a file.) On a
+# GPU a tile is 16 × 16. `TILE_SHAPE` is `(TILE, TILE + 1)`: **think**, before you read on, what the additional column might be good for: no
+# thread ever touches it.
 
 # %%
 quote(matmul.product_kernel)
 
 # %% [markdown]
-# Shared memory consists of 32 **banks**. Number i is in bank i % 32, and each bank serves one number at a time. If 32 threads of a warp
-# want 32 numbers in 32 banks, they get them at once; if they want eight different numbers of one bank, they take eight turns.
+# Shared memory consists of 32 **banks**. Its numbers, of four bytes, are dealt out to them: number i is in bank i % 32, and each bank
+# serves one number at a time. If the 32 threads of a warp want 32 numbers in 32 banks, they get them at once; if they want eight different
+# numbers of one bank, that takes eight turns. (The *same* number goes to all who want it in one turn, so `a_tile[y, k]` is no trouble.)
 #
 # In a block of 16 × 16 threads a warp is two rows of threads: y = 0 and y = 1, each with x = 0 to 15. It stores `b_tile[x, y]`: two columns
 # of the tile. **Predict**: how many turns does that take if a row has 16 numbers? And if it has 17? (On paper: which bank is `[x, 0]` in,
@@ -470,10 +481,11 @@ for width in 16, 17:
 draw_banks(tile=16, widths=(16, 17), columns=(0, 1))
 
 # %% [markdown]
-# Eight turns with rows of 16, two with rows of 17: each row begins one bank further on, so a column runs through all of them. (Only bank 0
-# is met twice.) The price is 16 unused numbers, 64 bytes, for each tile.
+# Eight turns with rows of 16, two with rows of 17: each row begins 17 banks after the one before, so the 16 numbers of a column are in 16
+# banks, and the next column fills the gaps. (Only bank 0 is met twice.) The price is 16 unused numbers, 64 bytes, for each tile.
 #
 # **Predict**, from the formulas of section 2: with which flags is the kernel launched for `out`, for `dinp`, and for `dweight`?
+# (`launch_product` launches it with a block for each tile of the result; on NumPy arrays the NumPy version is called.)
 
 # %%
 quote(matmul.matmul_backward)
@@ -484,18 +496,20 @@ quote(matmul.matmul_backward)
 #
 # ## 8. What bounds the plain kernel?
 #
-# Its measured speed, and that of the kernels that come after it, up to the trainer's. A line is a rung of the **ladder**; `fp32` is
-# float32, and the two last lines are for section 9. The rate counts the FLOP of section 1. The ceiling is what a product of 8,192³ by
-# NVIDIA's library reaches in the same format.
+# Its measured speed, and that of the kernels that come after it, up to the trainer's. A line is a rung of the **ladder**: `plain` is the
+# kernel above, `by_library` is NVIDIA's library, cuBLASLt, and `fast` is what the trainer calls, which is that library, too. `fp32` is
+# float32; the two last lines are for section 9. The rate counts the FLOP of section 1. The ceiling is what the library reaches, in the same
+# format, for two matrices of 8,192 × 8,192.
 
 # %%
 show_ladder("matmul_forward")
 draw_ladder("matmul_forward")
 
 # %% [markdown]
-# The plain kernel, 6.0 TFLOP/s. *What does it wait for?* Not for memory: with tiles of 16, in the figure of section 4, that allows 17.
-# Count again, in shared memory this time. The kernel reads two numbers from it for each multiplication with its addition, which together
-# are one instruction, a **multiply-add**. In one cycle a multiprocessor can do 128 multiply-adds, and read 32 numbers from shared memory.
+# The plain kernel, 6.0 TFLOP/s. *What does it wait for?* Not for global memory: by the figure of section 4 that allows 17 TFLOP/s with
+# tiles of 16. Count again, in shared memory this time. The kernel reads two numbers from it for each multiplication with its addition,
+# which together are one instruction, a **multiply-add**. In one cycle a multiprocessor can do 128 multiply-adds, and read 32 numbers from
+# shared memory, one for each thread of a warp (even if some of them are the same).
 #
 # **Predict**: which share of its arithmetic can the kernel use at most?
 
@@ -506,12 +520,14 @@ at_most = MULTIPROCESSORS * CLOCK * 2 * shared_reads / 2
 print(f"{shared_reads / 2:.0f} multiply-adds a cycle instead of {multiply_adds}, {at_most / 1e12:.1f} TFLOP/s")
 
 # %% [markdown]
-# An eighth: 8.4 TFLOP/s, and the kernel has 6.0 of them. So shared memory is the first suspect. The proof is to read less from it, and to
-# look at the clock. The idea is that of section 5, one storey higher: what has been read from shared memory must be used more than once. So
-# keep it in registers, and give a thread several results to use it for.
+# An eighth: 8.4 TFLOP/s, of which the kernel reaches 6.0. (An eighth of 67, which would be 128 multiply-adds in every cycle; the ceiling,
+# 51, is what the library really gets.) So shared memory is the first suspect. The test is to read less from it, and to measure again. The
+# idea is that of section 5, one level up: what has been read from shared memory must be used more than once. So keep it in registers, and
+# give a thread several results to use it for.
 #
-# A thread with 8 × 8 results, then. For each k it reads 8 numbers of one tile and 8 of the other, and multiplies each with each. *Which
-# ones?* (In the simulator a block has 4 × 4 threads, on a GPU 16 × 16.)
+# A thread with 8 × 8 results, then. For each k it reads 8 numbers of one tile and 8 of the other, and multiplies each by each. (Both tiles
+# have `k` as their first index here, so `a_tile` is turned over.) *Which ones?* (In the simulator a block has 4 × 4 threads, on a GPU 16 ×
+# 16.)
 
 # %%
 draw_register_tile(across=4, each=8, x=1, y=2)
@@ -546,7 +562,8 @@ if SIMULATING:
 # %% [markdown]
 # A quarter of a read, 16 for 64, instead of two. The same 32 numbers a cycle can now feed 128 multiply-adds, all that there are; and the
 # tile of `out` is 128 × 128, so global memory is read 128 times less than by the direct kernel. The time falls to a third, from 6.4 to 2.1
-# ms, 36 % of the ceiling. (Two things have changed at once. But global memory was not the limit before, by the figure of section 4.)
+# ms, 36 % of the ceiling. (Two things have changed at once, the reads of shared and those of global memory. But global memory was not the
+# limit before, by the figure of section 4.)
 #
 # *And the other 64 %?* We have not measured what this kernel waits for. Its text says what it does not do: it loads one number at a time,
 # and while it loads it cannot multiply, since there is a barrier between. The library (third rung, 96 %) has wider loads, fetches the next
@@ -554,9 +571,9 @@ if SIMULATING:
 #
 # ## 9. What is a tensor core?
 #
-# In float32 the ladder ends there. The next rung needs other units. A **tensor core** multiplies small *matrices*: in one instruction a
-# warp multiplies a piece of 16 × 8 numbers by one of 8 × 8, and adds the result to a piece of 16 × 8. Here is a product of such pieces, in
-# NumPy. **Predict**: how many multiply-adds has one instruction, and how many for each of the 32 threads?
+# In float32 the ladder ends there. The next rung needs other units of arithmetic. A **tensor core** multiplies small *matrices*: in one
+# instruction a warp multiplies a piece of 16 × 8 numbers by one of 8 × 8, and adds the result to a piece of 16 × 8. Here is a product of
+# such pieces, in NumPy. **Predict**: how many multiply-adds does one instruction do, and how many are that for each of the 32 threads?
 
 
 # %%
@@ -579,9 +596,9 @@ print(f"{pieces} instructions, {multiply_adds:,} multiply-adds")
 print(f"{multiply_adds // pieces:,} in each, {multiply_adds // pieces // 32} for each thread")
 
 # %% [markdown]
-# 1,024, and 32 for each thread, where an ordinary instruction has one. Where are these pieces? In registers, spread over the 32 threads of
-# the warp (its **lanes**), in an order that the hardware prescribes. *Which numbers does a lane bring, and which does it get?* Lane 6 is
-# blue.
+# 1,024, and 32 for each thread, where an ordinary instruction does one. Where are these pieces? In registers, spread over the 32 threads of
+# the warp (its **lanes**), in an order that the hardware prescribes. *Which numbers does a lane bring, and which does it get?* Each number
+# is drawn as the lane that has it; lane 6 is blue.
 
 # %%
 lanes = {"a": np.zeros((16, 8), int), "b": np.zeros((8, 8), int), "sums": np.zeros((16, 8), int)}
@@ -595,8 +612,9 @@ draw_fragments(lanes, marked=6)
 
 # %% [markdown]
 # Our simulator can do this instruction, too, so here is a product by a tensor core, without one. Each lane brings its four numbers of `a`
-# and its two of `b`, and gets four sums. There is no loop over k: its 8 steps are inside of `mma`, a matrix multiply-add. **Predict**: will
-# the error be as small as before?
+# and its two of `b`, and gets four sums. There is no loop over k: its 8 steps are inside of `mma`, a matrix multiply-add. (`m16n8k8` are
+# the sizes 16 × 8 × 8; the two zeros say where in `sums` and in `a_own` the lane's numbers begin. `to_tf32` is explained below.)
+# **Predict**: will the error be as small as before?
 
 
 # %%
@@ -619,8 +637,9 @@ if bfloat16_supported():  # in the simulator, and on GPUs that have such tensor 
     print("largest error:", np.abs(sums.copy_to_host() - a.copy_to_host() @ b.copy_to_host()).max())
 
 # %% [markdown]
-# It is a thousand times larger: that is the price, and `to_tf32` has to do with it. A float32 has a sign, 8 bits of exponent, which say
-# between which two powers of two it lies, and 23 bits of mantissa, which say where. A tensor core takes factors with fewer bits.
+# It is thousands of times larger. That is the price of a tensor core, and `to_tf32` has to do with it. A float32 has a sign, 8 bits of
+# exponent, which say between which two powers of two it lies, and 23 bits of mantissa, which say where. A tensor core takes factors with
+# fewer bits.
 
 # %%
 draw_formats()
@@ -675,13 +694,14 @@ for name, changed in ("rounded", rounded(values, 10)), ("cut off", cut_off):
 # becomes smaller, by 0.035 % on average: such errors do not cancel. A tensor core ignores the last 13 bits, so somebody must round them
 # first, to the nearest: that is `to_tf32`. (The simulator refuses factors whose last 13 bits are not 0. A GPU says nothing.)
 #
-# **Do** [04_tf32_numpy](exercises/04_tf32_numpy.py): the rounding as the hardware does it, on the bits.
+# **Do** [04_tf32_numpy](exercises/04_tf32_numpy.py): the rounding as the hardware does it, on the bits. (In the middle between two
+# neighbours it takes the one farther from 0, which is simpler than our `rounded`, which takes the even one.)
 
 # %%
 # check("04_tf32_numpy")
 
 # %% [markdown]
-# And the gain? The same library call, on tensor cores:
+# And the gain? The library in float32, and on tensor cores:
 
 # %%
 float32_row, tf32_row, bf16_row = (recorded("matmul_forward", precision)[-1] for precision in ("fp32", "tf32", "bf16"))
@@ -696,8 +716,8 @@ for row in float32_row, tf32_row, bf16_row:
 #
 # ## 10. How is the library called?
 #
-# cuBLASLt comes from the world of Fortran, where a matrix is stored column by column. Ours are stored row by row. *What does it see in our
-# memory?*
+# NVIDIA's library, cuBLASLt, comes from the world of Fortran, where a matrix is stored column by column. Ours are stored row by row. *What
+# does it see in our memory?*
 
 # %%
 draw_two_readings([1, 2, 3, 4, 5, 6], rows=2, columns=3)
@@ -718,9 +738,9 @@ def library_product(first, second, rows, columns, inner, transpose_first=False, 
 inp_2x3 = np.array([[1, 2, 3], [4, 5, 6]])  # N = 2, C = 3
 weight_4x3 = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])  # OC = 4
 memory_of = np.ravel  # row by row
-print("to come out:", *(inp_2x3 @ weight_4x3.T), sep="\n")
+print("what should come out:", *(inp_2x3 @ weight_4x3.T), sep="\n")
 result = library_product(memory_of(inp_2x3), memory_of(weight_4x3), rows=2, columns=4, inner=3, transpose_second=True)
-print("asked for inp weightᵀ:", *result.reshape(2, 4), sep="\n")
+print("what comes out, asked for inp weightᵀ:", *result.reshape(2, 4), sep="\n")
 
 # %% [markdown]
 # Nonsense. It has read both factors wrongly, and stored the result by columns. Now think it through. What it stores by columns, we read by
@@ -752,7 +772,7 @@ quote(matmul.matmul_forward_by_library)
 # %% [markdown]
 # `bias=bias`: before a result leaves the registers, the library can do something more with it, an **epilogue**. To add the bias there saves
 # reading and writing all of `out` once more. GELU, which follows the MLP's first layer, can be one, too: 0.635 ms instead of 0.532 for the
-# product and 0.193 for a kernel of its own (d12, bf16, one H200, 2026-11-22, from
+# product and 0.193 for a kernel of its own (GPT-2 124M, with more rows than in our table, bf16, one H200, 2026-11-22, from
 # [layers/fast/matmul.py](../gpt2_numba/layers/fast/matmul.py)).
 #
 # ## 11. Does the bias gradient matter?
@@ -764,8 +784,8 @@ quote(matmul.matmul_forward_by_library)
 quote(matmul.bias_backward_kernel)
 
 # %% [markdown]
-# The sum has one addition for each number of `dout`; the products have 4 C operations for it, 3,072. **Predict**: if this kernel stands
-# beside the library's products, which share of backward's time does it take: a thousandth, a hundredth, a third?
+# The sum has one addition for each number of `dout`; the two products have 4 C operations for it, 3,072 (C = 768). **Predict**: if this
+# kernel stands beside the library's products, what share of backward's time does it take: a thousandth, a hundredth, a third?
 
 # %%
 show_ladder("matmul_backward")
@@ -774,7 +794,7 @@ print(f"\nthird line to fourth: {by_library.ms - fast.ms:.3f} of {by_library.ms:
 
 # %% [markdown]
 # More than a third. In the third and the fourth line, both float32, the same library does the same two products; only the sum is another
-# kernel. Why is the plain one so slow? 3,072 columns are 3,072 threads, 12 blocks of 256, for 132 multiprocessors: most of the GPU has
+# kernel. Why is the plain one so slow? OC = 3,072 columns are 3,072 threads, 12 blocks of 256, for 132 multiprocessors: most of the GPU has
 # nothing to do. (Chapter 00, section 3, had the same disease.)
 #
 # The fast kernel cuts the rows into chunks as well, a block for each, and adds up the blocks' sums in a second kernel; and a load takes 16
@@ -794,9 +814,10 @@ print(f"\nthird line to fourth: {by_library.ms - fast.ms:.3f} of {by_library.ms:
 #   copies). So what one product saves, the others give back: with better algorithms of the library a single product rose from 580 to 665
 #   TFLOP/s, and all products of a step together gained 2.1 %.
 # - **One epilogue too many** (2026-11-22). Product, GELU's derivative and the bias gradient in one call: predicted 5 to 15 % faster. It
-#   took 1.638 ms instead of 0.546 and 0.096 for a kernel of its own.
-# - **Two roundings** (2026-11-22). To a gradient in bf16 the library adds a product that it has rounded to bf16 first: 0.375 where 0.361
-#   was right. llm.c, after which this package is written, does the same.
+#   took 1.638 ms, where product and derivative in one call take 0.546 and a kernel for the bias gradient 0.096.
+# - **Two roundings** (2026-11-22). To a gradient in bf16 the library adds a product that it has rounded to bf16 first. The product was
+#   about 3, where neighbours in bf16 are 1/64 apart: 0.375 came out where 0.361 was right. llm.c, after which this package is written, does
+#   the same.
 
 # %% [markdown]
 # ## 13. Where does it live in the package?
@@ -815,5 +836,5 @@ print(f"\nthird line to fourth: {by_library.ms - fast.ms:.3f} of {by_library.ms:
 # evening: put the tiles of `04_tile` into your `04_matmul_forward`, edges included, and let the check count again: 5 global reads in place
 # of 43. With a GPU, `python -m dev.kernels matmul --mine FILE.py` puts your functions beside the rungs.
 #
-# A product has a bend behind it: GELU, the next layer of the MLP, in [layers/gelu.py](../gpt2_numba/layers/gelu.py). And attention is two
+# What follows the MLP's first product is a bend: GELU, [chapter 05](05_gelu.ipynb). And attention, [chapter 06](06_attention.ipynb), is two
 # products with a softmax between them, which is why its fast kernels are made of the parts of section 9.

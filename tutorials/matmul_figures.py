@@ -63,13 +63,15 @@ def _sheet(panel, x, y, rows, columns, name, marked_rows, marked_columns, colour
 
 
 def draw_intensity(kernels, ceilings, memory_rate):
-    """The speed that memory allows, against the multiply-adds and additions done with each byte read.
+    """The speed that memory allows, against the operations done with each byte read.
 
     kernels      name -> FLOP per byte             ceilings  name -> FLOP/s
     memory_rate  bytes per second
     """
     figure = Figure(figsize=(9, 4.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="floating-point operations for each byte read (FLOP per byte)", ylabel="TFLOP/s at most")
+    axes = figure.add_subplot(
+        xlabel="floating-point operations for each byte read (FLOP per byte)", ylabel="TFLOP/s at most: the lower line counts"
+    )
     intensities = np.array([0.1, 1000])
     axes.loglog(intensities, intensities * memory_rate / 1e12, color=BLUE, linewidth=2.5)
     axes.text(3, 3, f"what memory allows, at {memory_rate / 1e12:.1f} TB/s", color=BLUE, va="bottom")
@@ -136,7 +138,7 @@ def draw_formats():
         panel.text(-0.6, y + 0.5, name, ha="right", va="center")
         box = {"facecolor": BLUE, "edgecolor": "none", "pad": 2}
         panel.text(9 + mantissa / 2, y + 0.5, f"{mantissa} bits", ha="center", va="center", color="white", fontsize=9, bbox=box)
-    for x, name, colour in (0.5, "sign", GREY), (5, "exponent", ORANGE), (20.5, "mantissa", BLUE):
+    for x, name, colour in (0.5, "sign", GREY), (5, "exponent, 8 bits", ORANGE), (20.5, "mantissa", BLUE):
         panel.text(x, 1.3, name, ha="center", color=colour)
     panel.set_xlim(-4.5, 32.5)
     panel.set_ylim(-3.5, 2.2)

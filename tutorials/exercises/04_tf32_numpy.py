@@ -4,7 +4,8 @@ A float32 has 1 bit of sign, 8 of exponent and 23 of mantissa, in this order, th
 `values` is a float32 array of any shape, only read [r]. Return a float32 array of the same shape with each value rounded to the nearest
 TF32; in the middle between two, to the one that is farther from 0. Infinity stays infinity, and NaN stays NaN. `values.view(np.uint32)`
 gives the bits as unsigned integers, and `bits.view(np.float32)` leads back. Numbers of the same sign are in the same order as their bits,
-read as integers: so to round is to add half of a step, and to cut off what is below a step. No loop is needed.
+read as integers: so to round is to add half of a step, and to cut off what is below a step. No loop is needed. (The check appends ten
+special values to N random ones: ties, the largest float32, infinities, a NaN all of whose bits but the sign are 1.)
 
     python -m tutorials.check 04_tf32_numpy
 """

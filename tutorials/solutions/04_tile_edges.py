@@ -1,11 +1,11 @@
-"""Two faults that sizes which are multiples of the tile will never show.
+"""Two faults that never show as long as all sizes are multiples of the tile.
 
     out[n, o] = Σ_c inp[n, c] weight[o, c]
 
 `inp` (N, C) and `weight` (OC, C) are only read [r], `out` (N, OC) is written [w]; all are float32, and now of *any* sizes. The kernel is
-complete, and was tested with N = 8, C = 16, OC = 8: every number was right. With C = 18 all are wrong. Its author has found one cause and
-mended it; then they were still wrong, by other amounts, and with C = 2 some were NaN, some of the time. There are four places for your
-lines: two of them are needed, two are not. Add lines, change none.
+complete, and was tested with N = 8, C = 16, OC = 8: every number was right. With C = 18 all are wrong. Its author found one of two causes:
+without it the numbers were still wrong, by other amounts, and with C = 2 some were NaN, some of the time. Here both are in the kernel.
+There are four places for your lines: two of them are needed, two are not. Add lines, change none.
 
     python -m tutorials.check 04_tile_edges
 """

@@ -25,7 +25,8 @@ EXERCISE = layer_exercise(
         ),
         "value": ("dinp is overwritten, =. The gradients of parameters, dweight and dbias, are added to what they hold, +=.",),
         "bounds": (
-            "Is there a guard, for rows and for columns? Blocks stick out of dinp, of dweight, and of dbias.",
+            "Is there a guard, for rows and for columns? Blocks stick out of dinp, of dweight, and of dbias. If there is, compare the indices: "
+            "dout[n, o], inp[n, c], weight[o, c].",
             "n counts tokens, c input channels, o output channels. dout is [n, o], inp [n, c], weight [o, c].",
         ),
         "not written": ("Every thread that has a number of dinp writes it, even if it is the only one of its block.",),
@@ -50,7 +51,7 @@ EXERCISE = layer_exercise(
         Wrong("dweight is overwritten", {"dweight[o, c] += total": "dweight[o, c] = total"}, "value", "several batches"),
         Wrong("dbias is overwritten", {"dbias[o] += total": "dbias[o] = total"}, "value", "several batches"),
         Wrong("dinp is added to", {"dinp[n, c] = total": "dinp[n, c] += total"}, "value", "overwritten"),
-        Wrong("weight turned over", {"weight[o, c]\n": "weight[c, o]\n"}, "bounds"),
+        Wrong("weight turned over", {"weight[o, c]\n": "weight[c, o]\n"}, "bounds", "compare the indices"),
         Wrong("dout turned over", {"dout[n, o] * inp[n, c]": "dout[o, n] * inp[n, c]"}, "bounds"),
         Wrong("no guard for dinp", {"if n < dinp.shape[0] and c < dinp.shape[1]:": "if True:"}, "bounds", "guard"),
         Wrong("no guard for the columns of dweight", {"if o < dweight.shape[0] and c < dweight.shape[1]:": "if o < dweight.shape[0]:"},

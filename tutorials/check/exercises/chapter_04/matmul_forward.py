@@ -42,7 +42,8 @@ EXERCISE = layer_exercise(
         ),
         "value": ("Both factors are read along a row: inp[n, c] and weight[o, c], with the same c.",),
         "bounds": (
-            "Blocks stick out of `out`: a thread with n >= out.shape[0] or o >= out.shape[1] must do nothing.",
+            "Blocks stick out of `out`: a thread with n >= out.shape[0] or o >= out.shape[1] must do nothing. If you ask for that already, compare "
+            "the indices: weight is (OC, C), so weight[o, c].",
             "o is a column of `out` and a row of `weight`; n is a row of `out` and of `inp`; c is a column of both factors.",
         ),
         "not written": ("Every thread that has a number writes it once: out[n, o] = total.",),
@@ -74,7 +75,7 @@ EXERCISE = layer_exercise(
         Wrong("the bias within the loop", {"        if has_bias:\n            total += bias[o]":
             "            if has_bias:\n                total += bias[o]"},
             "value", "behind the loop"),
-        Wrong("weight turned over", {"weight[o, c]": "weight[c, o]"}, "bounds"),
+        Wrong("weight turned over", {"weight[o, c]": "weight[c, o]"}, "bounds", "compare the indices"),
         Wrong("the last channel is forgotten", {LOOP: "for c in range(inp.shape[1] - 1):"}, "value", "last channel"),
         Wrong("= for +=", {"total += inp": "total = inp"}, "value", "last product"),
         Wrong("the bias of a neighbour", {"bias[o]": "bias[(o + 1) % out.shape[1]]"}, "value"),

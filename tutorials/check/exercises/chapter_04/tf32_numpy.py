@@ -6,7 +6,7 @@ from tutorials.check.exercise import Mistake, Wrong
 from tutorials.check.host_exercises import host_exercise
 
 STEP, HALF = np.uint32(0x2000), np.uint32(0x1000)
-# Ties, the largest number below a tie, the largest finite one, which becomes infinity, infinity, and a NaN all of whose bits are 1.
+# Ties, the largest number below a tie, the largest finite one, which becomes infinity, infinity, and a NaN whose bits are 1 but for the sign.
 SPECIAL = np.array([0x3F801000, 0x3F803000, 0xBF801000, 0x3F800FFF, 0x3FFFF000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FFFFFFF, 0x80000001],
     np.uint32).view(np.float32)  # fmt: skip
 
@@ -31,6 +31,12 @@ nearest_even = from_bits(lambda bits: (bits + HALF - np.uint32(1) + (bits // STE
 always_up = from_bits(lambda bits: (bits + STEP) & ~(STEP - np.uint32(1)))
 to_bfloat16 = from_bits(lambda bits: (bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000))
 
+
+def nan_lost(values):
+    """What is computed if NaN is rounded like a number."""
+    return {"return": ((values.view(np.uint32) + HALF) & ~(STEP - np.uint32(1))).view(np.float32)}
+
+
 ROUND = "(bits + np.uint32(0x1000)) & ~UNUSED"
 
 EXERCISE = host_exercise(
@@ -52,6 +58,9 @@ EXERCISE = host_exercise(
     },
     mistakes=(
         Mistake(
+            nan_lost, "Only NaN is wrong: it is no number to be rounded, and adding to its bits makes something else of it. Let it stay."
+        ),
+        Mistake(
             lambda values: {"return": cut_off(values)},
             "The last bits are cut off, so every number becomes smaller: add half of a step first.",
         ),
@@ -72,7 +81,12 @@ EXERCISE = host_exercise(
         Wrong("a whole step", {"0x1000": "0x2000"}, "value", "a whole step"),
         Wrong("bfloat16", {ROUND: "(bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)"}, "value", "bfloat16"),
         Wrong("ties toward 0", {"0x1000": "0xFFF"}, "value"),
-        Wrong("NaN is rounded, too", {"np.where(np.isnan(values), values, rounded.view(np.float32))": "rounded.view(np.float32)"}, "value"),
+        Wrong(
+            "NaN is rounded, too",
+            {"np.where(np.isnan(values), values, rounded.view(np.float32))": "rounded.view(np.float32)"},
+            "value",
+            "Only NaN",
+        ),
         Wrong("float64", {"return np.where(": "return np.float64(1) * np.where("}, "value", ""),
         Wrong(
             "in place",

@@ -52,6 +52,11 @@ EXERCISE = Exercise(
     },
     mistakes=(
         Mistake(
+            lambda inp, weight: {"out": inp @ weight.T if len(weight) == len(weight.T) else np.nan * (inp @ weight)},
+            "weight is used as if it were turned over. It is (C, OC) here, not (OC, C) as in the chapter: load its row k0 + y, column "
+            "col0 + x; and what counts along C is the first index of b_tile[k, x].",
+        ),
+        Mistake(
             lambda inp, weight: {"out": inp[:, -16:] @ weight[-16:]},
             "That is the product of the last two tiles alone: total must be carried from step to step.",
         ),
@@ -61,6 +66,7 @@ EXERCISE = Exercise(
         ),
     ),
     wrong=(
+        Wrong("weight as in the chapter", {LOAD_B: "b_tile[x, y] = weight[col0 + y, k0 + x]"}, "value", "as in the chapter"),
         Wrong("no barrier", {BARRIER: ""}, "race", "Two barriers"),
         Wrong("no barrier after loading", {f"{LOAD_B}\n{BARRIER}": f"{LOAD_B}\n"}, "race", "Two barriers"),
         Wrong("no barrier after multiplying", {f"* b_tile[k, x]\n{BARRIER}": "* b_tile[k, x]\n"}, "race", "Two barriers"),

@@ -45,9 +45,9 @@ EXERCISE = Exercise(
             "In the second place: a thread whose number is outside of its matrix must store ZERO, or its place keeps what was there.",
         ),
         "race": (
-            "A number of a tile is multiplied that nobody has stored: on a GPU it is whatever was in that memory, perhaps NaN, and 0 "
-            "times NaN "
-            "is NaN. Every thread must store a number into either tile, in every step.",
+            "If it was read before anybody wrote it: on a GPU it is whatever was in that memory, perhaps NaN, and 0 times NaN is NaN. Every "
+            "thread must store a number into either tile, in every step. If one thread writes while another one reads: a tile may change "
+            "only before the first barrier of a step; after it, others multiply.",
         ),
         "barrier": ("A thread outside of `out` still loads for others: it must not return early, and must reach every barrier.",),
         "accesses": ("With C = 12 three steps are enough, and so is one number of either tile for a thread and step.",),
@@ -73,7 +73,7 @@ EXERCISE = Exercise(
         Wrong("one step more, always", {"(C + TILE - 1) // TILE": "C // TILE + 1"}, "accesses", "three steps"),
         Wrong("zeros after the barrier", {ZERO_A + ZERO_B: "        cuda.syncthreads()\n" + ZERO_A + ZERO_B}, "barriers"),
         Wrong("zeros while others multiply", {ZERO_A + ZERO_B: "", "        # your lines:\n        # end of your lines\n        cuda":
-            f"        # your lines:\n{ZERO_A}{ZERO_B}        # end of your lines\n        cuda"}, "race"),
+            f"        # your lines:\n{ZERO_A}{ZERO_B}        # end of your lines\n        cuda"}, "race", "others multiply"),
         Wrong("returns early", {"    total = ZERO\n": "    if row0 + y >= N or col0 + x >= OC:\n        return\n    total = ZERO\n"},
             "barrier", "return early"),
     ),
