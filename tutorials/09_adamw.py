@@ -3,19 +3,22 @@
 #
 # **You will learn** what is done with a gradient once it is there: how AdamW turns it into a step, why the first steps need a correction,
 # and where weight decay belongs. Then how all gradients are clipped together without the CPU ever waiting for the GPU, and what happens if
-# one of them is infinite. Then bfloat16, a number of two bytes, in which small steps are lost, and how rounding by lot saves them. You
-# write all of it as kernels, and GPT-2 trains with them.
+# one of them is infinite. Then bfloat16, a number of two bytes, in which small steps are lost, and how rounding at random, by lot, saves
+# them. You write all of it as kernels, and GPT-2 trains with them.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (blocks, `block_sum`, races, float32) and [01](01_gpt2_on_one_page.ipynb) (gradients;
-# its section 11 is this chapter in four lines). No GPU. An hour, and an hour for the five exercises. At **Predict**, write your answer down
-# before you run the next cell. At **Do** there is an exercise, which a program checks.
+# its section 11 is this chapter in four lines). No GPU. An hour and a half to read, and an hour for the five exercises. At **Predict**,
+# write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks.
 #
 # | name | meaning | GPT-2 124M |
 # | --- | --- | --- |
-# | `params`, `grads` | the numbers that are trained, and their gradients; here all in one row | 124,475,904 |
+# | `params`, `grads` | the numbers that are trained, and their gradients; here all in one long array | 124,475,904 |
 # | `m`, `v` | for each of them: a running mean of its gradient, and of the gradient's square | as many |
 # | `β1`, `β2` | how slowly the two means forget (`beta1`, `beta2`) | 0.9, 0.95 |
 # | `t` | number of the step, from 1 | |
+#
+# (Chapter 01 counts 124,439,808 parameters. The other 36,096 pad `wte` from 50,257 to 50,304 rows; they are stored and updated like the
+# rest.)
 #
 # (If you know PyTorch: `torch.optim.AdamW(fused=True)`, whose states `exp_avg` and `exp_avg_sq` are `m` and `v`, and
 # `torch.nn.utils.clip_grad_norm_`.)
@@ -59,8 +62,8 @@ print("kernels run on:", device_name())
 # %% [markdown]
 # ## 1. How far should a number move?
 #
-# Against its gradient; so the shortest idea is `params -= rate · grads`, which is called gradient descent. Two numbers, `a` and `b`, and a
-# loss in the shape of a narrow valley: `50 a² + ½ b²`. The gradients are `100 a` and `b`. We start at (1, 1).
+# Against its gradient: the simplest rule is `params -= rate · grads`, which is called gradient descent. As an example, take two numbers,
+# `a` and `b`, and a loss in the shape of a narrow valley: `50 a² + ½ b²`. The gradients are `100 a` and `b`. We start at (1, 1).
 #
 # On paper: one step with the rate 0.02 brings `a` from 1 to 1 - 0.02 · 100 = -1, and the next one back to 1. **Predict** where both are
 # after 40 steps, with a rate a little above 0.02 and with one a little below.
@@ -82,8 +85,9 @@ for rate in (0.021, 0.019):
 
 # %% [markdown]
 # Above 0.02 `a` jumps ever farther. Below, `a` arrives, but `b`, whose gradient is a hundred times smaller, has come little more than half
-# of its way: the steepest number sets the pace for all. In a model there are millions of numbers, and their gradients differ by much more.
-# So **Adam** gives each of them its own measure. It keeps two running means for each number, of its gradient `g` and of `g²`, and divides:
+# of its way: the steepest direction sets the pace for all. In a model there are millions of numbers, and their gradients differ by much
+# more. So **Adam** measures each of them on its own scale. It keeps two running means for each number, of its gradient `g` and of `g²`: in
+# each step the old mean fades by a factor β, and the newest value comes in with the factor 1 - β. Then it divides:
 #
 #     m = β1 m + (1 - β1) g        v = β2 v + (1 - β2) g²        step = rate · m / sqrt(v)
 #
@@ -114,8 +118,8 @@ draw_valley(CURVATURE, {"gradient descent, rate 0.019": descent(0.019), "Adam, r
 
 # %% [markdown]
 # Both at the same time, on the diagonal: the factor of 100 has cancelled. (A dot is a step, and a grey line joins points of equal loss.
-# Adam overshoots, since `m` remembers where it was going, and then turns back.) So the learning rate is roughly the farthest that a number
-# moves in a step.
+# Adam overshoots, since `m` remembers where it was going; at step 40 it has turned and is on its way back.) So the learning rate is roughly
+# the farthest that a number moves in a step.
 #
 # ## 2. What is a mean worth that starts at 0?
 #
@@ -151,8 +155,8 @@ draw_first_steps(lengths)
 
 # %% [markdown]
 # Corrected, the first step is exactly one learning rate long, in every number: m̂ is g, and v̂ is g². Not corrected, it is 0.45 or 3.16 of
-# that, and with 0.999 the steps after it are up to six times too long, when the weights are still random and need care most. After a
-# hundred steps with 0.95, a few thousand with 0.999, nothing is to be seen any more. So a fault in the correction is one that shows in the
+# that, and with 0.999 the steps after it grow to more than six times the right length, when the weights are still random and need care
+# most. After a hundred steps with 0.95, or a few thousand with 0.999, the difference is gone. So a fault in the correction shows in the
 # first steps only, and a test that looks at the end of a run does not find it. **Predict**: what does the formula say at `t = 0`, for
 # someone who counts from 0?
 
@@ -163,7 +167,7 @@ with np.errstate(all="ignore"):
 # %% [markdown]
 # NaN: the correction is 1 - 1 = 0, m̂ and v̂ are infinite, and ∞ / ∞ is not a number. At least that shows at once.
 #
-# **Do** [09_bias_correction](exercises/09_bias_correction.py): one that does not show at once.
+# **Do** [09_bias_correction](exercises/09_bias_correction.py): a fault in the correction that does not show at once.
 
 # %%
 # check("09_bias_correction")
@@ -171,9 +175,9 @@ with np.errstate(all="ignore"):
 # %% [markdown]
 # ## 3. Where does the decay belong?
 #
-# With large weights a model can fit accidents of its training text, so training pulls them towards 0 a little. The classical way is a
-# **penalty**, added to the loss: `½ λ Σ params²`, with a small number λ, called `weight_decay`. Its gradient, by the rule of chapter 01:
-# raise one number `w` by ε.
+# With large weights a model can fit accidental details of its training text, so training pulls them towards 0 a little. The classical way
+# is a **penalty**, added to the loss: `½ λ Σ params²`, with a small number λ, called `weight_decay`. Its gradient, by the rule of chapter
+# 01: raise one number `w` by ε.
 #
 #     ½ λ (w + ε)²  =  ½ λ w²  +  λ w ε  +  ½ λ ε²        the last term is nothing beside the one before
 #
@@ -203,9 +207,10 @@ print(f"(1 - 0.001)^1000 = {0.999**1000:.3f}")
 
 # %% [markdown]
 # In the gradient, the first number is gone entirely: its decay is nearly all of its gradient, so it gets steps of a full learning rate. The
-# last one does not decay at all. Kept out, all three shrink alike, by 0.1 % of themselves in a step. (0.374 is not quite 0.368, since the
-# gradient that changes its sign moves the numbers a little, too.) That is the **W** of AdamW, decoupled weight decay (Loshchilov and
-# Hutter, [2017](https://arxiv.org/abs/1711.05101); PyTorch has the other one as `Adam(weight_decay=...)`):
+# last one does not decay at all: 0.1 is nothing beside 1,000. Only the middle one decays as it should, since its `sqrt(v)` happens to be
+# about 1. Kept out, all three shrink alike, by 0.1 % of themselves in a step. (0.374 is not quite 0.368, since the gradient that changes
+# its sign moves the numbers a little, too.) That is the **W** of AdamW, decoupled weight decay (Loshchilov and Hutter,
+# [2017](https://arxiv.org/abs/1711.05101); PyTorch has the other one as `Adam(weight_decay=...)`):
 #
 #     params -= learning_rate (m̂ / (sqrt(v̂) + eps) + weight_decay params)
 #
@@ -241,10 +246,13 @@ for name in ("float64", "float32"):
 # nothing; most GPUs compute float64 32 or 64 times more slowly. So what is passed to a kernel is `np.float32(...)`.
 #
 # **Do** [09_adamw_update](exercises/09_adamw_update.py). It has the package's name and arguments, so that GPT-2 can call yours (section
-# 14). `norm_and_scale[1]` is a factor for all gradients; section 5 is about that.
+# 14). `norm_and_scale[1]` is a factor for all gradients, or NaN, which means "change nothing"; sections 5 and 7 say where it comes from.
 
 # %%
 # check("09_adamw_update")
+
+# %% [markdown]
+# This is the package's. Which line is which of yours?
 
 # %%
 quote(adamw.adamw_kernel)
@@ -269,28 +277,29 @@ if SIMULATING:
     seen.draw("params")
 
 # %% [markdown]
-# **Seven numbers move**: four are read, three are written, 28 bytes. (Six reads are counted: `params[i]` stands twice in one line, and is
-# loaded once, and the scale is the same number for all.) Neighbouring threads read neighbouring numbers. And for the seven there are some
-# twenty operations. **Predict**: is this kernel limited by memory or by arithmetic, and how long does it take for GPT-2 124M on an H200,
-# which copies [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)?
+# **Seven numbers move**: four are read, three are written, 28 bytes. (The simulator counts six reads. `params[i]` stands twice in one line,
+# and the compiler loads it once; and the scale is one number for all threads.) Neighbouring threads read neighbouring numbers. And for the
+# seven there are some twenty operations. **Predict**: is this kernel limited by memory or by arithmetic, and how long does it take for
+# GPT-2 124M on an H200, which copies [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)?
 
 # %%
 COUNT, RATE = 124_475_904, 4.2e12  # parameters; bytes per second, read and written together
 print(f"28 bytes each: {28 * COUNT / 1e9:.2f} GB, {28 * COUNT / RATE * 1e3:.3f} ms")
 
 # %% [markdown]
-# By memory. 0.830 ms, and 0.850 were measured ([float32, H200, 2026-11-22](../dev/bench/2026-11-22-h200-ruler-fp32/tables.txt)), with the
-# trainer's kernel. How far is the plain one from there? Each line is a version, a *rung*, here with 37.7 million parameters; the last
-# column is the share of the **ceiling**, the rate of a copy. (On a GPU the cell measures yours; the figures in the text are the H200's.)
+# By memory: while 28 bytes move, an H200 could do more than 200 operations (chapter 13). So 0.830 ms, and 0.850 were measured ([float32,
+# H200, 2026-11-22](../dev/bench/2026-11-22-h200-ruler-fp32/tables.txt)), with the trainer's kernel. How far is the plain one from there?
+# Each line is a version, a *rung*, here with 37.7 million parameters; the last column is the share of the **ceiling**, the rate of a copy.
+# (On a GPU the cell measures yours; the figures in the text are the H200's.)
 
 # %%
 show_ladder("adamw_update")
 draw_ladder("adamw_update")
 
 # %% [markdown]
-# `plain` is at 85 %: there is little to gain, and one could have known: there are no barriers, nothing is read twice, and neighbours read
-# neighbours. What is missing to the ceiling? A thread asks for its numbers and waits. The longer it waits, the more bytes must be on their
-# way at the same time, over all threads. *How many does one thread ask for before it waits?*
+# `plain` is at 85 %: there is little to gain, as one could have known: there are no barriers, nothing is read twice, and neighbouring
+# threads read neighbouring numbers. What is missing to the ceiling? A thread asks for its numbers and waits. The longer it waits, the more
+# bytes must be on their way at the same time, over all threads. *How many does one thread ask for before it waits?*
 
 # %%
 if SIMULATING:
@@ -331,9 +340,11 @@ print(f"shorter than half a learning rate: steps {np.flatnonzero(slow < 0.5)[0] 
 draw_pace(paces, bad_step=50)
 
 # %% [markdown]
-# The bad step itself is shorter than the others: m gets a tenth of 1,000, and sqrt(v) more than a fifth, the root of 5 %. But then the
-# number hardly moves for nearly 200 steps, until `v` has forgotten. So gradients are **clipped**: if they are too large, they are scaled
-# down. All of them by the same factor, so that the direction stays; so one asks for the length of the whole gradient, the **global norm**:
+# The bad step itself is shorter than the others: `m` becomes about a tenth of 1,000, and `sqrt(v)` more than a fifth of 1,000, the root of
+# 5 %. But then the steps are shorter than half for nearly 200 steps: `m` loses a tenth of what is left of the 1,000 in each step, and
+# `sqrt(v)` only 2.5 %, so `m` is back at 1 long before `sqrt(v)` is. So gradients are **clipped**: if they are too large, they are scaled
+# down, all of them by the same factor, so that their direction stays. What is compared with the limit is the length of the whole gradient,
+# all parameters taken as one vector, the **global norm**:
 #
 #     norm = sqrt(Σ grads²), over all parameters        scale = max_norm / norm if norm > max_norm, else 1
 #
@@ -358,7 +369,7 @@ for scale in (1.0, 0.2):
 
 # %% [markdown]
 # Not at all: Adam divides the factor out again. (The last digits differ by `eps` and rounding.) Clipping is not a smaller learning rate. It
-# takes away what sticks out from its neighbours.
+# matters only where one step's gradients are larger than those of the steps around it.
 #
 # ## 6. How are 124 million squares added up?
 #
@@ -383,7 +394,8 @@ report(lambda: one_total_kernel[2, 16](total, grads))
 
 # %% [markdown]
 # Sums would get lost. Atomic additions would lose none, but add in the order in which blocks arrive: the norm's last digits, and with them
-# every parameter, would differ from run to run (chapter 03, section 9). And blocks cannot wait for each other. So it takes two kernels:
+# every parameter, would differ from run to run (chapter 03, section 9). And blocks cannot wait for each other. So it takes two kernels, one
+# after the other:
 #
 # - `sum_of_squares`: 1,024 blocks, each writes its sum to its own place in `partials`. Which gradients it has is fixed.
 # - `norm_and_scale`: one block adds up `partials`, in a fixed order, and writes norm and scale.
@@ -396,14 +408,17 @@ for exponent in (23, 24, 25):
     print(f"2^{exponent} + 1 = {np.float32(2**exponent) + np.float32(1):.0f}     (2^{exponent} = {2**exponent})")
 
 # %% [markdown]
-# At 2²⁴ = 16,777,216: there the neighbours are 2 apart, and 1 is half of that. So a single thread that adds up 124 million squares of the
-# same size would get stuck at an eighth of the sum. Keep it in mind: *an addend smaller than half a unit of the last place is lost.* In
-# section 8 it happens to training itself.
+# At 2²⁴ = 16,777,216: there neighbouring float32 are 2 apart, 1 is half of that, and the tie goes back to where it came from. So a single
+# thread that adds up 124 million squares of the same size would get stuck at 13 % of the sum. Keep it in mind: *an addend smaller than half
+# the distance to the next number is lost.* In section 8 this happens to training itself.
 #
 # **Do** [09_sum_of_squares](exercises/09_sum_of_squares.py).
 
 # %%
 # check("09_sum_of_squares")
+
+# %% [markdown]
+# And the package's:
 
 # %%
 quote(global_norm.sum_of_squares_kernel)
@@ -427,8 +442,8 @@ draw_ladder("sum_of_squares")
 # ## 7. And if the norm is not finite?
 #
 # The scale is needed by AdamW, on the GPU. A program that fetches the norm to the CPU, decides there, and launches AdamW or not, makes the
-# GPU wait: until its number has travelled, and the next kernel comes. So the scale stays on the GPU, and the host launches AdamW at once,
-# whatever the scale will be. But then AdamW itself must know what to do if a gradient is infinite, or NaN.
+# GPU wait until the number has travelled and the next kernel has arrived. So the scale stays on the GPU, and the host launches AdamW at
+# once, whatever the scale will be. But then AdamW itself must know what to do if a gradient is infinite, or NaN.
 #
 # **Predict**: one gradient of three is infinite. What becomes of the three parameters with the formula of section 5? And with a scale of 0,
 # to switch the step off?
@@ -444,14 +459,17 @@ with np.errstate(invalid="ignore"):
 
 # %% [markdown]
 # The formula's scale is 1/∞ = 0, too, and 0 · ∞ is NaN. One parameter is NaN now, and so is its `m`, for ever: a mean with a NaN in it
-# remains NaN. In the next step the loss is NaN, and with it every gradient. (And had nothing been infinite, a scale of 0 would still shrink
-# all means, and step where they point.) What is wanted is that *nothing changes*. So `norm_and_scale` writes a **scale of NaN** if the norm
-# or the loss is not finite, and AdamW asks for that before it writes anything.
+# remains NaN. In the next step the loss is NaN, and with it every gradient. (And even if nothing were infinite, a scale of 0 would not be
+# "no step": it would still shrink all means, and move the parameters along what is left of them.) What is wanted is that *nothing changes*.
+# So `norm_and_scale` writes a **scale of NaN** if the norm or the loss is not finite, and AdamW asks for that before it writes anything.
 #
 # **Do** [09_norm_and_scale](exercises/09_norm_and_scale.py). Mind that a comparison with NaN is always false.
 
 # %%
 # check("09_norm_and_scale")
+
+# %% [markdown]
+# And the package's:
 
 # %%
 quote(global_norm.norm_and_scale_kernel)
@@ -493,9 +511,10 @@ draw_bits({"1": 1, "1.0078125": 1.0078125, "1.001": 1.001, "-0.02": -0.02, "257"
 
 # %% [markdown]
 # One bit of **sign**. Eight of **exponent**, 127 for numbers from 1 to 2, 128 from 2 to 4, and so on: they say between which two powers of
-# 2 the number lies. Seven of **fraction**, which cut that interval into 128 equal parts: they say in which part it is. So the range is that
-# of float32, up to 3.4 · 10³⁸. (float16 has five bits of exponent, and ends at 65,504.) The steps are coarse. From the picture: 1 and
-# 1.0078125 are neighbours in bf16, the last of the seven bits is what differs; 1.001, of which bf16 keeps the upper half, becomes 1.
+# 2 the number lies. Seven of **fraction**, which cut that interval into 128 equal parts: they say in which part it is. (float32 has 23, so
+# 2²³ parts.) The range is that of float32, up to 3.4 · 10³⁸. (float16 has five bits of exponent, and ends at 65,504.) The price is coarse
+# steps. From the picture: 1 and 1.0078125 are neighbours in bf16, the last of the seven bits is what differs; 1.001, of which bf16 keeps
+# the upper half, becomes 1.
 #
 # **Predict**: which bf16 come right after 1, after 2, after 256? What becomes of 257?
 
@@ -516,8 +535,8 @@ print("257 becomes", to_bfloat16(257))
 # half a unit away from a number gets rounded back to it. (257 is exactly between 256 and 258, and goes to the even one, whose last bit is
 # 0.)
 #
-# Now the step of section 6, in earnest. **Predict**: a weight of 1 in bf16, to which 0.001 is added 600 times. Where is it in the end? From
-# which weight downwards would a step of 0.001 be seen at all?
+# Now the lost addend of section 6, in earnest. **Predict**: a weight of 1 in bf16, to which 0.001 is added 600 times. Where is it in the
+# end? From which weight downwards would a step of 0.001 be seen at all?
 
 # %%
 weight = np.float32(1)
@@ -528,10 +547,10 @@ for start in (1, 0.5, 0.25, 0.125):
     print(f"{start} + 0.001 = {to_bfloat16(start + 0.001):.6f}")
 
 # %% [markdown]
-# It has never moved. At 1 half a unit is 1/256 = 0.0039, at 0.25 it is 0.00098, and only there is 0.001 enough. And weights of GPT-2? They
-# start with a standard deviation of 0.02, and a step is about one learning rate long. **Predict**, roughly: how many of the weights does a
-# step of 0.0006, a common learning rate, fail to move? And near the end of training, when the learning rate has fallen to a hundredth of
-# that?
+# It has never moved. Half a unit is 1/256 = 0.0039 from 1 to 2, half of that from 0.5 to 1, and 0.00098 from 0.25 to 0.5: 0.001 is seen by
+# weights below 0.5 only. What about GPT-2's weights? They start with a standard deviation of 0.02, and a step is about one learning rate
+# long. **Predict**, roughly: how many of the weights does a step of 0.0006, a common learning rate, fail to move? And near the end of
+# training, when the learning rate has fallen to a hundredth of that?
 
 # %%
 some_weights = to_bfloat16(0.02 * rng.normal(size=100_000))
@@ -540,14 +559,14 @@ for length in (6e-4, 6e-5, 6e-6):
     print(f"a step of {length:.0e}: {stuck:.0%} of the weights stay where they are")
 
 # %% [markdown]
-# At the beginning all move, at a tenth of the rate nearly half are stuck, at the end hardly one moves. Training would not crash; it would
-# stop, quietly, where it matters.
+# At the full rate all move, at a tenth of it nearly half are stuck, and at the end only one in twelve moves. Training would not crash; it
+# would quietly come to a halt.
 #
 # ## 9. How is a number rounded by lot?
 #
-# Take the smallest case: the neighbours are 1 and 1.0078125, and after a step the weight should be 1.001953125, a quarter of the way.
-# Rounding to nearest goes to 1, always. **Stochastic rounding** draws a lot: up in one case of four, down in three. *Where is the weight on
-# average?*
+# Take the simplest case: the neighbours are 1 and 1.0078125, and after a step the weight should be 1.001953125, a quarter of the way.
+# Rounding to nearest goes to 1, always. **Stochastic rounding** decides by lot, as with a die of four sides: up in one case of four, down
+# in three. *Where is the weight on average?*
 
 # %%
 LOWER, UPPER, VALUE = 1.0, 1.0078125, 1.001953125
@@ -555,14 +574,15 @@ print("on average:", 0.75 * LOWER + 0.25 * UPPER)
 draw_lots(LOWER, UPPER, VALUE)
 
 # %% [markdown]
-# At 1.001953125, where it should be. One weight is always wrong by a part of a unit, but in neither direction more than in the other, and
-# of many steps each arrives with its share.
+# At 1.001953125, where it should be. After a single step the weight is off by a part of a unit. But on average the errors up and down
+# cancel, so over many steps each small step counts, by its right amount.
 #
-# How does one draw, in a kernel? The 16 bits that bf16 does not keep say how far the number is on its way: `rest` of 65,536. Add a random
-# number from 0 to 65,535 to them, and cut off: if the sum is 65,536 or more, it carries into the upper half, and that is one unit up. (For
-# numbers of one sign, bits read as integers are in the order of the numbers.) On paper, with a rest of 2 bits instead of 16, so from 0 to
-# 3: the rest is 1, and the noise is 0, 1, 2, 3. In how many of the four cases does it carry? **Predict**, for 16 bits: how many of the
-# 65,536 possible noises round 1.001953125 up?
+# How is that done in a kernel? The 16 bits that bf16 does not keep say how far the number is on its way: `rest` of 65,536. Add a random
+# number from 0 to 65,535 to them, and cut off: if the sum is 65,536 or more, it carries into the upper half, and that is one unit farther
+# from 0: up, or, if the number is negative, down. (Without their sign, bits read as integers are in the order of the numbers, even where
+# the carry runs from the fraction into the exponent: after 1.9921875, whose seven bits are ones, comes 2.) On paper, with a rest of 2 bits
+# instead of 16, so from 0 to 3: the rest is 1, and the noise is 0, 1, 2, 3. In how many of the four cases does it carry? **Predict**, for
+# 16 bits: how many of the 65,536 possible noises round 1.001953125 up?
 
 
 # %%
@@ -582,8 +602,9 @@ for value in (1.001, -0.02, 257, 3.4e38, math.inf):
     print(f"{value}: rest {bits & 0xFFFF}, goes on in {moved.sum()} of 65,536 cases")
 
 # %% [markdown]
-# In one of four, and in 16,384 of 65,536; the number of cases that carry is the rest, always. So the expectation is right, not roughly, but
-# exactly. 257 goes to 258 in half of the cases. Infinity has a rest of 0, and cannot carry. **Predict**: NaN, as a GPU makes it, has the
+# In one of four, and in 16,384 of 65,536; the number of cases that carry is the rest, always. So the average over all noises is right, not
+# roughly, but exactly. 257 goes on to 258 in half of the cases, and 3.4 · 10³⁸, which lies beyond the largest bf16, goes on to infinity in
+# most. (To nearest it would be infinity, too.) Infinity has a rest of 0, and cannot carry. **Predict**: NaN, as a GPU makes it, has the
 # bits 0x7FFFFFFF, all ones but for the sign. What becomes of it?
 
 # %%
@@ -593,7 +614,7 @@ print(f"NaN with noise 1: {after[0]}, bits 0x{after.view(np.uint32)[0]:08X}")
 
 # %% [markdown]
 # The carry runs through all the ones, into the sign, and a NaN has become -0: nobody would ever learn that something went wrong. So a
-# kernel asks first.
+# kernel asks first, with `value == value`, which is false for NaN alone.
 #
 # **Do** [09_stochastic_rounding](exercises/09_stochastic_rounding.py).
 
@@ -601,7 +622,7 @@ print(f"NaN with noise 1: {after[0]}, bits 0x{after.view(np.uint32)[0]:08X}")
 # check("09_stochastic_rounding")
 
 # %% [markdown]
-# ## 10. Where do the lots come from?
+# ## 10. Where does the noise come from?
 #
 # From a **hash**: a function that stirs the bits of a number so well that the result looks random. This one takes the index of the
 # parameter and a seed; the package draws a new seed for each step.
@@ -610,9 +631,11 @@ print(f"NaN with noise 1: {after[0]}, bits 0x{after.view(np.uint32)[0]:08X}")
 quote(squirrel_noise)
 
 # %% [markdown]
-# (Squirrel Eiserloh's, 2021, as in llm.c: multiply by large odd-looking constants, and fold the upper bits onto the lower ones, several
-# times. Why not an ordinary generator? It has a state, which each thread would have to read and write, in a kernel that is limited by just
-# that. And the lots would depend on which thread draws first.) **Predict**: the same index and seed twice; the next index; the next seed.
+# (Squirrel Eiserloh's, 2021, as in llm.c: multiply by or add a large constant without a pattern, `_NOISE_1` to `_NOISE_5`, and fold the
+# upper bits onto the lower ones, several times. `^` gives the bits in which two numbers differ, `_MASK` keeps the lower 32 bits, `_9` is 9.
+# Why not an ordinary random number generator? It has a state, which each thread would have to read and write, in a kernel that is limited
+# by just that; and if the threads shared one, the noise would depend on which thread draws first.) **Predict**: the same index and seed
+# twice; the next index; the next seed.
 
 
 # %%
@@ -630,8 +653,8 @@ print(f"mean of a million lower halves: {lower_halves.mean():.1f}, of all number
 # The same bits for the same index and seed: a run can be repeated bit by bit, and one that was stopped and resumed goes on as if it had not
 # been. The index counts through all parameters of the model, so that it is the same whether one GPU does the step or four.
 #
-# Now the weight that never moved. **Predict** its way with lots. And a trap, which the last line of the output falls into: the seed is the
-# same in every step. What happens to a weight whose noise is always small, and to one whose noise is always large?
+# Now the weight that never moved. **Predict** its way with stochastic rounding. And a trap, for the last lines of the output: the seed is
+# the same in every step. What happens to a weight whose noise is always small, and to one whose noise is always large?
 
 # %%
 STEPS, STEP, MANY = 600, np.float32(0.001), 200
@@ -663,14 +686,14 @@ draw_walks(
 )
 
 # %% [markdown]
-# By lot, the weights waver about the straight line; the longer the way, the smaller the part of it by which they are off. With one seed for
-# all steps a weight has the same luck each time: most never move, and a few go up a whole unit in every step (one of them leaves the
-# picture at once). The mean over many weights is not far off, so a test that looks at the mean would not find this.
+# By lot, the weights waver about the straight line; the longer the way, the smaller the error is beside it. With one seed for all steps a
+# weight has the same luck each time: most never move, and a few go up a whole unit in every step (one of them leaves the picture at once).
+# The mean over all 200 is 1.68, not far from 1.60, so a test that looks at the mean would not find this.
 #
 # ## 11. What are master weights for?
 #
-# The lots cost nothing in memory, but they shake every weight by up to a unit in each step. The other way is to keep a float32 copy of each
-# parameter, its **master weight**. AdamW steps from there, and the bf16 parameter, which the model computes with, is only its rounded
+# Stochastic rounding costs no memory, but it shakes every weight by up to a unit in each step. The other way is to keep a float32 copy of
+# each parameter, its **master weight**. AdamW updates that copy, and the bf16 parameter, which the model computes with, is only its rounded
 # image. (`m` and `v` are float32 in any case.) **Predict**: how many bytes does a step move then, against the 28 of float32?
 
 # %%
@@ -686,18 +709,19 @@ print(f"bytes of bf16 / float32: {bytes_moved['bf16'] / bytes_moved['float32']:.
 
 # %% [markdown]
 # 28 again with master weights: there bf16 saves nothing in this kernel. (The params need not be read, since the master is.) The 22 bytes
-# without them take 0.785 of the time, as counted: this kernel *is* its bytes. What bf16 saves, it saves elsewhere: in the other layers, and
-# in the memory that activations take.
+# without them take 0.785 of the time, as counted: this kernel's time *is* its bytes. What bf16 saves, it saves elsewhere: in the other
+# layers, and in the memory that activations take.
 #
 # The package keeps master weights unless told otherwise (`-w 0`), as llm.c does, and rounds by lot in both cases. On an H200 the step with
 # them takes [0.859 ms](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) for 124,475,904 parameters (2026-11-22), 96 % of the copy rate.
 #
 # ## 12. Can you read the trainer's kernel?
 #
-# From [layers/fast/adamw.py](../gpt2_numba/layers/fast/adamw.py): a thread has eight parameters. Above these lines it has started to load
-# `mean`, `square`, `grad` and `param` (from `master`, if there is one), with `load8`, and found out whether they decay. `step_values` and
-# `norm_and_scale` are in the GPU's memory, since the launches of a step are recorded once and replayed (chapter 10), and what differs from
-# step to step must not be an argument. **Think** as you read: why is NaN asked for so late?
+# From [layers/fast/adamw.py](../gpt2_numba/layers/fast/adamw.py): a thread has `WIDTH` = 8 parameters. Above these lines it has started to
+# load `mean`, `square`, `grad` and `param` (from `master`, if there is one), with `load8`, and found out whether they decay: if not,
+# `decay` is 0. The first of the eight is number `i` in `m`, `v` and `master`, and number `in_params` in `params`. (They differ if several
+# GPUs share the work.) `step_values` and `norm_and_scale` are in the GPU's memory, since the launches of a step are recorded once and
+# replayed (chapter 10), and what differs from step to step must not be an argument. **Think** as you read: why is NaN asked for so late?
 
 # %%
 text = Path(fast_adamw.__file__).read_text(encoding="utf-8")
@@ -705,23 +729,24 @@ start = text.index("    learning_rate, correction1, correction2 = step_values[0]
 print(text[start : text.index("\n\n\n# ---", start)])
 
 # %% [markdown]
-# A thread that waits for the scale before it asks for the rest would wait twice. Asked for here, all loads are on their way, and the test
-# costs nothing.
+# A thread that tests the scale first must wait for it before it asks for the rest, so it waits twice. Tested here, when all loads are on
+# their way, it costs nothing.
 
 # %% [markdown]
 # ## 13. What surprised us
 #
 # On one H200; "LOG" is [dev/LOG.md](../dev/LOG.md), which also keeps predictions that were wrong.
 #
-# - **All of this is a thousandth of a step.** AdamW takes 0.996 ms of 815.5, the norm 0.066: 0.13 % ([step of GPT-2
-#   124M](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), bf16, 524,288 tokens, 2026-11-22). It is worth getting right rather than
-#   getting fast. (With few tokens a step it would matter: the update does not depend on their number.)
+# - **All of this is a thousandth of a step.** AdamW takes 0.996 ms of 815.5 (0.859 in section 11, where it was measured alone), the norm
+#   0.066: 0.13 % ([step of GPT-2 124M](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), bf16, 524,288 tokens, 2026-11-22). It is worth
+#   getting right rather than getting fast. (With few tokens a step it would matter: the update does not depend on their number.)
 # - **107 % of the ceiling.** The norm of 1,557,686,400 gradients runs [faster than a
 #   copy](../dev/bench/2026-11-22-h200-ruler-d48/tables.txt) (2026-11-22): it only reads, and the ceiling is for reading and writing.
 # - **A table that costs as much as the sum.** Where several GPUs share the update, a thread must look up which part of the array is its
-#   own. Predicted: no difference, since the kernels wait for memory. Measured for the norm: 68 µs before, 150 with the table. The second
-#   attempt was predicted to take 40 µs for half of the gradients, and took 64 (139 before), while all of them slowed down from 69 to 81:
-#   the question "still in this part?" between the loads keeps them from being on their way together (LOG, 2026-11-22). Reverted.
+#   own. Predicted: no difference, since the kernels wait for memory. Measured for the norm: 68 µs before, 150 with the table. A second
+#   attempt looks up once for each 32 gradients. For half of the gradients it took 64 µs instead of 139 (40 had been predicted), but for all
+#   of them 81 instead of 69: the question "still in this part?" between the loads keeps them from being on their way together (LOG,
+#   2026-11-22). Reverted.
 # - **A test for NaN in every thread that costs nothing.** Predicted: no difference. Measured: 854.5 and 855.0 ms a step without, 854.7 and
 #   853.9 with it (LOG, 2026-11-28).
 # - **Half a unit that everybody can see.** The master weights first held the numbers as drawn, before rounding; llm.c's are copies of the
@@ -742,9 +767,9 @@ print(text[start : text.index("\n\n\n# ---", start)])
 # | sections 1 to 4: AdamW, plain, and its reference | [layers/adamw.py](../gpt2_numba/layers/adamw.py) |
 # | sections 5 to 7: the norm and the scale | [layers/global_norm.py](../gpt2_numba/layers/global_norm.py) |
 # | the rungs | [dev/kernels/adamw.py](../dev/kernels/adamw.py), [dev/kernels/global_norm.py](../dev/kernels/global_norm.py) |
-# | sections 9, 10: lots | [gpu/stochastic_rounding.py](../gpt2_numba/gpu/stochastic_rounding.py) |
+# | sections 9, 10: stochastic rounding and its noise | [gpu/stochastic_rounding.py](../gpt2_numba/gpu/stochastic_rounding.py) |
 # | section 12: the trainer's kernel | [layers/fast/adamw.py](../gpt2_numba/layers/fast/adamw.py) |
-# | the checks: the paper's algorithm; the bits and the mean of the lots | [layer_checks/adamw.py](../gpt2_numba/layer_checks/adamw.py) |
+# | the checks: the paper's algorithm; the bits and the mean of stochastic rounding | [layer_checks/adamw.py](../gpt2_numba/layer_checks/adamw.py) |
 #
 # Exercises: `09_bias_correction`, `09_adamw_update`, `09_sum_of_squares`, `09_norm_and_scale`, `09_stochastic_rounding`. Solutions are in
 # [solutions](solutions), for afterwards.

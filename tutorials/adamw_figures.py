@@ -41,7 +41,8 @@ def draw_first_steps(lengths):
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=10)
     present(
-        figure, "With the correction each step is one learning rate long; without it the first steps are too short, or six times too long."
+        figure,
+        "With the correction each step is one learning rate long; without it they are too short at first, or more than six times too long.",
     )
 
 
@@ -111,7 +112,7 @@ def draw_pace(paces, bad_step):
     panel.set(xlabel="step", ylabel="length, in learning rates", ylim=(0, 1.1), xlim=(1, len(pace)))
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=10, loc="center right")
-    present(figure, "After the bad batch the steps shrink to a twentieth and take 200 steps to recover; clipped, nothing is seen.")
+    present(figure, "After the bad batch the steps shrink to a fortieth and take 250 steps to recover; clipped, nothing is seen.")
 
 
 def draw_bits(values):

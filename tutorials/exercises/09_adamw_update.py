@@ -6,7 +6,7 @@
 `params`, `m` and `v` are float32 (count,), updated in place [rw]; `grads` [r] is float32 (count,), `norm_and_scale` [r] float32 (2,):
 norm_and_scale[1] is the scale. If it is NaN, params, m and v stay as they are. The numbers are Python floats, t an int, from 1.
 `correction1` and `correction2` in the kernel are 1 - β1^t and 1 - β2^t. A thread has one parameter; there may be more threads than
-parameters.
+parameters. It reads each array once: keep the new m and v in variables.
 
 In the launcher `numbers` are Python's floats, of 64 bits, and the whole kernel would compute in float64: your line there makes float32 of
 them. This function is your own GPT-2's.

@@ -7,7 +7,8 @@ off.
 
 `inp` [r] is float32 (count,), `noise` [r] uint32 (count,), all 32 bits of which are random. `out` [w] is uint32 (count,): the 16 bits of
 the bfloat16, as an integer from 0 to 65,535. `bits_of_float(value)` are the 32 bits of a float32, as an unsigned integer. `&` keeps the
-bits that are 1 in both numbers, `>>` moves the bits down. NaN is the only number that differs from itself. A thread has one number.
+bits that are 1 in both numbers, `>>` moves the bits down. NaN is the only number that differs from itself. A thread has one number,
+and reads inp[i] and noise[i] once each.
 
     python -m tutorials.check 09_stochastic_rounding
 """

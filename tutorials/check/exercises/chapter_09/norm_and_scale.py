@@ -67,7 +67,9 @@ def check_no_scale(call, storage):
     due = math.sqrt(call.tensors["partials"].values.sum(dtype=np.float64))
     what = f"the loss is {call.tensors['loss'].values[0]:g}" if math.isfinite(due) else f"the norm is {due:g}"
     if not np.isnan(scale):
-        raise Failure("value", f"result[1] is {scale:.5g}, and must be NaN: {what}")
+        failure = Failure("value", f"result[1] is {scale:.5g}, and must be NaN: {what}")
+        failure.hint = "The scale is NaN unless both norm and loss[0] are finite. Not finite are NaN and both infinities: math.isfinite knows all three."
+        raise failure
     if not np.isclose(norm, due, rtol=1e-5, equal_nan=True):
         raise Failure("value", f"result[0] is {norm:.5g}, and must be {due:.5g}, the norm, also where the scale is NaN ({what})")
     yield from rows
@@ -100,7 +102,7 @@ EXERCISE = NormAndScale(
         "not written": ("result[0] is the norm and result[1] the scale: both are always written, by thread 0.",),
         "value": (
             "Which of the two is wrong, and what should it be? A norm of twice max_norm has the scale 1/2; one below max_norm has 1.",
-            "Not finite are NaN and both infinities, in the norm or in the loss. math.isfinite knows all three, and a comparison with NaN is false.",
+            "There may be more partial sums than threads: a thread takes partials threadIdx.x, threadIdx.x + 32, ...; all of them must be in the norm.",
         ),
         "race": ("All threads know the norm; only one of them may write it: if cuda.threadIdx.x == 0.",),
         "bounds": ("There may be fewer partial sums than threads: a loop from threadIdx.x to partials.shape[0] is empty for the others.",),
@@ -113,6 +115,8 @@ EXERCISE = NormAndScale(
     },
     mistakes=(
         Mistake(made(lambda partials: partials.sum(), lambda norm, clip: clip / norm if norm > clip else 1), "The root is missing."),
+        Mistake(made(lambda partials: np.sqrt(partials[:32].sum()), lambda norm, clip: clip / norm if norm > clip else 1),
+            "There are more partial sums than threads here: each thread takes every 32nd, partials threadIdx.x, threadIdx.x + 32, ..."),
         Mistake(made(scale_of=lambda norm, clip: 1), "It never clips: the scale is max_norm / norm where norm > max_norm."),
         Mistake(made(scale_of=lambda norm, clip: norm / clip), "Upside down: a norm that is too large needs a scale below 1."),
         Mistake(made(scale_of=lambda norm, clip: clip), "That is max_norm: the scale brings the norm down to it."),
@@ -127,15 +131,15 @@ EXERCISE = NormAndScale(
         Wrong("upside down", {"max_norm / norm if": "norm / max_norm if"}, "value", "Upside down"),
         Wrong("the other comparison", {"norm > max_norm": "norm < max_norm"}, "value"),
         Wrong("the norm after clipping", {"result[0] = norm": "result[0] = min(norm, max_norm)"}, "value"),
-        Wrong("clips an infinite norm", {NOT_FINITE: "scale"}, "value", "Which of the two"),
-        Wrong("does not look at the loss", {" and math.isfinite(loss[0])": ""}, "value"),
+        Wrong("clips an infinite norm", {NOT_FINITE: "scale"}, "value", "knows all three"),
+        Wrong("does not look at the loss", {" and math.isfinite(loss[0])": ""}, "value", "knows all three"),
         Wrong("does not look at the norm", {"math.isfinite(norm) and ": ""}, "value"),
         Wrong("knows NaN only", {NOT_FINITE: "scale if norm == norm and loss[0] == loss[0] else NAN"}, "value"),
         Wrong("knows infinity only", {NOT_FINITE: "NAN if math.isinf(norm) or math.isinf(loss[0]) else scale"}, "value"),
         Wrong("one infinity only", {NOT_FINITE: "scale if norm < np.float32(3e38) and loss[0] < np.float32(3e38) else NAN"}, "value"),
         Wrong("0 for NaN", {"else NAN": "else ZERO"}, "value"),
         Wrong("no norm where it is not finite", {"result[0] = norm": "result[0] = norm if math.isfinite(norm) else NAN"}, "value"),
-        Wrong("as many partial sums as threads", {LOOP: "range(cuda.threadIdx.x, min(32, partials.shape[0]), 32)"}, "value"),
+        Wrong("as many partial sums as threads", {LOOP: "range(cuda.threadIdx.x, min(32, partials.shape[0]), 32)"}, "value", "more partial sums than threads"),
         Wrong("no loop", {f"for i in {LOOP}:": "if True:\n        i = cuda.threadIdx.x"}, "bounds", "fewer partial sums"),
         Wrong("thread 0's sum", {"block_sum(total)": "total"}, "value"),
         Wrong("all threads write", {"if cuda.threadIdx.x == 0:": "if True:"}, "race", "only one"),

@@ -37,14 +37,31 @@ def made(rule, nan_too=False):
     return result
 
 
-right = made(lambda bits, noise: bits + (noise & np.uint64(0xFFFF)))
-KNOWN = {
-    "that only cuts off: where is the noise?": made(lambda bits, noise: bits),
-    "that is to nearest": made(lambda bits, noise: bits + 0x8000),
-    "all 32 bits of the noise have been added, and not only the lower 16": made(lambda bits, noise: bits + noise),
-    "that is with the upper 16 bits of the noise": made(lambda bits, noise: bits + (noise >> np.uint64(16))),
-    "the noise has carried through all the ones of a NaN, into the sign": made(
-        lambda bits, noise: bits + (noise & np.uint64(0xFFFF)), True
+LOW = np.uint64(0xFFFF)
+right = made(lambda bits, noise: bits + (noise & LOW))
+MASK = "Keep the lower half of the noise only, noise[i] & LOWER_16, before it is added."
+KNOWN = {  # what it is: the hint, and the result
+    "that only cuts off: where is the noise?": (
+        "Add noise[i] & LOWER_16 to the bits before they are moved down.",
+        made(lambda bits, noise: bits),
+    ),
+    "that is to nearest": (
+        "Half a unit is added here, always the same number: add noise[i] & LOWER_16.",
+        made(lambda bits, noise: bits + 0x8000),
+    ),
+    "all 32 bits of the noise have been added, and not only the lower 16": (MASK, made(lambda bits, noise: bits + noise)),
+    "that is with the upper 16 bits of the noise": (MASK, made(lambda bits, noise: bits + (noise >> np.uint64(16)))),
+    "the noise has carried through all the ones of a NaN, into the sign": (
+        "A NaN gets no noise: ask whether the value differs from itself before you add.",
+        made(lambda bits, noise: bits + (noise & LOW), nan_too=True),
+    ),
+    "it went on where rest > noise": (
+        "rest + noise must be 65,536 or more. Comparing rest with noise has the right share of cases, but not the same ones.",
+        made(lambda bits, noise: bits + np.where(bits & LOW > noise & LOW, np.uint64(0x10000), np.uint64(0))),
+    ),
+    "the upper 16 bits are stored where they were": (
+        "The upper half must be moved down: >> SIXTEEN.",
+        lambda inp, noise: {"out": right(inp, noise)["out"] << np.uint64(16)},
     ),
 }
 
@@ -71,9 +88,13 @@ def check_bits(call, storage):
         raise Failure("not written", "out is as it was: nothing has been written")
     if (wrong := np.flatnonzero(out != due)).size:
         i = wrong[0]
-        what = next((f"\n    {name}" for name, rule in KNOWN.items() if np.array_equal(out, rule(inp, noise)["out"])), "")
+        what, hint = next(
+            ((f"\n    {name}", hint) for name, (hint, rule) in KNOWN.items() if np.array_equal(out, rule(inp, noise)["out"])), ("", "")
+        )
         bits = f"inp has the bits 0x{inp.view(np.uint32)[i]:08X}, the noise 0x{noise[i]:08X}"
-        raise Failure("value", f"out[{i}] is 0x{out[i]:04X}, and must be 0x{due[i]:04X}: {bits}{what}")
+        failure = Failure("value", f"out[{i}] is 0x{out[i]:04X}, and must be 0x{due[i]:04X}: {bits}{what}")
+        failure.hint = hint
+        raise failure
     return []
 
 
@@ -96,18 +117,20 @@ EXERCISE = BitsExercise(
             "On paper: bits 0x3F80C000, noise 0x4000. The sum is 0x3F810000: it carries, and 0x3F81 is stored. With noise 0x3FFF it does not.",
             "Infinity and numbers whose lower 16 bits are 0 cannot carry: they stay as they are, whatever the noise.",
         ),
-        "bounds": ("Thread i has number i, and that one alone.",),
-        "accesses": ("inp[i] and noise[i] are read, out[i] is written, each once; and each thread has its own number.",),
+        "bounds": ("Thread i has number i, and that one alone; the last block has threads without a number: if i < inp.shape[0].",),
+        "accesses": ("Each thread has its own number. Read inp[i] once, into a variable, and write out[i] once, at the end.",),
         "barriers": ("No thread needs what another one has: no barrier is needed.",),
         "float64": ("There is no need for arithmetic with floats: the bits are integers.",),
     },
     wrong=(
-        Wrong("cut off", {ADDED: ""}, "value"),
-        Wrong("to nearest", {"noise[i] & LOWER_16": "np.uint32(0x8000)"}, "value"),
-        Wrong("all of the noise", {"noise[i] & LOWER_16": "noise[i]"}, "value"),
-        Wrong("the upper half of the noise", {"noise[i] & LOWER_16": "noise[i] >> SIXTEEN"}, "value"),
+        Wrong("cut off", {ADDED: ""}, "value", "before they are moved"),
+        Wrong("to nearest", {"noise[i] & LOWER_16": "np.uint32(0x8000)"}, "value", "always the same number"),
+        Wrong("all of the noise", {"noise[i] & LOWER_16": "noise[i]"}, "value", "lower half of the noise"),
+        Wrong("the upper half of the noise", {"noise[i] & LOWER_16": "noise[i] >> SIXTEEN"}, "value", "lower half of the noise"),
+        Wrong("rest > noise", {ADDED: "        up = (bits & LOWER_16) > (noise[i] & LOWER_16)\n", "= bits >> SIXTEEN": "= (bits >> SIXTEEN) + (up if value == "
+            "value else 0)"}, "value", "not the same ones"),
         Wrong("15 bits of noise", {"LOWER_16, SIXTEEN = np.uint32(0xFFFF)": "LOWER_16, SIXTEEN = np.uint32(0x7FFF)"}, "value"),
-        Wrong("NaN becomes -0", {"        if value == value:\n    ": ""}, "value"),
+        Wrong("NaN becomes -0", {"        if value == value:\n    ": ""}, "value", "differs from itself"),
         Wrong("only positive numbers get noise", {"value == value": "value == value and value > np.float32(0)"}, "value"),
         Wrong("one case too few", {ADDED: "        up = (bits & LOWER_16) + (noise[i] & LOWER_16) > np.uint32(0x10000)\n", "= bits >> SIXTEEN": "= (bits >> SIXTEEN) + (up if value == "
             "value else 0)"}, "value"),
@@ -118,7 +141,8 @@ EXERCISE = BitsExercise(
         Wrong("the neighbour's noise", {"noise[i] &": "noise[(i + 1) % inp.shape[0]] &"}, "value"),
         Wrong("one noise for all", {"noise[i] &": "noise[0] &"}, "value"),
         Wrong("the lower half is stored", {"bits >> SIXTEEN": "bits & LOWER_16"}, "value"),
-        Wrong("all 32 bits are stored", {"bits >> SIXTEEN": "bits & ~LOWER_16"}, "value"),
+        Wrong("all 32 bits are stored", {"bits >> SIXTEEN": "bits & ~LOWER_16"}, "value", "moved down"),
+        Wrong("nothing is moved down", {"bits >> SIXTEEN": "bits"}, "value"),
         Wrong("nothing is stored", {"        out[i] = bits >> SIXTEEN\n": ""}, "not written"),
         Wrong("beyond the end", {"noise[i] &": "noise[i + 1] &"}, "bounds", "that one alone"),
         Wrong("in the input", {"value = inp[i]": "value = inp[i]\n        inp[i] = value + value"}, "input"),

@@ -16,6 +16,7 @@ from tutorials.orders import shuffled
 THREADS = 32  # of a block
 FEW = replace(ONES, C=5)
 LOOP = "range(cuda.grid(1), grads.shape[0], cuda.gridsize(1))"
+SQUARE = "A thread adds grads[i] * grads[i] to its own sum."
 ATOMIC = "Atomic additions come in the order in which threads arrive: use block_sum, and let one thread add to the block's partial sum."
 
 
@@ -46,24 +47,30 @@ def check_total(call, storage):
         raise Failure("not written", "partials is as it was: nothing has been added")
     due, got = before.sum() + (grads * grads).sum(), after.sum(dtype=np.float64)
     if not abs(got - due) <= summation_error(len(grads) + 1, due):
-        raise Failure("value", f"the partial sums add up to {got:.7g}, and must add up to {due:.7g}{named(got, before, grads)}")
+        what, hint = named(got, before, grads)
+        failure = Failure("value", f"the partial sums add up to {got:.7g}, and must add up to {due:.7g}{what and ': '}{what}")
+        failure.hint = hint
+        raise failure
     if len(grads) >= THREADS * len(added) and not added.all():
         raise Failure("accesses", f"the total is right, but block {np.argmin(added)} has added nothing: other blocks do its work")
     return []
 
 
 def named(got, before, grads):
-    """What has been added up instead, in words, or ""."""
+    """What has been added up instead, in words, and the hint that fits; two empty texts if it is none of the usual mistakes."""
     held, squares = before.sum(), (grads * grads).sum()
     known = {
-        squares: "what partials held before is lost, +=",
-        held + grads.sum(): "that is the sum of the gradients, and not of their squares",
-        held + np.abs(grads).sum(): "that is the sum of the gradients' sizes, and not of their squares",
-        held + len(before) * squares: "each gradient has been added by every block",
-        held + THREADS * squares: "each gradient has been added by every thread of a block",
-        held + THREADS * len(before) * squares: "each gradient has been added by every thread",
+        squares: (
+            "what partials held before is lost",
+            "partials[cuda.blockIdx.x] += total, since a model calls this once for each of its arrays.",
+        ),
+        held + grads.sum(): ("that is the sum of the gradients, and not of their squares", SQUARE),
+        held + np.abs(grads).sum(): ("that is the sum of the gradients' sizes, and not of their squares", SQUARE),
+        held + len(before) * squares: ("each gradient has been added by every block", ""),
+        held + THREADS * squares: ("each gradient has been added by every thread of a block", ""),
+        held + THREADS * len(before) * squares: ("each gradient has been added by every thread", ""),
     }
-    return next((f": {what}" for value, what in known.items() if abs(got - value) < 1e-5 * abs(value)), "")
+    return next((words for value, words in known.items() if abs(got - value) < 1e-5 * abs(value)), ("", ""))
 
 
 def launch_in_several_orders(launch, a):
@@ -94,7 +101,7 @@ EXERCISE = SumOfSquares(
             "if cuda.threadIdx.x == 0: partials[cuda.blockIdx.x] += total",
         ),
         "value": (
-            "Does every gradient belong to exactly one thread of the whole grid? cuda.grid(1) counts through all blocks, threadIdx.x through one.",
+            "Does every gradient belong to exactly one thread? There may be more gradients than threads: a stride of cuda.gridsize(1), from cuda.grid(1).",
             "partials[cuda.blockIdx.x] += the sum over the block's threads: block_sum gives it to all of them, and one adds it.",
         ),
         "race": (
@@ -110,8 +117,8 @@ EXERCISE = SumOfSquares(
     },
     wrong=(
         Wrong("as it was given", {"    total = ZERO\n    for": "    return\n    total = ZERO\n    for"}, "not written", "stride"),
-        Wrong("no squares", {"g * g": "g"}, "value"),
-        Wrong("overwrites", {"] += total": "] = total"}, "value"),
+        Wrong("no squares", {"g * g": "g"}, "value", "grads[i] * grads[i]"),
+        Wrong("overwrites", {"] += total": "] = total"}, "value", "once for each"),
         Wrong("every block takes all", {LOOP: "range(cuda.threadIdx.x, grads.shape[0], cuda.blockDim.x)"}, "value"),
         Wrong("the first gradients only", {LOOP: "range(cuda.grid(1), min(grads.shape[0], cuda.gridsize(1)), cuda.gridsize(1))"}, "value"),
         Wrong("the last gradient is left out", {LOOP: "range(cuda.grid(1), grads.shape[0] - 1, cuda.gridsize(1))"}, "value"),
