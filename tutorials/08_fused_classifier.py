@@ -3,8 +3,8 @@
 #
 # **You will learn** how a guess among 50,257 tokens is judged, and how the judgement becomes a gradient, in one kernel: why no table of
 # probabilities is ever stored, though it would be the largest array of the model; how a gradient can overwrite the numbers that it is
-# computed from; which logarithm survives float32; what columns that are no tokens can do; and each step from 0.62 ms, in float32, to 0.11,
-# in bfloat16. You write three more functions of your own GPT-2.
+# computed from; which logarithm survives float32; what columns that are no tokens can do; and what each step is worth on the way from 0.62
+# ms, in float32, to 0.11, in bfloat16. You write three more functions of your own GPT-2.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, blocks, barriers, races, `block_sum`) and [01](01_gpt2_on_one_page.ipynb)
 # (softmax, finite differences). No GPU. An hour to read, and an hour and a half for the five exercises. At **Predict**, write your answer
@@ -57,8 +57,8 @@ print("kernels run on:", device_name())
 #
 # At the end of the model each token has a row of `V` numbers, the **logits**: the larger a logit, the more likely it is, to the model, that
 # this token comes next. (They are a matrix product, of the last LayerNorm's output with `wte`, the table of tokens.) `exp` makes them
-# positive, and dividing by their sum makes them probabilities: the **softmax**. The **loss** of the row is minus the logarithm of the
-# probability that the true next token was given. Its mean over all rows is called **cross-entropy**.
+# positive, and dividing by their sum makes them probabilities: the **softmax**. The **loss** of the row, its **cross-entropy**, is minus
+# the logarithm of the probability that the true next token was given. One trains to lower its mean over all rows.
 #
 #     p[n, v] = exp(logits[n, v]) / Σ_w exp(logits[n, w])              losses[n] = -log p[n, targets[n]]
 #
@@ -126,9 +126,10 @@ for gap in (1, 30, 95, 102, 110):
 #
 # How accurate must it be? The loss is the number by which one compares runs. This package's losses agree with those of llm.c, a program in
 # C that trains the same model, to 5.2e-5 at the second step ([log](../dev/LOG.md), 2026-11-28). Before that it was 5.9e-4, and the cause
-# was found: the float32 copies of the parameters did not start from the same bits. In a loss near 10.9 that is the sixth digit, and it must
-# be right to show this. So the check of your kernels has a bound for each loss, a few roundings of the numbers that it is made of, and
-# nothing chosen until it passes.
+# was found: the float32 copies of the parameters, which training in bfloat16 keeps beside them (PyTorch: master weights), did not start
+# from the same bits. In a loss near 10.9 that is the sixth digit, and it must be right to show this. So the check of your kernels computes
+# a tolerance for each loss, a few roundings of the numbers that it is made of. It is not a tolerance that somebody widened until the check
+# passed.
 
 # %% [markdown]
 # ## 3. Which way does each logit pull?
@@ -227,7 +228,8 @@ for name, pieces, dloss in (
 # %% [markdown]
 # 1/8: with 1/4 the gradient is twice as large. In general 1 / (rows of a batch · batches). And the last line: with batches of different
 # sizes, the mean of the means is another number than the mean, and its gradient another gradient. No check by finite differences finds
-# that, for it is the right gradient of the wrong loss. (The package's batches all have the same size.)
+# that, for it is the right gradient of the wrong loss. (1/8 for both would be right: each row counts the same, whichever batch it is in.
+# And the package's batches all have the same size.)
 #
 # ## 5. Why are the probabilities never stored?
 #
@@ -249,7 +251,8 @@ draw_gigabytes({"parameters": 2 * PARAMETERS, "logits": 2 * N * Vp, "*probabilit
 # it keeps in memory to train at this size is [26.4 GiB](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), 28 GB: with two more arrays of
 # 6.6 GB it would be half as much again. But the probabilities are needed at one moment only, and can be computed again from a logit and two
 # numbers of its row, `largest` and `sum_exp`. And once a row's gradient is known, nobody needs its logits. So *the gradient overwrites the
-# logits*, and neither of the other two arrays exists.
+# logits*, and neither of the other two arrays exists. (PyTorch's `cross_entropy` keeps all log-probabilities for backward, which writes the
+# gradients to a third array.)
 #
 # Does it save time, too? **Predict**: if softmax is a kernel of its own, and the gradients another one, how many times do they go over the
 # sheet of logits, reads and writes counted? And if one kernel does both, and reads each row once?
@@ -308,7 +311,8 @@ print("got", losses.copy_to_host(), " must be", loss_of_logits(np.array([-1.0, -
 # the second row all exponentials vanish. A maximum begins with -∞. (In the simulator math.log(0) is an error, hence the condition; on a GPU
 # it is -∞.)
 #
-# Now the gradients, in place. **Predict** what the race detector says of this kernel. Look at the figure: who needs the target's logit?
+# Now the gradients, in place. **Predict** what the race detector says of this kernel. Look at the sheet above: who needs the target's
+# logit?
 
 
 # %%
@@ -434,7 +438,8 @@ for garbage in (7, np.nan):
 # ## 8. What if a target is no token?
 #
 # Targets from `V` on come, say, from data of another vocabulary; negative ones from PyTorch programs, which mark rows that do not count by
-# -100. **Predict**, for `V = 5` and `Vp = 8`, which of these targets are noticed: 3, 6, 8, -1. (Three rows; row 1 has this target.)
+# -100 (`ignore_index`). **Predict**, for `V = 5` and `Vp = 8`, which of these targets are noticed: 3, 6, 8, -1. (Three rows; row 1 has this
+# target.)
 
 # %%
 logits = np.zeros((3, 8), np.float32)
@@ -485,11 +490,11 @@ print(f"{'in float64':<27} {exact:.8f}")
 # And the order must be fixed. Threads that add to `mean[0]` with `cuda.atomic.add` do so in the order in which they arrive, and float32
 # rounds differently in another order: the loss of the same run would differ in the last digits, and the loss is what one compares. So one
 # block adds up everything, thread by thread and pair by pair, always in the same order. One block is little, on a GPU of 132
-# multiprocessors. But it takes 8.6 µs, eight times in a step of 815,000 ([tables.txt](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt),
-# H200, 2026-11-22).
+# multiprocessors. But it takes 8.6 µs, and a step of 815,000 µs, which consists of eight batches, calls it eight times
+# ([tables.txt](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), H200, 2026-11-22).
 #
 # The mean is *added* to `mean[0]`: there lies the sum over the batches of a step, so that the CPU asks once a step, and need not wait for
-# the GPU in between. It divides by their number.
+# the GPU in between (as it would with `loss.item()` after each batch). The CPU then divides by the number of batches.
 #
 # **Do** [08_accumulate_mean](exercises/08_accumulate_mean.py).
 
@@ -541,9 +546,10 @@ for name, (largest, sum_exp) in (("first", first), ("second", second), ("joined"
 quote(fast_classifier.row_max_and_sum_exp)
 
 # %% [markdown]
-# 0 may be the largest (section 7); -10³⁸ never is, and its exponential is 0. And -∞ would make NaN in a thread that has only padding, which
-# subtracts the largest from the largest, -∞ from -∞. If you have not done [06_online_softmax](exercises/06_online_softmax.py): it is this
-# function, with one logit at a time.
+# 0 may be the row's largest (section 7); -10³⁸ never is, and beside a token's logit its exponential is 0. In a thread that has only
+# padding, it is the thread's largest: each exponential is 1 there, until the last line corrects the sum to the row's largest, which makes
+# it 0. With -∞ such a thread would subtract -∞ from -∞, which is NaN, and no correction would help. If you have not done
+# [06_online_softmax](exercises/06_online_softmax.py): it is this function, with one logit at a time.
 #
 # ## 11. Can a row be read once?
 #
@@ -555,7 +561,7 @@ quote(fast_classifier.row_max_and_sum_exp)
 for name, itemsize in (("float32", 4), ("bfloat16", 2)):
     row_bytes = Vp * itemsize
     print(
-        f"{name:<8} a row: {row_bytes / 1024:.1f} KB, rows in 227 KB: {227 * 1024 // row_bytes}; a thread of 512 has {Vp / 512:.1f} logits of it"
+        f"{name:<8} a row: {row_bytes / 1024:.1f} KB, rows in 227 KB: {227 * 1024 // row_bytes}; a thread of 512: {Vp / 512:.1f} logits on average"
     )
 
 # %% [markdown]
@@ -568,9 +574,10 @@ for name, itemsize in (("float32", 4), ("bfloat16", 2)):
 # check("08_row_in_shared_memory")
 
 # %% [markdown]
-# The next idea is to keep the row even nearer, in **registers**: 512 threads with 98 or 99 logits each. Then the exponentials of the sum
-# can stay there, too, and become the gradients by one multiplication: one exponential for each logit instead of two. And shared memory is
-# free for something else, the *next* rows, which the GPU copies there while the block computes. What does that change?
+# The next idea is to keep the row even nearer, in **registers**: 512 threads with 96 or 104 logits each (12 or 13 loads of eight). Then the
+# exponentials of the sum can stay there, too, and become the gradients by one multiplication: one exponential for each logit instead of
+# two. And shared memory is free for something else, the *next* rows, which the GPU copies there while the block computes. What does that
+# change?
 
 # %%
 draw_timeline()
@@ -650,13 +657,14 @@ for name, itemsize in (("fp32", 4), ("bf16", 2)):
 show_ladder("classifier_forward", "accumulate_mean")
 
 # %% [markdown]
-# `classifier_forward` from two reads to one, and wider loads: 2.6 times as fast. And hardly any percent for `accumulate_mean`, which moves
-# 8 KB in 5 µs. A percentage says where memory is not the limit; whether that matters, the milliseconds say.
+# `classifier_forward` from two reads to one, and wider loads: 2.6 times as fast. And `accumulate_mean` reaches next to nothing of the
+# ceiling: it moves 8 KB in 5 µs. A percentage says where memory is not the limit; whether that matters, the milliseconds say.
 #
 # Now the trainer's kernel, from [its file](../gpt2_numba/layers/fast/classifier.py). Its blocks are **persistent**: there are as many as
 # fit onto the GPU, and each strides over the rows. This is what it does with a row, once it has its copy in registers, `x`, has begun to
 # copy the row after the next, and has read the target's logit, `at_target`. Names in capitals are constants, so that `x` can be in
-# registers.
+# registers: 512 threads with eight columns each take `SPAN` = 4,096 columns at a time, `VECTORS` = 13 times for a row, and the first
+# `UNPADDED` = 12 of these have no padding. `store8` writes eight numbers, `store1` one.
 
 # %%
 text = Path(fast_classifier.__file__).read_text(encoding="utf-8")
@@ -672,9 +680,10 @@ print(text[text.index("            largest, sum_exp = LOWEST, ZERO") : text.inde
 #
 # On one H200; from [the log](../dev/LOG.md), which also keeps predictions that were wrong, or where a link says.
 #
-# - **One slot gains nothing, two gain a fifth** (2026-11-22). The row in registers, with the next *two* rows being copied: 3,367 µs for
-#   65,536 rows in bfloat16, predicted 3,500. With one: 4,244, as long as before, 4,242. Part of the difference is the compiler's: with one
-#   slot it knows all addresses beforehand, keeps them in registers, and has too few left.
+# - **One slot gains nothing, two gain a fifth** (2026-11-22). A slot is room in shared memory for a row that is being copied. The row in
+#   registers, with two slots, for the next *two* rows: 3,367 µs for 65,536 rows in bfloat16, predicted 3,500. With one: 4,244, as long as
+#   before, 4,242. Part of the difference is the compiler's: with one slot it knows all addresses beforehand, keeps them in registers, and
+#   has too few left.
 # - **More threads, slower** (2026-11-22). 640 threads for a row instead of 512: 3,784 µs instead of 3,367. Each has fewer registers.
 # - **A kernel that is limited by memory was limited by its instructions** (2026-11-22). An early version ran at 57 % of the copy rate.
 #   Fewer instructions, and the same bytes: 80 %.

@@ -6,7 +6,8 @@
 `losses` [w] is float32 (N,). The launch is given: block number `row` has the row, and its 32 threads take columns i, i + 32, i + 64, ...
 Some logits are above 100, and exp of anything above 88.7 is too large for float32; in some rows all are below -200; some targets have a
 probability below 10⁻⁴⁵, which float32 cannot hold, and a loss of well over 100, which it can. `block_max(value)` and `block_sum(value)` give
-every thread the largest and the sum over the threads of the block; all threads must call them. math.exp and math.log work in kernels. This function is your own GPT-2's.
+every thread the largest and the sum over the threads of the block; all threads must call them. math.exp and math.log work in kernels. This
+function is your own GPT-2's.
 
     python -m tutorials.check 08_classifier_forward
 """

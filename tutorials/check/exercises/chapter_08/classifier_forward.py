@@ -39,7 +39,7 @@ EXERCISE = LowLogitsExercise(
         ),
         "value": (
             "Compute the first wrong row with NumPy. Which is wrong: the largest logit, the sum, or the target's logit?",
-            "Each thread's share of the sum must go through block_sum, and each share must begin with ZERO.",
+            "Each thread's largest must go through block_max before it is subtracted, and its share of the sum, which begins with ZERO, through block_sum.",
         ),
         "error": (
             "math.log of 0? Does the search for the largest begin with MINUS_INFINITY? Is the sum that of all threads, and begins with ZERO in each? Subtract the row's largest logit before exp; and take the log of the sum, which is at least 1 then, not of a probability, which can be 0.",

@@ -63,7 +63,10 @@ EXERCISE = Exercise(
             "The losses are right. But dlogits has Vp columns, and the padding was not written: whatever is there, the products that follow read it.",
         ),
         "error": ("math.log of 0: each exponential has become 0. From which columns is the largest logit, and is it a token's?",),
-        "race": ("Each thread has columns of its own: v = V + i, then in steps of stride.",),
+        "race": (
+            "Which two lines write, or read, the same column? The loops over tokens must end at V, and the one over the padding begins there: "
+            "v = V + i, then in steps of stride, so that each thread has columns of its own. `logits` is not written at all.",
+        ),
         "bounds": ("dlogits has logits.shape[1] columns.",),
     },
     mistakes=(

@@ -64,7 +64,10 @@ EXERCISE = Exercise(
             "belongs to another thread.",
             "If you overwrite row_copy[v]: thread 0 must have read the target's logit before. cuda.syncthreads() between the two.",
         ),
-        "value": ("Which is wrong, losses or dlogits? Are there logits in `row_copy` where you expect them, or exponentials already?",),
+        "value": (
+            "Which is wrong, losses or dlogits? Are there logits in `row_copy` where you expect them, or exponentials already?",
+            "Is a loss wrong only where it is large? Take the log of the sum, not of a probability, of which float32 keeps few digits below 10⁻³⁸.",
+        ),
         "error": ("Subtract the row's largest logit before exp, and take the log of the sum, not of a probability.",),
         "barrier": ("All 32 threads must come to every barrier: to those inside block_max and block_sum, too.",),
         "bounds": ("row_copy[v] for v below V; each thread its own columns: range(i, V, stride).",),
