@@ -65,9 +65,9 @@ print("matrices, apart by", np.abs(second @ (first @ row) - (second @ first) @ r
 
 # %% [markdown]
 # `6 x + 8`; and two matrices in a row are their product, one matrix. However many linear layers are stacked, together they are one. So
-# something between them must bend: for instance **ReLU**, which replaces negative numbers by 0. **GELU** is a rounder one. The idea: keep
-# `x` in the measure in which it is large. Draw a number from the normal distribution (mean 0, variance 1); `Φ(x)` is the probability that
-# it is below `x`. GELU is `x Φ(x)`.
+# something between them must bend: for instance **ReLU**, which replaces negative numbers by 0. **GELU** is a rounder one. The idea: the
+# larger `x` is, the more of it is kept. Draw a number from the normal distribution (mean 0, variance 1); `Φ(x)` is the probability that it
+# is below `x`. GELU is `x Φ(x)`.
 #
 # On paper: `Φ(0)` is ½, `Φ(1)` is 0.84, `Φ(-1)` is 0.16, `Φ(3)` is 0.999. **Predict** GELU at 0, 1, -1, 3, and at -10.
 
@@ -78,7 +78,7 @@ print("x        ", PLACES)
 print("x Φ(x)   ", (PLACES * phi).round(3))
 
 # %% [markdown]
-# 0, 0.841, -0.159, 2.996, and nothing at all at -10. GPT-2 uses a formula that comes close to it and has only a `tanh`:
+# 0, 0.841, -0.159, 2.996, and nothing at all at -10. GPT-2 uses a formula that comes close to it, with `tanh` in place of Φ:
 #
 #     u = sqrt(2/π) (x + 0.044715 x³)        out = ½ x (1 + tanh u)
 #
@@ -139,8 +139,8 @@ for place in (-10.0, -1.5, -0.75, 0.0, 1.5, 10.0):
     print(f"{place:6}{one:7.3f}{two:7.3f}{one + two:8.3f}{tried:8.3f}")
 
 # %% [markdown]
-# ½ at 0; 1 and 0 far away. In between it goes below 0 and above 1: GELU is not a staircase that only rises. It has a lowest point near
-# -0.75, and left of it, a *smaller* x gives a *larger* out. *Where?*
+# ½ at 0; 1 and 0 far away. In between it goes below 0 and above 1: GELU does not only rise. It has a lowest point near -0.75, and left of
+# it, a *smaller* x gives a *larger* out. *How deep is it?*
 
 # %%
 curves = {"ReLU": np.maximum(fine, 0), "GELU": gelu_forward(fine)}
@@ -161,7 +161,7 @@ quote(gelu_backward_ref)
 
 # %% [markdown]
 # Which line is which of the formulas? (`½` stands in front of both terms, so it is taken out once.) The products `x * x * x`, in place of
-# `x**3`, are not vanity: in NumPy the power took 10 ms where the products took 0.07 (chapter 01).
+# `x**3`, have a reason: in NumPy the power took 10 ms where the products took 0.07 (chapter 01).
 #
 # **Do** [05_silu_backward](exercises/05_silu_backward.py): SiLU, the bend of Llama. Derive the slope yourself, in NumPy.
 
@@ -205,12 +205,13 @@ if SIMULATING:
 # 16,384 rows of 3,072?
 #
 # And arithmetic: the chip has 132 multiprocessors, at 1.98 GHz, and each can start one instruction for four of its warps in each cycle,
-# that is, for 128 threads (NVIDIA, CUDA C++ Programming Guide). **Predict**: how many instructions may the kernel spend on a number, before
-# they take longer than its eight bytes do?
+# that is, for 128 threads (NVIDIA, CUDA C++ Programming Guide). Count an instruction once for each thread: then the chip starts 132 · 128
+# in a cycle. **Predict**: how many instructions may the kernel spend on a number, before they take longer than its eight bytes do? (First:
+# how long do eight bytes take, at 4.2 TB/s?)
 
 # %%
 N, D = 16_384, 3_072
-MEMORY, STARTED = 4.2e12, 132 * 128 * 1.98e9  # bytes per second; instructions per second
+MEMORY, STARTED = 4.2e12, 132 * 128 * 1.98e9  # bytes per second; instructions per second, one for each thread
 in_float32 = 2 * 4 * N * D / MEMORY
 print(f"{2 * 4 * N * D / 1e6:.0f} MB: {in_float32 * 1e6:.0f} µs")
 print(f"in the time of 8 bytes: {8 / MEMORY * STARTED:.0f} instructions")
@@ -219,14 +220,14 @@ print(f"in the time of 8 bytes: {8 / MEMORY * STARTED:.0f} instructions")
 # 64 instructions for each number are free, in the sense that memory takes longer anyway. (A thread that computes does not hold up another
 # one that waits.) The formula has about ten operations and a `tanh`. If that is cheap enough, bytes alone set the time, 96 µs. Here is what
 # was measured on an H200. A line is a version of the function, a *rung*; the last column is the share of the **ceiling**, the rate at which
-# a copy moves bytes. (On a GPU this cell measures yours.)
+# a copy moves bytes. Look at `plain`; the other rungs come in sections 6, 8 and 10. (On a GPU this cell measures yours.)
 
 # %%
 show_ladder("gelu_forward", precision="fp32")
 
 # %% [markdown]
-# `plain` is the kernel above, at 63 % of the ceiling: not bad for eight lines. (LayerNorm's plain kernel is at 15 %.) But 0.151 ms are half
-# again as much as 96 µs. What is in its way, if not the bytes? Are there more than 64 instructions?
+# `plain` is the kernel above, at 63 % of the ceiling: not bad for eight lines. (LayerNorm's plain kernel is at 15 %.) But 0.151 ms is more
+# than half again as much as 96 µs. What is in its way, if not the bytes? Are there more than 64 instructions?
 #
 # ## 5. How many instructions is a tanh?
 #
@@ -261,7 +262,7 @@ else:
 # %% [markdown]
 # A bare `0.5` is float64 for Numba, as chapter 00 found, and so is its product with `x`; `1`, an integer, plus a float32 is float64, too.
 # Nothing announces it. The result is right, the simulator shows nothing, and most GPUs compute these instructions 32 or 64 times more
-# slowly. Hence the constants `HALF` and `ONE`.
+# slowly (an H200, 2 times). Hence the constants `HALF` and `ONE`.
 #
 # **Do** [05_silent_float64](exercises/05_silent_float64.py): one that has no decimal point.
 
@@ -269,9 +270,10 @@ else:
 # check("05_silent_float64")
 
 # %% [markdown]
-# Now the careful one, from the load to the store. `fma` is a product and a sum in one instruction; `%f` are registers; `0f3F000000` is the
-# float32 with these 32 bits, ½. (Instructions that only put a constant into a register are left out.) **Predict** before you read: is there
-# an instruction `tanh`?
+# Now the careful one, from the load to the store. The first register that a line names gets the result. `%f` are registers, `0f3F000000` is
+# the float32 with these 32 bits, ½; `fma` is a product and a sum in one instruction, `setp` compares two numbers; `.rn` and `.ftz` are
+# rules for rounding and for tiny numbers, and `.approx` leaves the last bits uncertain. (Instructions that only put a constant into a
+# register are left out.) **Predict** before you read: is there an instruction `tanh`?
 
 # %%
 if code is not None:
@@ -285,10 +287,12 @@ if code is not None:
 #
 #     exp(y) = 2 to the power of (y log2(e))                    tanh u = (exp(2 u) - 1) / (exp(2 u) + 1) = 1 - 2 / (exp(2 u) + 1)
 #
-# These are the lines from `mul … 0f4038AA3B` (that is 2 log2(e) = 2.885) to `copysign`. (Above 9, `0f41102CB4`, it is 1.) But then comes a
-# second tanh: a product and five `fma`. Near 0 the first one is 1 minus a number that is nearly 1. The leading digits of the two are equal
-# and vanish, and what is left is mostly what rounding did to the others: **cancellation**. So below 0.6 (`0f3F19999A`) a polynomial is
-# taken. All threads compute both, and `selp` selects. In NumPy, with the constants from the PTX:
+# The first five lines make ½ x and u. The next ones, from `abs` to `copysign`, are the two identities: for |u|, whose sign `copysign` puts
+# back (`0f4038AA3B` is 2 log2(e) = 2.885; from 9 on, `0f41102CB4`, the result is simply 1). But then comes a second tanh: a product and
+# five `fma`. Near 0 the first one is 1 minus a number that is nearly 1: their leading digits are equal and vanish, and what is left is
+# mostly what rounding did to the last ones: **cancellation**. So below 0.6 (`0f3F19999A`) a polynomial is taken. All threads compute both,
+# and `selp` selects. Here are both in NumPy, with the constants of the PTX (from the lines that were left out). *How many bits of each are
+# right?* (An error of 2⁻ⁿ of the number itself means n right bits; float32 has 24.)
 
 # %%
 P3, P5, P7, P9 = np.array([0xBEAAA9ED, 0x3E085941, 0xBD563CAE, 0x3C80F082], np.uint32).view(np.float32)
@@ -312,8 +316,8 @@ for u in np.array([0.001, 0.01, 0.1, 0.5, 0.6, 1, 3], np.float32):
     print(f"{u:7.3f}{right_bits(tanh_by_exp2(u), exact):17.0f}{right_bits(tanh_by_polynomial(u), exact):20.0f}")
 
 # %% [markdown]
-# Each has the half of the numbers in which it is good: at 0.001 the exponential has lost a third of float32's 24 bits, and above 1 the
-# polynomial is wrong altogether. (The series of tanh begins `u - u³/3`; the first coefficient here is -⅓, to five digits.)
+# Each is good on its own side of 0.6: at 0.001 the exponential has lost a third of its 24 bits, and the polynomial has 9 left at 1, and
+# none at 3. (The series of tanh begins `u - u³/3`; the first coefficient here is -⅓, to five digits.)
 #
 # ## 6. Why are four bytes a load too few?
 #
@@ -341,8 +345,8 @@ if SIMULATING:
 # counts from the start of the array and tests nothing.)
 #
 # From `plain` to `eight_per_thread_forward`, in the table above, that was worth 63 → 97 %: 0.099 ms, where eight bytes a number take 0.096.
-# (How much of it is due to the loads, and how much to the index, was not measured.) In float32 this layer is at its end. Nothing but fewer
-# bytes can make it faster.
+# (How much of it is due to the loads, and how much to the index, was not measured.) In float32 that is all there is to gain: nothing but
+# fewer bytes can make the layer faster.
 #
 # ## 7. Half the bytes, half the time?
 #
@@ -355,7 +359,8 @@ for value in np.array([1, 1.003, 1.005, 3.14159, 1e30], np.float32):
     print(f"{value:12.6g} becomes {bfloat16_values(bfloat16_bits(value)):.6g}")
 
 # %% [markdown]
-# Two digits, and a bit. The same kernel in bf16 has four bytes for each number. **Predict** its time, from 0.099 ms in float32.
+# Two decimal digits, and a little more. The same kernel in bf16 has four bytes for each number. **Predict** its time, from 0.099 ms in
+# float32.
 
 # %%
 for row in recorded("gelu_forward"):
@@ -363,9 +368,10 @@ for row in recorded("gelu_forward"):
         print(f"{row.rung}, {row.precision}: {row.ms:.3f} ms, {row.share:.1%} of the ceiling")
 
 # %% [markdown]
-# 0.059, not 0.050. (These figures, and all below, are those of the H200, 2026-11-28.) The share falls from 97 to 82 %: something else has
-# become a limit. Half the bytes, so only half as many instructions are free: 32. And how many are there? Count the PTX of the rung, in both
-# precisions. (For eight numbers, so divide by eight. The GPU's own instructions are made from PTX and are not quite as many.)
+# 0.059, not 0.050. (These figures, and those below unless they say otherwise, are the H200's, 2026-11-28.) The share falls from 97 to 82 %:
+# something else has become a limit. Half the bytes, so only half as many instructions are free: 32. And how many are there? Count the PTX
+# of the rung, in both precisions. (For eight numbers, so divide by eight. The GPU's own instructions are made from PTX and are not quite as
+# many.)
 
 # %%
 SHEETS = {"fp32": "float32[:, ::1], float32[:, ::1]", "bf16": "uint16[:, ::1], uint16[:, ::1]"}  # bf16 is held in uint16: NumPy has none
@@ -392,8 +398,9 @@ quote(logistic_of_2u)
 
 # %% [markdown]
 # It is the **logistic function** of 2 u, `s = 1 / (1 + exp(-2 u))`, and `out = x s`. The `tanh` was a detour: one exponential, one
-# reciprocal, and no second version for small numbers. (`POWER` contains all factors, -2, sqrt(2/π) and log2(e); `exp2` and `reciprocal` are
-# the two instructions.) **Predict**: how many instructions for a number? And when exp(-2 u) overflows, for x far below 0: what is `s`?
+# reciprocal, and no second version for small numbers. (`POWER` contains all factors, -2, sqrt(2/π) and log2(e), `POWER_CUBIC` also
+# 0.044715; `exp2` and `reciprocal` are the two instructions.) **Predict**: how many instructions for a number? And when exp(-2 u)
+# overflows, for x far below 0: what is `s`?
 
 # %%
 with np.errstate(over="ignore"):
@@ -403,8 +410,9 @@ for title, kinds in counts.items():
     print(f"{title:<15}{total:5.1f} instructions for a number, {special:.0f} of them ex2 or rcp")
 
 # %% [markdown]
-# A third, and infinity does no harm: 1 / ∞ is 0. One more limit: `ex2` and `rcp` have units of their own, which start only [16 in a
-# cycle](../gpt2_numba/gpu/float32_math.py) in each multiprocessor, not 128. *Which limit is the longest, and what was measured?*
+# A third in float32, two fifths in bf16; and infinity does no harm: 1 / ∞ is 0. One more limit: `ex2` and `rcp` have units of their own,
+# which start only [16 in a cycle](../gpt2_numba/gpu/float32_math.py) in each multiprocessor, not 128. *Which limit is the longest, and what
+# was measured?*
 
 # %%
 SPECIAL = 132 * 16 * 1.98e9  # ex2 and rcp per second
@@ -421,10 +429,10 @@ if limits:
     draw_limits(limits, measured)
 
 # %% [markdown]
-# So it is the instructions: with a third of them, the time in bf16 falls from 0.059 to 0.052 ms. In float32 the bytes take by far the
-# longest, and the time is theirs, whatever is computed. In bf16 the tanh form's two longest bars are nearly equal, and the time is longer
-# than either; with the logistic form the bytes rule again, and the time is close to theirs: 0.052 ms, where half of float32's 0.099 is
-# 0.050. Now half the bytes do take about half the time.
+# So it is the instructions: with two fifths of them, the time in bf16 falls from 0.059 to 0.052 ms. In float32 the bytes take by far the
+# longest, and the time is theirs, whatever is computed (nearly: section 11). In bf16 the tanh form's two longest bars are nearly equal, and
+# the time is longer than either (a GPU does both at once, but not without gaps); with the logistic form the bytes rule again, and the time
+# is close to theirs: 0.052 ms, where half of float32's 0.099 is 0.050. Now half the bytes do take about half the time.
 #
 # **Do** [05_wide](exercises/05_wide.py): this form, eight numbers for a thread.
 
@@ -432,8 +440,8 @@ if limits:
 # check("05_wide")
 
 # %% [markdown]
-# (A picture like this, *what would each limit allow*, is called a roofline model; chapter 13 is about it. It says which limit to work on,
-# not what the time will be.)
+# (To ask like this *what each limit would allow* is called a roofline model; chapter 13 is about it. It says which limit to work on, not
+# what the time will be.)
 #
 # ## 9. How many bits does a fast approximation cost?
 #
@@ -471,8 +479,8 @@ draw_right_bits(x[used], bits)
 # %% [markdown]
 # Left of -3.4, with the coarse tanh, not one bit is right; in float32 the tanh form loses its last bit near -5; the logistic form never
 # cancels, and keeps 18 or more. So the cheaper formula is the more accurate one. Does it matter? Where bits get lost, `out` is tiny; and
-# bf16, which keeps 8, hides the loss of the exact tanh down to -4.4, but that of the coarse one only down to about -1.5. This package did
-# not take it. NVIDIA's library does, where it computes a GELU at the end of a matrix product: [a test](../tests/test_gelu_fusion.py) allows
+# bf16, which keeps 8, hides the loss of the exact tanh down to -4.4, but that of the coarse one only down to about -1.5. This package does
+# not use it. NVIDIA's library does, where it computes a GELU at the end of a matrix product: [a test](../tests/test_gelu_fusion.py) allows
 # its gradients in float32 to differ by 2⁻¹⁰ of their size.
 #
 # The instructions `ex2` and `rcp` are approximations as well: they may be off by [two units, or one](../gpt2_numba/gpu/float32_math.py), of
@@ -490,8 +498,9 @@ one_sheet = 12 * 65_536 * 3_072 * 2 / 1e9  # 12 blocks of GPT-2 124M, 65,536 tok
 print(f"computed again: {again} bytes; kept: {kept} bytes, {kept / again - 1:.0%} more, and {one_sheet:.1f} GB of memory")
 
 # %% [markdown]
-# Computing is cheaper than remembering. (`x` must be known in any case: `tanh u` alone does not give the slope. Could one get by with `out`
-# alone? No: GELU goes down and up again, so two different `x` may have the same `out`.)
+# Computing is cheaper than remembering. (`x` must be kept in any case: the slope has it as a factor, and where `tanh u` has become 1 or -1
+# in float32, `x` cannot be found from it. Could one get by with `out` alone? No: GELU goes down and up again, so two different `x` may have
+# the same `out`.)
 
 # %%
 quote(gelu.gelu_backward_kernel)
@@ -544,9 +553,10 @@ show_ladder("gelu_backward")
 draw_ladder("gelu_forward", "gelu_backward")
 
 # %% [markdown]
-# Less: 94 % instead of 82 %. With half as many bytes again for one tanh, memory takes the longest once more, and the logistic form (`fast`)
-# has 4 % left to gain. The upper part of the picture has the rungs of forward; `fast` there gives each thread two of its eights, both of
-# which it asks for before it needs the first.
+# Less: 94 % instead of 82 %. With one and a half times as many bytes for one tanh, memory takes the longest once more, and the logistic
+# form (`fast`) has 4 % left to gain. (101 % is no mistake: the ceiling is the measured rate of a copy, which writes as much as it reads,
+# and not a law. Backward reads twice as much as it writes.) The upper part of the picture has the rungs of forward; `fast` there gives each
+# thread two groups of eight numbers, and asks for both before it needs the first.
 #
 # ## 11. What surprised us
 #
@@ -563,8 +573,8 @@ for rung in ("eight_per_thread_forward", "logistic", "fast"):
 
 # %% [markdown]
 # In bf16, where instructions were in the way, each step is worth something or does no harm. In float32, where bytes are the limit, there is
-# nothing to gain from arithmetic, and the later rungs lose ([dev/kernels/gelu.py](../dev/kernels/gelu.py), 2026-11-28). Why two eights a
-# thread cost so much there was not investigated.
+# nothing to gain from arithmetic, and the later rungs lose ([dev/kernels/gelu.py](../dev/kernels/gelu.py), 2026-11-28). Why two groups of
+# eight cost so much there was not investigated.
 # - **The cheaper formula was the more accurate one** (section 9). `tanh.approx`, the obvious idea, is too coarse
 #   ([dev/LOG.md](../dev/LOG.md), 2026-11-22).
 # - **A prediction that was wrong by a factor of three.** NVIDIA's library can multiply by GELU's slope at the end of a matrix product, and

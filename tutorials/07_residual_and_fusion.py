@@ -70,7 +70,7 @@ print(f"with the sum:    1.1 to the power of 24 is {1.1**24:.1f} ε")
 # %% [markdown]
 # Nothing at all, or ten times ε. What the lowest layer does has to reach the loss, or the loss cannot tell it what to do better. Real
 # layers have weights of all sizes, but each of them still multiplies. Here are 24 layers `tanh(W x)` of 64 channels, with random weights,
-# and a gradient that starts at the top. *How large is it further down?*
+# and a gradient that starts at the top. *How large is it further down?* (Its size is the root of the mean of its squares.)
 
 # %%
 weights = [0.3 / 8 * rng.normal(size=(64, 64)) for _ in range(24)]
@@ -164,7 +164,7 @@ show_ladder("residual_forward", "residual_backward")
 # %% [markdown]
 # 0.102 ms for the plain kernel, 0.077 with 16 bytes to a load (`fast`), 0.072 on paper. In **bf16**, a float of two bytes, half. Is that so
 # for other layers, too? For each of them, take the bytes that it must read and write at least, and the time that its last rung took. *Which
-# of them does arithmetic hold up?*
+# of them is held up by its arithmetic?*
 
 # %%
 FUNCTIONS = ("residual_forward", "gelu_forward", "gelu_backward", "layernorm_forward", "layernorm_backward", "residual_layernorm_forward",
@@ -180,10 +180,11 @@ for precision, functions in points.items():
     print(f"farthest above the line, {precision}: {name}, {slower[name]:.1f} times the time of a copy")
 
 # %% [markdown]
-# None by much. All of these layers lie within a factor of two of one line. (Matrix products and attention are not in the picture: they do
-# far more arithmetic for each byte. The encoder is not, either: its reads are scattered.) A sum, a bend, a normalisation, a softmax over
-# the vocabulary with its gradient, an update of all parameters with a root and two divisions: *what they compute matters little, what they
-# touch matters*. Kernels with next to no bytes are off the line, too, and for another reason:
+# None by much: all of these layers lie within a factor of two of one line, and some of that factor has other causes than arithmetic:
+# `sum_of_squares` only adds squares. (Matrix products and attention are not in the picture: they do far more arithmetic for each byte. The
+# encoder is not, either: its reads are scattered.) A sum, a bend, a normalisation, a softmax over the vocabulary with its gradient, an
+# update of all parameters with a root and two divisions: *what they compute matters little, what they touch matters*. Kernels with next to
+# no bytes are off the line, too, and for another reason:
 
 # %%
 for function in ("accumulate_mean", "norm_and_scale"):
@@ -268,7 +269,7 @@ for kernel, record in seen.items():
 
 # %% [markdown]
 # Nothing is saved: the sum is written, and then read three times, whether in one kernel or in two. (Part of that comes from the cache, a
-# smaller memory near the processors. One launch is saved.) *Fusing is not to write two kernels into one. It is to keep numbers where they
+# smaller memory near the processors. One launch is saved.) *To fuse is not to write two kernels into one. It is to keep numbers where they
 # are.*
 #
 # There is a danger, too. In `residual[row, c]` a thread reads back what it has written itself, since all four loops deal out the channels
@@ -322,11 +323,11 @@ for precision in ("fp32", "bf16"):
     print(f"{precision}, fast kernels: {two:.3f} ms as two, {one:.3f} ms as one: {1 - one / two:.0%} less")
 
 # %% [markdown]
-# 14 % in float32, and 21 % in bf16, where a fifth was predicted. (The first line is a check by the way: two kernels in sequence took what
-# they take one by one, to the last digit.) Four sheets at 4.2 TB/s are 0.096 ms: the fused kernel is at 84 % of that in float32.
+# 14 % in float32, and 21 % in bf16, where a fifth was predicted. (The first line is a check in passing: two kernels in sequence took as
+# long as the two took apart, to the last digit.) Four sheets at 4.2 TB/s are 0.096 ms: the fused kernel is at 84 % of that in float32.
 #
 # In a training step it is called twice in each block. How much is that? Of GPT-2 124M in bf16 on an H200, [2.3 % of the
-# step](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (2026-11-22). Small change, if there were only this one.
+# step](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (2026-11-22). Small change, were it the only one.
 #
 # ## 6. What else can be fused?
 #
@@ -335,8 +336,8 @@ for precision in ("fp32", "bf16"):
 #
 #     dinp[n, d] = dout[n, d] slope(inp[n, d])             dbias[d] = Σ_n dinp[n, d]
 #
-# **Predict**: (N, D) arrays read and written, as two kernels and as one? Which threads should have which numbers, so that nobody shares a
-# sum with another one?
+# **Predict**: how many (N, D) arrays are read and written, by two kernels and by one? Which threads should have which numbers, so that no
+# two threads add to the same sum?
 
 
 # %%
@@ -471,7 +472,8 @@ for module in (layer_order, fused_layer_order):
 # a layer cannot be replaced by itself, by yours for instance. Hence two sets, one to be read and compared with, one to train.
 #
 # One more price, in bf16. Fused, the LayerNorm could normalise the sum in float32, before it is rounded to be stored. Backward would then
-# compute with other numbers than forward did. So the fast kernel rounds first (`round8`), as two kernels would.
+# compute with other numbers than forward did. So the fast kernel rounds first (its `round8` rounds eight numbers to bf16), as two kernels
+# would.
 #
 # ## 9. Does a launch itself cost nothing?
 #
@@ -561,9 +563,9 @@ for backward in (weight_first, stream_first):
             print(f"{backward.__name__}: {error}")
 
 # %% [markdown]
-# The first: `dweight` needs the gradient *behind* the sum, and in the second one the stream's share has been added by then. The copy
-# `dbranch`, which the textbook order makes, would have protected it. Without it, the order of two lines is part of the mathematics; and
-# only a check of the whole model's gradients sees it, since each layer by itself is right.
+# The first: `dweight` needs the gradient that arrives at the sum, `dout`; in the second one the branch's share has been added to it by
+# then. The copy `dbranch`, which the textbook order makes, would have protected it. Without it, the order of two lines is part of the
+# mathematics; and only a check of the whole model's gradients sees it, since each layer by itself is right.
 #
 # ## 11. What surprised us
 #
@@ -582,7 +584,7 @@ for layer, fused, product, bias_kernel in (("qkv", 0.487, 0.377, 0.077), ("fc", 
 
 # %% [markdown]
 #   Not kept. To touch less memory is worth something in a kernel that memory limits; a product is limited by arithmetic.
-# - **Two kernels took what they take one by one**, to the microsecond: 0.102 + 0.311 = 0.413 ms
+# - **Two kernels took exactly the sum of their times**, to the microsecond: 0.102 + 0.311 = 0.413 ms
 #   ([ladder.txt](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt), 2026-11-28). The second one reads a sheet that the first has just
 #   written, and gains nothing by it: with 100 MB one cannot count on the cache.
 # - **Launches cost 1 %** of a step of GPT-2 124M, and six sevenths of that of a small model (section 9).

@@ -27,6 +27,11 @@ def slope_alone(inp, **_):
     return {"dinp": slope(inp)}
 
 
+def bracket_missing(inp, dinp, dout=None, **_):
+    tanh_u, du = parts(inp)
+    return {"dinp": (dinp if dout is None else dout) * 0.5 * (1 + tanh_u) + 0.5 * inp * (1 - tanh_u**2) * du}
+
+
 def squared_slope(inp, **_):
     return {"dinp": slope(inp) ** 2}
 
@@ -65,6 +70,8 @@ EXERCISE = layer_exercise(
             made(lambda x, t, du: 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * SQRT_2_OVER_PI * (1 + CUBIC * x**2)),
             "The cube has a 3 in front of it in u': THREE_CUBIC.",
         ),
+        Mistake(bracket_missing, "dout multiplies both terms of the slope: a bracket is missing, or a variable `slope`."),
+        Mistake(made(lambda x, t, du: x * np.nan), "dinp holds NaN before the call: it is to be overwritten, not added to."),
         Mistake(slope_alone, "That is the slope: multiply it by dout."),
         Mistake(squared_slope, "Here dinp and dout are the same array. Your kernel writes to it before it has read dout from it."),
     ),
@@ -78,7 +85,8 @@ EXERCISE = layer_exercise(
         Wrong("without dout", {"dout[row, c] * slope": "slope"}, "value", "multiply it by dout"),
         Wrong("writes before it reads", {"dinp[row, c] = dout[row, c] * slope": "dinp[row, c] = slope\n        dinp[row, c] *= dout[row, c]"},
             "value", "the same array"),
-        Wrong("added to", {"dinp[row, c] = dout": "dinp[row, c] += dout"}, "value"),
+        Wrong("added to", {"dinp[row, c] = dout": "dinp[row, c] += dout"}, "value", "overwritten"),
+        Wrong("dout times the first term", {"dout[row, c] * slope": "slope + (dout[row, c] - ONE) * HALF * (ONE + tanh_u)"}, "value", "a bracket"),
         Wrong("the gradient of a neighbour", {"dout[row, c] * slope": "dout[row, c - 1] * slope"}, "bounds"),
         Wrong("the next column's gradient", {"dout[row, c] * slope": "dout[row, (c + 1) % inp.shape[1]] * slope"}, "value"),
         Wrong("one row for all", {"x = inp[row, c]": "x = inp[0, c]"}, "value"),

@@ -51,6 +51,7 @@ EXERCISE = layer_exercise(
         Mistake(made(lambda x: x * (1 + np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3)))), "That is twice as much as it should be: HALF is missing."),
         Mistake(made(lambda x: 0.5 * (1 + np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3)))), "The factor x in front is missing."),
         Mistake(made(lambda x: 0.5 * x * np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3))), "The 1 is missing: ONE + tanh_u."),
+        Mistake(made(lambda x: x * np.nan), "out holds NaN before the call: it is to be overwritten, not added to."),
     ),
     wrong=(
         Wrong("no cubic term", {" + CUBIC * x * x * x": ""}, "value", "cubic term"),
@@ -61,6 +62,7 @@ EXERCISE = layer_exercise(
         Wrong("no factor", {"HALF * x": "HALF"}, "value", "factor x"),
         Wrong("no 1", {"ONE + tanh_u": "tanh_u"}, "value", "The 1 is missing"),
         Wrong("the sign of tanh", {"ONE + tanh_u": "ONE - tanh_u"}, "value", "on paper"),
+        Wrong("added to", {"out[row, c] =": "out[row, c] +="}, "value", "overwritten"),
         Wrong("the first 32 columns only", {LOOP: "range(cuda.threadIdx.x, min(32, inp.shape[1]), 32)"}, "not written", "more numbers"),
         Wrong("the last column forgotten", {"inp.shape[1], cuda.blockDim.x)": "inp.shape[1] - 1, cuda.blockDim.x)"}, "not written"),
         Wrong("no loop", {f"for c in {LOOP}:": "if True:\n        c = cuda.threadIdx.x"}, "bounds", "fewer than 32"),

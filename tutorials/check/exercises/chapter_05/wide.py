@@ -54,6 +54,7 @@ EXERCISE = Exercise(
         "race": ("Two threads touch the same numbers: thread t begins at 8 t, not at t, and no one but it has 8 t to 8 t + 7.",),
         "accesses": ("inp[i + k] in a loop is eight accesses. One load8 brings the same numbers with one.",),
         "transactions": ("Neighbouring threads must take neighbouring eights.",),
+        "compile": ("A kernel knows no arithmetic of whole arrays: x[k] *= ..., one after the other, in a loop over k in range(WIDTH).",),
         "float64": ("A bare number such as 1.0 is float64.",),
     },
     mistakes=(

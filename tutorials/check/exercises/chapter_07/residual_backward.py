@@ -1,5 +1,7 @@
 """07_residual_backward: a gradient goes two ways, unchanged."""
 
+import numpy as np
+
 from gpt2_numba.layer_checks.sizes import ODD, ONES
 from tutorials.check.exercise import Counts, Mistake, Wrong
 from tutorials.check.exercises.chapter_07.residual_forward import FEW, WIDER
@@ -38,11 +40,14 @@ EXERCISE = layer_exercise(
     mistakes=(
         Mistake(halves, "The gradient is not shared out: each input moves out by a full ε, so each gets all of dout."),
         Mistake(lambda dinp, dout=None, **_: {"dinp": 0 * (dinp if dout is None else dout)}, "dinp holds zeros: the stream gets dout as well."),
+        Mistake(lambda dinp, **_: {"dinp": np.nan * dinp}, "dinp holds NaN before the call: it is to be overwritten, not added to."),
+        Mistake(lambda dbranch, **_: {"dbranch": np.nan * dbranch}, "dbranch holds NaN before the call: it is to be overwritten, not added to."),
     ),
     wrong=(
         Wrong("shared out", {"d = dout[row, c]": "d = dout[row, c] / 2"}, "value", "not shared out"),
         Wrong("the stream gets nothing", {"dinp[row, c] = d": "dinp[row, c] = d - d"}, "value", "zeros"),
-        Wrong("added to the stream", {"dinp[row, c] = d": "dinp[row, c] += d"}, "value"),
+        Wrong("added to the stream", {"dinp[row, c] = d": "dinp[row, c] += d"}, "value", "overwritten"),
+        Wrong("added to the branch's", {"dbranch[row, c] = d": "dbranch[row, c] += d"}, "value", "dbranch holds NaN"),
         Wrong("the neighbour's gradient", {"d = dout[row, c]": "d = dout[row, (c + 1) % dout.shape[1]]"}, "value"),
         Wrong("one row for all", {"d = dout[row, c]": "d = dout[0, c]"}, "value", "unchanged"),
         Wrong("only the branch", {"        dinp[row, c] = d\n": ""}, "not written", "both outputs"),

@@ -1,5 +1,7 @@
 """07_residual_forward: a sum, and all that can be wrong with one."""
 
+import numpy as np
+
 from gpt2_numba.layer_checks.sizes import ODD, ONES, Sizes
 from tutorials.check.exercise import Counts, Mistake, Wrong
 from tutorials.check.layer_exercises import layer_exercise
@@ -34,12 +36,13 @@ EXERCISE = layer_exercise(
         Mistake(lambda inp, **_: {"out": inp}, "The branch has been forgotten."),
         Mistake(lambda branch, **_: {"out": branch}, "The stream, inp, has been forgotten: the branch is added to it."),
         Mistake(lambda inp, branch, **_: {"out": inp - branch}, "The branch is added, not subtracted."),
+        Mistake(lambda inp, **_: {"out": np.nan * inp}, "out holds NaN before the call: it is to be overwritten, not added to."),
     ),
     wrong=(
         Wrong("no branch", {" + branch[row, c]": ""}, "value", "branch has been forgotten"),
         Wrong("no stream", {"inp[row, c] + ": ""}, "value", "inp, has been forgotten"),
         Wrong("a difference", {"] + branch": "] - branch"}, "value", "not subtracted"),
-        Wrong("added to what out holds", {"out[row, c] =": "out[row, c] +="}, "value"),
+        Wrong("added to what out holds", {"out[row, c] =": "out[row, c] +="}, "value", "overwritten"),
         Wrong("one row of the branch for all", {"branch[row, c]": "branch[0, c]"}, "value", "same row"),
         Wrong("one column of the branch for all", {"branch[row, c]": "branch[row, 0]"}, "value", "same row"),
         Wrong("into the branch", {"out[row, c] = inp[row, c] + branch[row, c]": "branch[row, c] += inp[row, c]\n        out[row, c] = branch[row, c]"}, "input"),
