@@ -5,15 +5,17 @@
 # is computed in one pass over its row, with two numbers that can be corrected ("online softmax"); and how flash attention follows from
 # that. At the end you have written attention's kernels for your own GPT-2, and can say what each step from 11.5 ms to 0.03 ms is.
 #
-# **You need** chapters [00](00_a_gpu_in_numba.ipynb) and [01](01_gpt2_on_one_page.ipynb). No GPU. 45 minutes, and as much again for the
-# five exercises. (Where it takes something from chapter 04, it says in a clause what.) At **Predict**, write your answer down before you
-# run the next cell. At **Do** there is an exercise, which a program checks.
+# **You need** chapters [00](00_a_gpu_in_numba.ipynb) and [01](01_gpt2_on_one_page.ipynb). No GPU. An hour and a half, and as much again for
+# the five exercises. (Where it takes something from chapter [03](03_layernorm.ipynb) or [04](04_matmul.ipynb), it says in a clause what.)
+# At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks; in its file,
+# `[r]` marks an array that is read, `[w]` one that is overwritten (not added to).
 #
 # | letter | meaning | GPT-2 124M |
 # | --- | --- | --- |
 # | `B`, `T` | sequences in a batch, tokens of a sequence | 64, 1024 |
 # | `NH`, `HS`, `C` | heads; channels of a head; `C = NH * HS` | 12, 64, 768 |
 # | `t`, `s` | position of the query (who looks), position of the key (who is looked at) | |
+# | `b`, `h`, `e` | in a kernel: which sequence, which head, which channel of the head | |
 
 # %%
 import math
@@ -133,21 +135,23 @@ for scores in ([1, 2], [88, 89], [101, 102]):
     print(f"{scores}: as written {naive}, with the largest subtracted {shifted / shifted.sum()}")
 
 # %% [markdown]
-# float32 ends at 3.4 · 10³⁸, and e⁸⁸·⁷ is there. Subtracting the same number from all scores of a row divides all exponentials by the same
-# factor, which cancels. The largest is the right choice: then the largest exponential is 1, none can overflow, and the sum is at least 1,
-# so the division is safe. (The mean would not do: a row of 0s and one 200 still overflows.)
+# float32 ends at 3.4 · 10³⁸, which is e⁸⁸·⁷. So e⁸⁹ is infinite, and with it the sum: 88 gets e⁸⁸ / ∞ = 0, and 89 gets ∞ / ∞, which is NaN.
+# Subtracting the same number from all scores of a row divides all exponentials by the same factor, which cancels. The largest is the right
+# choice: then the largest exponential is 1, none can overflow, and the sum is at least 1, so the division is safe. (The mean would not do:
+# a row of 0s and one 200 still overflows.)
 #
 # ## 4. Which way does a score pull?
 #
 # Backward, by the rule of chapter 01: raise one number by ε, see how much each number of `out` moves, multiply by its `dout`, add up. Take
 # one query, three keys, two channels, so that the values are points in a plane. `out` is their weighted mean. *Raise score[s] by ε: where
-# does `out` go?* Its exponential grows by the factor 1 + ε, and so the sum of all grows by the factor 1 + ε att[s]. So
+# does `out` go?* Its exponential is multiplied by 1 + ε. It is the share att[s] of the sum, so the sum is multiplied by 1 + ε att[s], and
+# every weight is divided by that, which to first order in ε is a multiplication by 1 - ε att[s]. So
 #
 #     att[s] rises by ε att[s];  every att[r], its own included, falls by ε att[s] att[r]
 #     out moves by  ε att[s] v[s] - ε att[s] Σ_r att[r] v[r]  =  ε att[s] (v[s] - out)
 #
-# from where it is, towards `v[s]`. On paper: weights 1/4, 1/2, 1/4; values (0, 0), (4, 0), (4, 4). Where is `out`? Write down the three
-# movements. What is their sum, and why?
+# that is, from where it is towards `v[s]`. On paper: weights 1/4, 1/2, 1/4; values (0, 0), (4, 0), (4, 4). Where is `out`? Write down the
+# three movements. What is their sum, and why?
 
 # %%
 att = np.array([0.25, 0.5, 0.25])
@@ -160,12 +164,13 @@ draw_pull(att, v, out)
 # %% [markdown]
 # Each arrow is the movement for its score. They cancel: raising all scores by the same number changes nothing, which is what section 3
 # uses. Now suppose that the loss grows with channel 0 of `out`, and does not depend on channel 1: `dout = (1, 0)`. Then the gradient of a
-# score is the part of its arrow along `dout`:
+# score is how far its arrow goes along `dout`, their dot product. Here is the formula, with the query `t` written out again:
 #
 #     dscore[t, s] = att[t, s] (dout[t] · (v[s] - out[t]))
 #
 # Textbooks get there through `datt[t, s] = dout[t] · v[s]`, the gradient of a weight, and the **Jacobian** of softmax: the table of how
-# much each weight moves when each score does. It has `T²` entries *for each row*. **Predict** the sums of its rows.
+# much each weight of a query moves when each of its scores does. It has `T²` entries *for each query*; ours has 3 × 3. **Predict** the sums
+# of its rows (a row: one score rises, all three weights move).
 
 # %%
 dout = np.array([1.0, 0.0])
@@ -176,8 +181,9 @@ print("Jacobian\n", jacobian, "\nsums of its rows", jacobian.sum(axis=1))
 print("Jacobian @ datt:", jacobian @ datt)
 
 # %% [markdown]
-# The same three numbers; weights that add up to 1 move by amounts that add up to 0. Nobody builds that table. It is a diagonal minus a
-# product of two vectors, so multiplying by it takes one sum over the row: `datt` minus its weighted mean, times `att`.
+# The same three numbers; and weights that add up to 1 move by amounts that add up to 0. Nobody builds that table: it is a diagonal minus a
+# product of two vectors, so multiplying `datt` by it takes one sum for each query. In words: `datt` minus its weighted mean, all of it
+# times `att`.
 #
 # **Do** [06_softmax_backward_numpy](exercises/06_softmax_backward_numpy.py): from `datt` to `dscore`, one line. The shapes will not help:
 # (T, T) is as wide as it is high.
@@ -188,7 +194,7 @@ print("Jacobian @ datt:", jacobian @ datt)
 # %% [markdown]
 # ## 5. Which sum is already known?
 #
-# That weighted mean of `datt` is a sum over all keys, for every query. Write `datt` out, and take `dout` out of the sum:
+# The weighted mean of `datt` is a sum over all keys, for every query. Write `datt` out, and take `dout` out of the sum:
 #
 #     Σ_r att[t, r] datt[t, r]  =  Σ_r att[t, r] (dout[t] · v[r])  =  dout[t] · Σ_r att[t, r] v[r]  =  dout[t] · out[t]
 #
@@ -232,20 +238,21 @@ print(f"one head of one sequence: {4 * T * T / 1e6:.1f} MB")
 print(f"a layer: {att_bytes / 1e9:.2f} GB, and q, k, v {qkv_bytes / 1e9:.2f} GB")
 print(f"12 layers: {12 * att_bytes / 1e9:.1f} GB")
 RATE = 4.2e12  # bytes per second that an H200 copies, measured (dev/bench/2026-11-22-h200-ruler-d12)
-written_and_read = 2 * att_bytes // 2  # once each, in bfloat16, which has 2 bytes instead of 4
-print(f"to write a layer's table in bfloat16 and read it once: {written_and_read / RATE * 1e3:.2f} ms")
+bfloat16_bytes = att_bytes // 2  # a number has 2 bytes instead of 4
+print(f"to write a layer's table in bfloat16 and read it once: {2 * bfloat16_bytes / RATE * 1e3:.2f} ms")
 
 # %% [markdown]
-# Five times as much as everything it is made of, and with twice the tokens it would be ten times. And the time: writing the table and
-# reading it back takes 0.77 ms, if nothing is computed at all. The package's kernel does the *whole* forward pass of this layer in [0.31
-# ms](../dev/bench/2026-11-22-h200-attention/attention.txt) (H200, bfloat16, 2026-11-22). So it cannot have written the table anywhere. How
-# is that possible? Softmax needs the largest of a whole row, and the sum of a whole row, before it can give a single weight.
+# Five times as much as everything it is made of, and with sequences twice as long it would be ten times. And the time: writing the table
+# and reading it back takes 0.77 ms, even in bfloat16 (a float of two bytes), and if nothing is computed at all. The package's kernel does
+# the *whole* forward pass of this layer in [0.31 ms](../dev/bench/2026-11-22-h200-attention/attention.txt) (H200, bfloat16, 2026-11-22). So
+# it cannot have written the table anywhere. How is that possible? Softmax needs the largest of a whole row, and the sum of a whole row,
+# before it can give a single weight.
 #
 # ## 7. Can a row be summed before it is known?
 #
 # Go over the keys once, and keep two numbers: `largest`, the largest score so far, and `total`, the sum of `exp(score - largest)` so far.
-# Then a larger score comes, and everything in `total` was relative to the wrong number. Are the terms lost? Each of them is wrong by the
-# same factor:
+# Now suppose that a larger score comes: everything in `total` was relative to the wrong number. Are the terms lost? Each of them is wrong
+# by the same factor:
 #
 #     exp(score - new) = exp(score - old) · exp(old - new)         so         total is corrected by  total · exp(old - new)
 #
@@ -257,8 +264,9 @@ draw_running_sum([1, 0, 3, 2])
 
 # %% [markdown]
 # The third score is larger by 2 units, so all that was there shrinks to a quarter. The sum of the values is corrected in the same way:
-# `weighted` = Σ exp(score - largest) v[s]. At the end `out = weighted / total`, and whatever was subtracted cancels. **Predict**: what does
-# the first score of all do to the zeros that are there before it?
+# `weighted` = Σ exp(score - largest) v[s]. At the end `out = weighted / total`, and whatever was subtracted cancels. Before the first key
+# both sums are 0, and `largest` is -∞. **Predict**: by which factor does the first score correct the two zeros? And if that score is -∞
+# itself, hidden by a mask?
 
 
 # %%
@@ -283,11 +291,13 @@ with np.errstate(invalid="ignore"):
 
 # %% [markdown]
 # The first `rescale` is exp(-∞) = 0, which is right: nothing was there. But if the first score is itself -∞, as a mask makes it, then -∞ -
-# (-∞) is NaN, and NaN stays. Two cures are in the package: see to it that every query's first key is visible (key 0 is), or start with a
-# number that is very small, but finite: `LOWEST`, -10³⁸.
+# (-∞) is NaN, and NaN stays. Two cures are in the package: see to it that every query's first key is visible (key 0 is), or let `largest`
+# start with a number that is below every real score, but finite: `LOWEST`, -10³⁸. Then a hidden score adds exp(-∞ + 10³⁸) = 0, and corrects
+# by exp(0) = 1.
 #
-# Two pieces of a row can also be summed apart, by two threads, and put together: each pair `(largest, total)` is corrected to the larger
-# `largest`, and then the totals add up. (Milakov and Gimelshein, 2018, [arXiv:1805.02867](https://arxiv.org/abs/1805.02867).)
+# Two pieces of a row can also be summed apart, by two threads, and put together. Each thread has a pair `(largest, total)`; each `total` is
+# multiplied by `exp(largest - the larger of the two)`, and then they add up. With 32 threads it is the same, where `block_max`, the sister
+# of `block_sum`, finds the largest of all. (Milakov and Gimelshein, 2018, [arXiv:1805.02867](https://arxiv.org/abs/1805.02867).)
 #
 # **Do** [06_online_softmax](exercises/06_online_softmax.py): a row by 32 threads, each number read once. Then
 # [06_find_the_rescale](exercises/06_find_the_rescale.py): a kernel that was tried with friendly numbers only.
@@ -323,9 +333,11 @@ print("largest difference of a weight:", np.abs(weights_from(lse, q, k) - att).m
 print(f"kept: {4 * B * NH * T / 1e6:.1f} MB a layer instead of {att_bytes / 1e6:,.0f}")
 
 # %% [markdown]
-# It cannot: no score is above its row's `lse`. One number, a thousandth of the table. The price is that the scores, `q @ k.T`, are computed
-# twice. This trade, arithmetic for memory, is what **flash attention** is about (Dao et al. 2022,
-# [arXiv:2205.14135](https://arxiv.org/abs/2205.14135)): the table exists in pieces, for a moment, where it is used.
+# It cannot overflow: the sum in `lse` contains the score's own exponential, so no score is above its row's `lse`, and the exponent is at
+# most 0. One number for each query: a thousandth of the table. The price is that the scores, `q @ k.T`, are computed again. This trade,
+# arithmetic for memory, is what **flash attention** is about (Dao et al. 2022, [arXiv:2205.14135](https://arxiv.org/abs/2205.14135)): the
+# table exists in pieces, for a moment, where it is used. (In PyTorch, attention written out as two products and a softmax keeps the table
+# for backward; the flash kernel behind `scaled_dot_product_attention` keeps `out` and this `lse`.)
 #
 # ## 9. Which work is independent?
 #
@@ -336,11 +348,12 @@ print(f"kept: {4 * B * NH * T / 1e6:.1f} MB a layer instead of {att_bytes / 1e6:
 draw_cuts()
 
 # %% [markdown]
-# No. If blocks own rows, then every block has something to add to every `dk`, and they would have to take turns, in an order that differs
-# from run to run, and so would the bits (chapter 00, section 10). So backward is two kernels, each of which computes all weights again.
+# No. If blocks own rows, then `dk[s]` gets a term from the block of every query that looks at `s`. They would add one after the other, as
+# they happen to arrive, so the order of the sum, and with it the last bits, would differ from run to run (chapter 00, section 10). So
+# backward is two kernels, each of which computes all weights again.
 #
-# A block for each query, then. And its threads? First attempt: no sharing, a *thread* for each query. The kernels see `qkv` as (B, T, 3,
-# NH, HS): a token's row is q of all heads, then k, then v. To see who touches what, `lse` is enough, which needs no values.
+# Forward first. Nobody needs a neighbour's numbers, so the first attempt is a *thread* for each query. The kernels see `qkv` as (B, T, 3,
+# NH, HS): a token's row is q of all heads, then k, then v. To see who touches what, it is enough to compute `lse`, which needs no values.
 
 # %%
 ZERO, LOWEST = np.float32(0), np.float32(-1e38)
@@ -386,14 +399,15 @@ else:
     seen.draw("qkv")
 
 # %% [markdown]
-# Right, and 32 pieces, an eighth of each used. (With 12 heads of 64 channels the rows are 9 KB apart.) And thread 0 has one key to work on,
-# thread 31 has 32, so half of the time of the 32 threads is waiting. Turn it round: a block for each query, a thread for each *channel*.
-# Neighbours read neighbours. The score is then a sum over threads, which is `block_sum`.
+# The result is right, and 32 pieces come, of each of which an eighth is used. (With 12 heads of 64 channels the rows are 9 KB apart.) And
+# thread 0 has one key to work on, thread 31 has 32, and they go together: half of their time is waiting. Turn it round: a *block* for each
+# query, `t = blockIdx.x`, and a thread for each *channel*, `e = threadIdx.x`. Neighbours read neighbours. The score, a sum over channels,
+# is then a sum over threads: `block_sum`.
 #
 # ## 10. What do threads without a channel do?
 #
-# `block_sum` needs a power of two threads. A head of 3 channels gets 4, so thread 3 has nothing to do. Two attempts. In the first it
-# leaves. **Predict** what the race detector says.
+# `block_sum` needs a power of two threads. A head of 3 channels gets 4, so thread 3 has no channel. Two attempts. In the first, it leaves.
+# **Predict** what the race detector says.
 
 
 # %%
@@ -415,8 +429,8 @@ def lse_leaving_kernel(lse, qkv, scale):
 report(lambda: lse_of(lse_leaving_kernel, T=5, HS=3, grid=(5, 1, 1), threads=4))
 
 # %% [markdown]
-# It must come to every barrier. So it stays, and reads the last channel, in order not to read beyond the array: `e = min(threadIdx.x, HS -
-# 1)`. **Predict**: which rows of `lse` are right now?
+# Thread 3 must come to every barrier, too. So it stays, and reads the last channel, in order not to read beyond the array: `e =
+# min(threadIdx.x, HS - 1)`. **Predict**: which rows of `lse` are right now?
 
 
 # %%
@@ -439,9 +453,18 @@ for HS, threads in ((3, 4), (4, 4)):
     print(f"HS = {HS}: got {got.round(3)}, must be {expected.round(3)}")
 
 # %% [markdown]
-# None with 3 channels, all with 4: the last channel was counted twice, and with a friendly size, such as the 64 of GPT-2, nobody notices.
-# (A head of 80 has 48 threads to spare.) The cure: a thread without a channel brings `q = 0`. Here is the plain kernel, from [its
-# file](../gpt2_numba/layers/attention/__init__.py). You have met all of its lines; `cache=True` keeps the compiled kernel on disk.
+# None with 3 channels, all with 4: with 3, two threads brought the last channel, so it was counted twice; and with a friendly size, such as
+# the 64 of GPT-2, nobody notices. (A head of 80 has 48 threads to spare.) The cure: a thread without a channel brings `q = 0`.
+#
+# **Do** [06_attention_forward](exercises/06_attention_forward.py): `online_softmax` with a channel of `weighted` in each thread. It becomes
+# the attention of your own GPT-2.
+
+# %%
+# check("06_attention_forward")
+
+# %% [markdown]
+# And here is the package's own, from [its file](../gpt2_numba/layers/attention/__init__.py); `cache=True` keeps the compiled kernel on
+# disk. It lets `largest` start with -∞, by the first cure of section 7: every query sees key 0.
 
 # %%
 quote(layer.attention_forward_kernel)
@@ -461,26 +484,35 @@ if SIMULATING:
     seen.draw("qkv")
 
 # %% [markdown]
-# Its query once, then a key and a value for each of 32 tokens: 65. One piece, all of it used. And look at shared memory: seven reads and
-# four writes for each key, to add up eight numbers. That will be the first thing to go.
-#
-# **Do** [06_attention_forward](exercises/06_attention_forward.py): it becomes the attention of your own GPT-2.
-
-# %%
-# check("06_attention_forward")
+# Its query once, then a key and a value for each of 32 tokens: 65. In the picture: one piece for the 8 threads, all of it used. But look at
+# shared memory: 224 reads and 128 writes, seven and four for each key, to add up eight numbers. That will be the first thing to go.
 
 # %% [markdown]
 # ## 11. How does backward go over the triangle?
 #
-# Twice: once by rows for `dq`, once by columns for `dk` and `dv`. In both, for each pair, `att` is computed again from `lse`, and `dscore`
-# from `dout · (v[s] - out[t])`: two dot products. **Predict**, before you read on: over which `t` does the loop of a key run? And which
-# factor must be 0 in a thread without a channel, in the second dot product?
+# Twice: once by rows for `dq`, once by columns for `dk` and `dv`. In both, for each pair, `att` is computed again from `lse`, which takes
+# `q[t] · k[s]`, and `dscore` from `dout[t] · (v[s] - out[t])`: two dot products, each a `block_sum`. **Predict**, before you write them:
+# over which `t` does the loop of a key run? And which factor of the second product should be 0 in a thread without a channel?
+#
+# **Do** [06_attention_backward](exercises/06_attention_backward.py): two kernels, each with one loop.
+
+# %%
+# check("06_attention_backward")
+
+# %% [markdown]
+# When both exercises pass, GPT-2 trains with your attention. Here, in a terminal, a tiny model in the simulator, which takes half a minute,
+# and leaves a folder `log_built_in`:
+#
+#     NUMBA_ENABLE_CUDASIM=1 python -m gpt2_numba.train --device gpu -e L=1,NH=2,C=16 -b 1 -t 8 -x 3 -v 0 -s 0 \
+#         --kernels tutorials/exercises/06_attention_forward.py,tutorials/exercises/06_attention_backward.py
+#
+# And here are the package's kernels. First a row of the triangle, the keys that query `t` looks at:
 
 # %%
 quote(layer.attention_backward_queries_kernel)
 
 # %% [markdown]
-# That was a row of the triangle: the keys that query `t` looks at. Now a column: the queries that look at key `s`.
+# Then a column, the queries that look at key `s`:
 
 # %%
 quote(layer.attention_backward_keys_kernel)
@@ -489,11 +521,6 @@ quote(layer.attention_backward_keys_kernel)
 # Queries `s` to `T - 1` look at key `s`; and a thread without a channel brings `dout_t = 0`. One thing here is wasteful on purpose, for the
 # sake of reading: `out[t]` is read again for each pair, though `dout[t] · out[t]` is the same for all keys. That is `delta` of section 5,
 # and the next rung of the ladder computes it beforehand.
-#
-# **Do** [06_attention_backward](exercises/06_attention_backward.py).
-
-# %%
-# check("06_attention_backward")
 
 # %% [markdown]
 # ## 12. How often is a key read?
@@ -509,8 +536,9 @@ print(f"{pairs / 1e6:.1f} million pairs, each reads a key and a value: {read / 1
 print(f"{read / RATE * 1e3:.1f} ms if it came from memory, {read / 128 / RATE * 1e3:.3f} ms if a block had 128 queries")
 
 # %% [markdown]
-# A key that has been read should serve many queries. So give a block a **tile** of queries, and let it go over tiles of keys, which it
-# copies to shared memory: chapter 04's idea for matrix products. *Which tiles are there, and where is the mask needed?*
+# A key that has been read should serve many queries. So give a block a **tile** of queries, that is, some neighbouring ones, and let it go
+# over tiles of keys, which it copies to shared memory: the idea of [chapter 04](04_matmul.ipynb) for matrix products. *Which tiles are
+# there, and where is the mask needed?*
 
 # %%
 draw_tiles()
@@ -529,11 +557,11 @@ def flash_forward(q, k, v):
     """One head: q, k, v (T, HS) -> out (T, HS), lse (T,). No array is larger than a tile."""
     T, HS = q.shape
     out, lse = np.empty((T, HS)), np.empty(T)
-    for queries in (slice(start, min(start + TILE, T)) for start in range(0, T, TILE)):
+    tiles = [slice(start, min(start + TILE, T)) for start in range(0, T, TILE)]
+    for i, queries in enumerate(tiles):  # a block
         t = np.arange(T)[queries, None]  # positions of the queries, as a column
         largest, total, weighted = np.full(t.shape, -np.inf), np.zeros(t.shape), np.zeros((len(t), HS))
-        for start in range(0, queries.stop, TILE):
-            keys = slice(start, min(start + TILE, T))
+        for keys in tiles[: i + 1]:  # none above the diagonal
             score = q[queries] @ k[keys].T / math.sqrt(HS)  # (queries, keys) of a tile
             score = np.where(np.arange(T)[keys] <= t, score, -np.inf)  # changes something on the diagonal only
             previous = largest
@@ -555,7 +583,8 @@ print("out differs by at most", np.abs(flash_out - out).max())
 # 0.)
 #
 # Backward, tile by tile. Here the identity of section 5 pays: without `delta`, a block would have to see *all* keys of a query before it
-# had the first `dscore`. **Predict**: how many products of tiles are there for a pair of tiles, in both loops together?
+# had the first `dscore`. **Predict**: how many matrix products (`@`) are there for a tile of queries and a tile of keys, in both loops
+# together? Count them in the formulas of sections 5 and 8, then in the code.
 
 
 # %%
@@ -588,8 +617,8 @@ for name, array, gradient in zip("qkv", (q, k, v), gradients):
     check_gradient(name, lambda: (flash_forward(q, k, v)[0] * dout).sum(), array, gradient)
 
 # %% [markdown]
-# Seven: three for `dq`, four for `dk` and `dv`. Five would do if the weights were made once, in one kernel, whose blocks then add to each
-# other's `dq` as they come, with atomic additions. The package pays for the two to have the same bits every time.
+# Seven: three for `dq`, four for `dk` and `dv`. Five would do if the weights and `dscore` were made once, in one kernel, whose blocks then
+# add to the same `dq` as they come, with atomic additions. The package pays for the other two, and has the same bits every time.
 #
 # ## 13. What does each step gain?
 #
@@ -600,16 +629,18 @@ draw_rungs()
 show_ladder("attention_forward")
 
 # %% [markdown]
-# A TFLOP/s is 10¹² additions and multiplications per second. "Of the ceiling": that of the triangle's products, by the rate at which
-# NVIDIA's library multiplies large matrices in the same precision.
+# A TFLOP/s is 10¹² additions and multiplications per second; counted are those of the triangle's two products (backward: five), whatever
+# else a rung computes. "Of the ceiling": as a share of the rate at which NVIDIA's library multiplies large matrices in the same precision.
+# For `bf16` that rate is 14 times as high as for `fp32`, so a rung can be faster there and yet have a smaller share. (`tf32`: at the last
+# rung.)
 #
 # **plain → warp_per_query.** For one key a thread does a handful of operations, and passes eight barriers. *How could one have known?*
 # Count the barriers, and see that arithmetic is at 1 % of its ceiling, and reading (below) at a quarter of what memory delivers. What is
 # left is waiting. So a block of 64 threads becomes one **warp**, the 32 threads that run together, with two channels each. They add up by
 # **shuffles**, instructions that read another thread's register: no barrier, no shared memory. That gains a factor of 3.
 #
-# **warp_per_query → whole_matrices.** Now it is bound by reading keys and values, all of them for every query. How could one have known?
-# Divide what section 12 counted by the time:
+# **warp_per_query → whole_matrices.** The barriers are gone, but keys and values are still read anew for every query. Is that what it waits
+# for now? Divide what section 12 counted by the time:
 
 # %%
 ms = {(row.rung, row.precision): row.ms for row in recorded("attention_forward")}
@@ -622,17 +653,20 @@ ceiling = 1e12 * fp32.teraflops / fp32.share  # FLOP per second of large product
 print(f"the products in float32, at the full rate of the library: {4 * pairs * HS / ceiling * 1e3:.3f} ms")
 
 # %% [markdown]
-# whole_matrices lets NVIDIA's library multiply whole matrices, which works on tiles (chapter 04). So a key is read once for many queries,
-# and it is 6.6 times as fast, though it computes the upper triangle, too, and moves the table of weights through memory several times.
+# 3.4 TB/s is near what memory delivers: reading is the first suspect. (No proof: the keys and values of this launch have 25 MB, which fit
+# in the H200's cache, and that delivers more.) whole_matrices lets NVIDIA's library multiply whole matrices, and the library works on
+# tiles. So a key is read once for many queries, and it is 6.6 times as fast, though it computes the upper triangle, too, and moves the
+# table of weights through memory several times.
 #
 # **→ sequence_at_a_time.** What is wrong with whole_matrices is the table of section 6. So take the sequences one after the other, and use
-# the memory again: 64 sequences need no more than one. It is *slower* here: a step for memory, not for speed.
+# the memory again: 64 sequences need no more than one. It is *slower* here, since one sequence at a time is too little work to fill the
+# GPU: a step for memory, not for speed.
 #
-# **→ fast.** Each weight is still written twice and read twice, as a score and as a weight; and float32 has a ceiling: the last line above
-# says how long the products alone would take. In tf32 and bf16 `fast` is section 12: a tile of weights is made, used and thrown away in
-# registers. Its products run on **tensor cores**, units that multiply small matrices in one instruction, with factors rounded to 11 bits
-# (tf32) or 8 (bfloat16) of the 24; chapter 04 explains them. In fp32, without rounding, they cannot be used, and `fast` is
-# sequence_at_a_time itself.
+# **→ fast.** Each weight is still written twice and read twice, as a score and as a weight; and float32 has a ceiling: the last line that
+# the cell printed says how long the products alone would take, 0.127 ms. In tf32 and bf16 `fast` is section 12: a tile of weights is made,
+# used and thrown away in registers. Its products run on **tensor cores**, units that multiply small matrices in one instruction, with
+# factors rounded to 11 bits (tf32) or 8 (bfloat16) of the 24; [chapter 04](04_matmul.ipynb) explains them. In fp32, without rounding, they
+# cannot be used, and `fast` is sequence_at_a_time itself: 0.751 and 0.765 ms are two measurements of the same kernels.
 #
 # And backward?
 
@@ -643,9 +677,9 @@ draw_ladder("attention_forward", "attention_backward")
 # %% [markdown]
 # The same steps. `warp_per_token` also computes `delta` beforehand, and gains a factor of 4.3, where forward gained 3.
 #
-# Why only a quarter of the ceiling at the end? A part of the answer: this launch is small. With 64 sequences, [forward and backward
-# together](../dev/bench/2026-11-22-h200-attention/attention.txt) run at 299 TFLOP/s (H200, 2026-11-22). The rest has not been measured
-# apart. Between its two products each tile needs maxima, exponentials and sums, which tensor cores cannot compute.
+# Why only a quarter of the ceiling at the end? A part of the answer: this launch is small, 4 sequences. With 64, [forward and backward
+# together](../dev/bench/2026-11-22-h200-attention/attention.txt) run at 299 TFLOP/s (H200, 2026-11-22), against 195 here. The rest has not
+# been measured apart. Between its two products each tile needs maxima, exponentials and sums, which tensor cores cannot compute.
 
 # %% [markdown]
 # ## 14. What surprised us
@@ -679,5 +713,5 @@ draw_ladder("attention_forward", "attention_backward")
 #
 # Read mma.py first: its opening comment is section 12 in twelve lines. The exercises, in order: `06_softmax_backward_numpy`,
 # `06_online_softmax`, `06_find_the_rescale`, `06_attention_forward`, `06_attention_backward`; solutions are in [solutions](solutions).
-# Online softmax comes back in chapter 08, where a row has 50,257 scores, and chapter 07 has the layer that adds attention's answer to the
-# stream.
+# [Chapter 07](07_residual_and_fusion.ipynb) has the layer that adds attention's answer to the residual stream, and online softmax comes
+# back in [chapter 08](08_fused_classifier.ipynb), where a row has 50,257 scores.

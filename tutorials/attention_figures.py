@@ -127,7 +127,7 @@ def draw_tiles(T=16, tile=4):
 
 
 def draw_rungs(T=12, tile=4, B=3):
-    """Where the weights are, and how many at one time, for four ways of computing attention."""
+    """Where the weights are, and how many at one time, for four ways of computing attention. Of all sequences, B are drawn."""
     figure, panels = _panels(12.2, 3.9, 4)
 
     def one_pair(t, s):
@@ -141,7 +141,7 @@ def draw_rungs(T=12, tile=4, B=3):
 
     ways = (
         ("plain, warp_per_query:\na block has one at a time", 1, one_pair),
-        (f"whole_matrices:\nthose of all {B} sequences", B, all_pairs),
+        ("whole_matrices:\nthose of all sequences", B, all_pairs),
         ("sequence_at_a_time:\nthose of one sequence", 1, all_pairs),
         ("fast (tf32, bf16):\na block has a tile", 1, one_tile),
     )

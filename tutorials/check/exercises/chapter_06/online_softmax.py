@@ -28,6 +28,31 @@ def bound(inp):
     return UNIT * (4 * sizes + 3 * inp.shape[1] + 64)
 
 
+def pairs(inp):
+    """Each thread's largest and total, (N, 32): thread i has the columns i, i + 32, ...; without any, LOWEST and 0."""
+    N, C = inp.shape
+    columns = np.full((N, -(-C // 32) * 32), -np.inf)
+    columns[:, :C] = inp
+    columns = columns.reshape(N, -1, 32)
+    largest = np.maximum(columns.max(axis=1), -1e38)
+    return largest, np.exp(columns - largest[:, None]).sum(axis=1)
+
+
+def thread_0_takes_its_own_largest(inp):
+    largest, total = pairs(inp)
+    return {"lse": largest[:, 0] + np.log((total * np.exp(largest - largest.max(axis=1, keepdims=True))).sum(axis=1))}
+
+
+def pairs_added_as_they_are(inp):
+    largest, total = pairs(inp)
+    return {"lse": largest.max(axis=1) + np.log(total.sum(axis=1))}
+
+
+def nan_after_a_hidden_score(inp):
+    """A running largest that starts at minus infinity: NaN if a thread's first element is minus infinity."""
+    return {"lse": np.where(np.isneginf(inp[:, :32]).any(axis=1), np.nan, log_sum_exp(inp))}
+
+
 SOLUTION_LINE = "total = total * math.exp(previous - largest) + math.exp(score - largest)"
 
 EXERCISE = Exercise(
@@ -49,7 +74,10 @@ EXERCISE = Exercise(
         "not written": ("After the loop: which thread writes lse[n]? Have all threads called block_max and block_sum before?",),
         "race": ("Many threads write lse[n]: one of them is enough, `if cuda.threadIdx.x == 0:`.",),
         "barrier": ("block_max and block_sum have barriers: every thread must call them, outside of any `if`.",),
-        "error": ("Is the largest subtracted before exp? exp of anything above 88.7 is too large for float32.",),
+        "error": (
+            "exp of anything above 88.7 is too large for float32. Neither exponent may be above 0: score - new largest, and old largest - new "
+            "largest, in this order.",
+        ),
     },
     mistakes=(
         Mistake(lambda inp: {"lse": inp.max(axis=1)}, "That is the largest score. Its log of the sum is missing: + log(total)."),
@@ -57,16 +85,21 @@ EXERCISE = Exercise(
             "That is the sum after the largest has been subtracted: take its log, and add the largest back."),
         Mistake(lambda inp: {"lse": np.log(np.exp(inp - inp.max(axis=1)[:, None]).sum(axis=1))},
             "The largest was subtracted from every score: it must be added back to the log."),
+        Mistake(pairs_added_as_they_are,
+            "Each thread's total is relative to its own largest. Before block_sum, bring it to the row's: the same correction as for an element."),
+        Mistake(thread_0_takes_its_own_largest, "The sum is relative to the row's largest, of all threads: that one must be added back to the log."),
+        Mistake(nan_after_a_hidden_score,
+            "NaN where a thread's first score is -inf: -inf - (-inf). The running largest must start with something finite: LOWEST."),
     ),
     wrong=(
         Wrong("the sum is not rescaled", {SOLUTION_LINE: "total = total + math.exp(score - largest)"}, "value", "What must happen to `total`"),
         Wrong("the factor upside down", {"math.exp(previous - largest)": "math.exp(min(largest - previous, np.float32(80)))"}, "value"),
-        Wrong("the new term is not relative", {"math.exp(score - largest)": "math.exp(score - previous)"}, "error", "largest subtracted"),
-        Wrong("the pairs are added as they are", {" * math.exp(largest - row_largest)": ""}, "value"),
-        Wrong("the thread's own largest", {"lse[n] = row_largest": "lse[n] = largest"}, "value"),
+        Wrong("the new term is not relative", {"math.exp(score - largest)": "math.exp(score - previous)"}, "error", "above 88.7"),
+        Wrong("the pairs are added as they are", {" * math.exp(largest - row_largest)": ""}, "value", "its own largest"),
+        Wrong("the thread's own largest", {"lse[n] = row_largest": "lse[n] = largest"}, "value", "of all threads"),
         Wrong("no log", {"row_largest + math.log(row_total)": "row_largest"}, "value", "log(total)"),
         Wrong("minus infinity less minus infinity", {"LOWEST = np.float32(0), np.float32(-1e38)": "LOWEST = np.float32(0), np.float32(-np.inf)"},
-            "value"),
+            "value", "start with something finite"),
         Wrong("thread 0 alone sums", {"    row_total = block_sum(total * math.exp(largest - row_largest))\n    if cuda.threadIdx.x == 0:\n":
             "    if cuda.threadIdx.x == 0:\n        row_total = block_sum(total * math.exp(largest - row_largest))\n"}, "barrier", "every thread"),
         Wrong("all threads write", {"    if cuda.threadIdx.x == 0:": "    if True:"}, "race", "one of them"),
