@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 02 · The encoder
 #
-# **You will learn** how a token becomes a row of numbers, and how its gradient finds the way back: many rows must be added to one. That is
-# where threads lose sums, where careful threads give other bits in every run, and where a loop, turned round, does neither. Then you make
+# **You will learn** how a token becomes a row of numbers, and how the gradient finds its way back: many rows must be added up into one.
+# There, careless threads lose sums, and careful ones give different bits in every run; turning the question round cures both. Then you make
 # it faster: from 167 ms to 0.05. You write the layer yourself, forward and backward, and GPT-2 trains with it.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, blocks, races, `block_sum`) and [01](01_gpt2_on_one_page.ipynb) (gradients,
@@ -12,7 +12,7 @@
 # | letter | meaning | here | GPT-2 124M, as measured below |
 # | --- | --- | --- | --- |
 # | `B`, `T` | sequences in a batch, tokens of a sequence | 2, 5 | 8, 1024 |
-# | `N` | `B * T`: places, a row for each | 10 | 8,192 |
+# | `N` | `B * T`: rows, one for each token of the batch | 10 | 8,192 |
 # | `C` | channels: the numbers of a row | 2 to 64 | 768 |
 # | `V`, `Vp` | vocabulary: how many tokens there are; the same, rounded up to a multiple of 128 | 5 | 50,257; 50,304 |
 
@@ -55,12 +55,12 @@ print("kernels run on:", device_name())
 # A token is a number, but it is a name, not a quantity: token 200 is not twice token 100. So the layer gives each token a row of `C`
 # numbers of its own, which training may move wherever it likes: row `v` of a table, `wte` (V, C). Where the token is matters, too, so each
 # position `t` has a row in a second table, `wpe` (maxT, C), with maxT the longest sequence that it allows. The layer, which this package
-# calls the **encoder** after llm.c (elsewhere it is the embedding; in PyTorch two `nn.Embedding`), adds the two:
+# calls the **encoder** after llm.c (elsewhere it is called the embedding; in PyTorch it is two `nn.Embedding`), adds the two:
 #
 #     out[b, t] = wte[tokens[b, t]] + wpe[t]
 #
-# Our vocabulary has five words, and the batch two sentences. Row `v` of `wte` begins with `10 v`, row `t` of `wpe` is `t`. **Predict** the
-# first column of `out` for `the cat saw the dog`. Which two of its rows differ only because of their positions?
+# Our vocabulary has five words, and the batch two sentences. Row `v` of `wte` begins with `10 v`, row `t` of `wpe` begins with `t`.
+# **Predict** the first column of `out` for `the cat saw the dog`. Which two of its rows differ only because of their positions?
 
 # %%
 words = ["the", "cat", "dog", "saw", "ran"]
@@ -84,8 +84,8 @@ print(encoder_forward(tokens, small_wte, small_wpe)[:T])
 # The two `the`, rows 0 and 3. As in chapter 01 the sequences lie below one another: row `b * T + t` of `out` is position `t` of sequence
 # `b`. Such a row number is called a **place** in this chapter.
 #
-# Mathematically a lookup is a matrix product: for each place a row of zeros with a single 1, at the token, times the table. (Such a row is
-# called one-hot.) Is that a way to compute it, at the size that is measured below?
+# Mathematically a lookup is a matrix product: for each place a row of V numbers, all 0 but a single 1 in the token's column, times the
+# table. (Such a row is called one-hot.) Is that a way to compute it, at the size that is measured below?
 
 # %%
 one_hot = np.eye(len(words))[tokens.reshape(-1)]  # (N, V)
@@ -95,7 +95,7 @@ print(f"product: {measured.N * measured.Vp * measured.C:,} multiplications; look
 
 # %% [markdown]
 # 316 billion, and all but one in 50,304 of them are by zero. So nobody multiplies. What is left to compute is one addition for each number:
-# the layer is all memory, which makes it a good one to begin with.
+# all that costs time is memory, which makes this layer a good one to begin with.
 #
 # ## 2. Which way does the gradient go?
 #
@@ -119,8 +119,9 @@ np.add.at(dwte, tokens.reshape(-1), dout)
 print("np.add.at(dwte, tokens, dout) ", dwte[:, 0])
 
 # %% [markdown]
-# `the` occurs four times, `ran` never. The first line loses sums: it reads all ten rows of `dwte`, adds, and writes all ten; four of them
-# are row 0, and the last one remains. The second adds one row after the other. Remember the first: it is what careless threads do.
+# `the` occurs four times, `ran` never. The first line loses sums: it reads all ten rows of `dwte`, adds, and writes all ten; four of the
+# ten are row 0, and of these only the last one written remains. The second adds one row after the other. Remember the first: it is what
+# careless threads do.
 #
 # Is the formula right? Nudge, and look.
 
@@ -154,11 +155,12 @@ except AssertionError as error:
 
 # %% [markdown]
 # Why does it *add* to `dwte`, and not write? Because GPT-2 uses `wte` twice: once here, and once at its end, where the logit of a token is
-# the product of the last row with the token's row of `wte`. By the rule, raising `wte[v, c]` moves the loss in two ways, and the gradient
-# is the sum. (Two layers that share a table: this is called weight tying.) Backward comes to the encoder last, so `dwte` is already full.
+# the dot product of a place's final row with the token's row of `wte`. By the rule, raising `wte[v, c]` moves the loss in two ways, and the
+# gradient is the sum. (Two layers that share a table: this is called weight tying.) Backward comes to the encoder last, so `dwte` already
+# holds the other part of the sum.
 #
-# If you know PyTorch: `dwte` is `wte.grad`, which also accumulates; `np.add.at` is `index_add_`; `check_gradient` is
-# `torch.autograd.gradcheck`.
+# If you know PyTorch: `dwte` is `wte.grad`, which also accumulates; `np.add.at` is `index_add_(0, ...)`, and `dwte[tokens] += dout` loses
+# sums there, too; `check_gradient` is `torch.autograd.gradcheck`.
 #
 # ## 3. Which work is independent?
 #
@@ -169,7 +171,7 @@ draw_gather_and_scatter(tokens.reshape(-1), words)
 
 # %% [markdown]
 # Forward is a **gather**: each row of `out` fetches what it needs. Several may fetch the same row, which does no harm, and each row of
-# `out` is written once. All `N * C` elements are independent: cut it as you like.
+# `out` is written once. All `N * C` elements are independent: divide them among the threads as you like.
 #
 # Backward is a **scatter**: each row of `dout` is sent to where it belongs, and several arrive at the same row. There the trouble begins.
 #
@@ -202,11 +204,13 @@ if SIMULATING:
 
 # %% [markdown]
 # Four pieces, all used. Though the rows of `wte` are scattered over the memory, each of them is a long piece: in GPT-2 3 KB. Within a row
-# the access is coalesced, and that is what counts. And a second block with the same token finds the row in the **cache**, a small fast
-# memory that keeps what has been fetched last. (The bits are those of NumPy: one addition, one rounding.)
+# the access is coalesced, and that is what counts. And a second block with the same token probably finds the row in the cache. (The busiest
+# thread reads five numbers: the token, and two channels from each table, since C is 64 and the simulator's blocks have 32 threads. The bits
+# are those of NumPy: one addition, one rounding.)
 #
 # **Do** [02_encoder_forward](exercises/02_encoder_forward.py). It is the first layer of a GPT-2 of your own, so its name and its arguments
-# are the package's.
+# are the package's. (In the text of an exercise `[r]` marks an array that is read, `[w]` one that is overwritten, and `[+]` one that is
+# added to.)
 
 # %%
 # check("02_encoder_forward")
@@ -215,10 +219,10 @@ if SIMULATING:
 # ## 4. How fast is the forward?
 #
 # All steps from this kernel to the one that the trainer uses are in [dev/kernels/encoder.py](../dev/kernels/encoder.py). They are called
-# the ladder; each line of the table is a **rung**, a version of the kernel: its name, its precision, the time of a launch, the bytes per
-# second that it moves, and the share of the **ceiling**, the speed at which the GPU copies memory. (fp32 is float32. bf16 is a float of two
-# bytes, with 8 bits of precision instead of 24, in which the package trains. Without a GPU you see what was measured; on one it is measured
-# now, which takes a while.)
+# the ladder; each line of the table is a **rung**, a version of the kernel: its name, its precision, the time of a launch, the bytes that
+# must be moved divided by this time, and the share of the **ceiling**, the rate at which the GPU copies memory. (fp32 is float32. bf16 is a
+# float of two bytes, with 8 bits of precision instead of 24, in which the package trains. Without a GPU you see what was measured; on one
+# it is measured now, which takes a while.)
 
 # %%
 show_ladder("encoder_forward")
@@ -226,8 +230,8 @@ draw_ladder("encoder_forward")
 
 # %% [markdown]
 # **plain → eight_per_thread.** The plain kernel is coalesced and still at less than half. It computes nothing to speak of. So what bounds
-# it? Count instructions: a load brings 4 bytes to a thread. The hardware can load up to 16 at once. **Predict**: which channels of a row of
-# 64 does each of the first threads get, if it handles eight neighbours?
+# it? Count instructions: each of its loads brings 4 bytes to a thread. The hardware has one that brings 16. **Predict**: which channels of
+# a row of 64 does each of the first threads get, if it handles eight neighbours?
 
 # %%
 if SIMULATING:
@@ -242,10 +246,10 @@ if SIMULATING:
 # way while it waits: in fp32 from 42.5 to 77.4 % of the ceiling.
 #
 # **eight_per_thread → fast.** Now look at bf16. It moves half of the bytes, but does not take half of the time, and its share is lower.
-# Some work has remained the same: each thread finds its row, channel, sequence and position from its number, by two divisions of integers
-# with remainder, and a GPU has no instruction that divides integers; it takes a sequence of them. So in `fast` a warp takes a row, and the
-# launch numbers the positions and sequences, as in the plain kernel: no division. In bf16 that is a gain, from 53.7 to 58.1 %. In fp32 it
-# is a small loss, from 77.4 to 73.0: with twice the bytes, the divisions do not seem to have set the pace.
+# Some work has remained the same: from its number each thread finds its row and channel, and from the row its sequence and position. That
+# is two integer divisions with remainder, and a GPU has no instruction for one; it needs a sequence of others. So in `fast` a warp takes a
+# row, and the launch numbers the positions and sequences, as in the plain kernel: no division. In bf16 that is a gain, from 53.7 to 58.1 %.
+# In fp32 it is a small loss, from 77.4 to 73.0: with twice the bytes, the divisions do not seem to have set the pace.
 #
 # The lesson for all layers to come: ask what a thread does *besides* moving bytes.
 
@@ -271,11 +275,11 @@ print(dwte.copy_to_host()[:, 0])
 report(lambda: scatter_kernel[B * T, 2](dwte, ones, token_of_place))
 
 # %% [markdown]
-# The simulator runs one block after the other, so each reads what the one before has written: right, and no proof. The detector sees that
-# two blocks read and write `dwte[0, 0]`, and nothing orders them.
+# The simulator runs one block after the other, so each reads what the one before has written: the result is right, and proves nothing. The
+# detector sees that two blocks read and write `dwte[0, 0]`, and nothing orders them.
 #
-# On a GPU `+=` is three steps: read, add, write. To see what can happen, let all threads of one block go through them together. (A barrier
-# between reading and writing forces the order that a GPU may choose.) **Predict** the counts.
+# On a GPU `+=` is three steps: read, add, write. To see what can happen, let all threads of one block take them in step. (A barrier between
+# reading and writing forces the order that a GPU may choose.) **Predict** the counts.
 
 
 # %%
@@ -293,7 +297,7 @@ print(counts.copy_to_host(), "instead of", np.bincount(tokens.reshape(-1), minle
 
 # %% [markdown]
 # Every token that occurs has been counted once: all four `the` read 0, and all wrote 1. It is the same as NumPy's `dwte[tokens] += dout`.
-# How many get lost on a real GPU? If you have one, the next cell counts them, three times.
+# How many get lost on a real GPU? If you have one, the next cell counts them, three times; if not, it asks the detector.
 
 
 # %%
@@ -314,10 +318,10 @@ else:
         print(f"{counts.copy_to_host().sum():,} of {measured.N:,} have been counted")
 
 # %% [markdown]
-# (Two threads of one block are enough. Here the detector finds two blocks first.)
+# (This race needs no second block: two threads of one are enough. Here the detector happens to meet threads of two blocks first.)
 #
-# **Do** [02_lost_sums](exercises/02_lost_sums.py): somebody has divided the rows among four blocks, and each of its tests passes. Barriers
-# do not help, since they order the threads of one block only. What does?
+# **Do** [02_lost_sums](exercises/02_lost_sums.py): somebody has divided the rows among four blocks, and in the simulator every result is
+# right. Barriers do not help, since they order the threads of one block only. What does?
 
 # %%
 # check("02_lost_sums")
@@ -326,8 +330,8 @@ else:
 # ## 6. Why not add atomically?
 #
 # `cuda.atomic.add(array, index, value)` reads, adds and writes as one step, which nothing can interrupt. No sum is lost, and the detector
-# has nothing to say. Let 32 threads add 32 random numbers to one, five times, in an order that is drawn by lot each time. **Predict**: how
-# many different results?
+# has nothing to say. Let 32 threads add 32 random numbers to one, five times, in a random order each time. **Predict**: how many different
+# results?
 
 
 # %%
@@ -348,26 +352,26 @@ if SIMULATING:
     report(lambda: add_atomically_kernel[1, 32](total, values))
 
 # %% [markdown]
-# Three, in the simulator. The first digits agree, the last ones do not: float32 rounds after each addition, so another order gives other
-# bits. No result is wrong. But then no two runs of the same training are equal, and from the first step on the difference grows. (How far,
-# in the training of GPT-2: [dev/bench](../dev/bench/README.md#compared-with-llmc) compares llm.c with itself, with one backward of
-# attention that is deterministic, and one that is not. With 1.5 billion parameters the losses are equal in step 1, 4.8e-5 apart in step 2,
-# and 9.9e-4 in step 10.)
+# Three, in the simulator. The first digits agree, the last ones do not: float32 rounds after each addition, so another order gives
+# different bits. No result is wrong. But no two runs of the same training agree to the last bit, and from step to step the difference tends
+# to grow. (How far, in the training of GPT-2? [dev/bench](../dev/bench/README.md#compared-with-llmc) compares two runs of llm.c: the
+# backward of attention is deterministic in one, adding in a fixed order, and not in the other. With 1.5 billion parameters their losses are
+# equal in step 1, 4.8e-5 apart in step 2, and 9.9e-4 in step 10.)
 #
 # Is that bad? Training does not care. *You* do, when something has changed and you want to know whether it was you. In this package the
 # same command gives the same bits, so a resumed run can be compared with an uninterrupted one, byte for byte. No kernel of it adds floats
-# atomically.
+# atomically. (PyTorch's `index_add_` does, on a GPU, unless you call `torch.use_deterministic_algorithms(True)`.)
 #
-# Atomics have a second drawback: additions to one number wait for each other, and in text one token may fill every tenth place.
+# Atomics have a second drawback: additions to one number wait for each other, and in text a single token may fill a tenth of all places.
 #
 # ## 7. Who owns the sum?
 #
-# Turn the loop round. So far each row of `dout` has asked: where do I go? Now each row of `dwte` asks: which rows of `dout` are mine? One
-# block for each row of the *result*, and no other writes it. That is a gather again: no race, no atomics, and the order of the additions is
-# the order of the loop.
+# Turn the question round. So far each row of `dout` has asked: where do I go? Now each row of `dwte` asks: which rows of `dout` are mine?
+# One block for each row of the *result*, and no other writes it. That is a gather again: no race, no atomics, and the order of the
+# additions is the order of the loop.
 #
-# The price: to find its rows, a block must look at all N tokens. Before you write it, a smaller one with the same plan, and with more than
-# one thread at work. **Do** [02_count_tokens](exercises/02_count_tokens.py): count how often each token occurs; a block for each token.
+# The price: to find its rows, a block must look at all N tokens. First a smaller kernel of this kind, in which the threads of a block share
+# the search. **Do** [02_count_tokens](exercises/02_count_tokens.py): count how often each token occurs; a block for each token.
 
 # %%
 # check("02_count_tokens")
@@ -404,7 +408,8 @@ report(lambda: encoder.encoder_backward_wte_kernel[5, 32](dwte, device_dout, dev
 
 # %% [markdown]
 # 18: ten tokens, and for each of four rows its number and the sum so far. A thread of `ran` reads ten tokens for nothing at all. *How much
-# is that at GPT-2's size?* The ladder's tokens are random, with one of them at three places in ten, to be as uneven as text.
+# is that at GPT-2's size?* The ladder's tokens are random, but one of them has three places in ten: in text, too, a few tokens are very
+# frequent.
 
 # %%
 ladder_tokens = awkward_tokens(measured).reshape(-1)
@@ -413,7 +418,7 @@ print(f"{comparisons:,} comparisons in the {measured.Vp:,} blocks, of which {mea
 print(f"{len(np.unique(ladder_tokens)):,} different tokens occur: {measured.Vp - len(np.unique(ladder_tokens)):,} blocks find nothing")
 
 # %% [markdown]
-# Four hundred million, one in 50,304 of which is of use. And each is made by every warp of the block.
+# Four hundred million, one in 50,304 of which is of use. And every warp of the block makes each of them.
 #
 # ## 8. The ladder: from 167 ms to 0.05
 #
@@ -424,10 +429,10 @@ show_ladder("encoder_backward")
 draw_ladder("encoder_backward")
 
 # %% [markdown]
-# Below 0.05 %. **What bounds the plain kernel?** Not memory: the tokens are 32
-# KB, in the cache of every multiprocessor. So count what is executed. A multiprocessor has four schedulers, each of which starts at most
-# one instruction of a warp per clock cycle. With blocks of 256 threads, 8 warps, and the H200's clock (1.98 GHz, from chapter 00): how many
-# cycles was there for each comparison of a warp?
+# Below 0.05 %. **What bounds the plain kernel?** Not memory: the tokens are 32 KB, which fit into the cache that each multiprocessor has.
+# So count what is executed. Each of the 132 multiprocessors has four schedulers, each of which starts at most one instruction of a warp per
+# clock cycle. With blocks of 256 threads, 8 warps, and the H200's clock (1.98 GHz, from chapter 00): how many cycles of a scheduler does
+# one comparison of a warp take?
 
 # %%
 plain = recorded("encoder_backward", "fp32")[0]
@@ -436,13 +441,13 @@ cycles = 132 * 4 * 1.98e9 * plain.ms / 1000
 print(f"{warp_comparisons:,} comparisons by warps, in {cycles:,.0f} cycles of all schedulers: {cycles / warp_comparisons:.0f} each")
 
 # %% [markdown]
-# So one comparison is some tens of instructions at the most: the loop's counter, the index of `tokens[b, t]`, tests for negative indices
+# So one comparison takes some tens of instructions at most: the loop's counter, the index of `tokens[b, t]`, tests for negative indices
 # (Numba allows `a[-1]`), the load, the test. Nothing can be gained by loading faster. There are too many comparisons: *the work grows with
 # V times N, where N would do.*
 #
-# **plain → block_per_token.** Who could know beforehand where a token's places are? The host: it has the tokens before the GPU does. Sort
-# the places by token, once, and every block finds its own side by side. **Predict** `places` and `starts` for our ten words, with
-# `starts[v]` where the places of token `v` begin.
+# **plain → block_per_token.** Who could know beforehand where a token's places are? The **host**, the CPU and its program: it has the
+# tokens before the GPU does. Sort the places by token, once for each batch, and every block finds its own side by side. **Predict**
+# `places` and `starts` for our ten words, with `starts[v]` where the places of token `v` begin.
 
 # %%
 flat = tokens.reshape(-1)
@@ -477,7 +482,8 @@ print(f"{rows.max() // 8} rows one after another in each of 8 warps: {rows.max()
 
 # %% [markdown]
 # By this rough reckoning, half of the time that was measured. While that one block is still at work, nearly all multiprocessors have
-# nothing to do. Is this because our tokens are odd? *How uneven is text?* Here are 65,536 bytes of Python's own:
+# nothing to do. Is this because our tokens are odd? *How uneven is text?* Here are 65,536 bytes of the text that chapter 01 trains on,
+# Python's own:
 
 # %%
 train_tokens, _ = builtin_corpus()
@@ -494,12 +500,13 @@ draw_frequencies({"bytes of text, N = 65,536": text_counts, "the ladder's tokens
 
 # %%
 _, pieces = places_by_token(tokens, 5)
-print("pieces of", PLACES_PER_PIECE, "places: token, start, number of pieces in a token's first")
+print(f"pieces of {PLACES_PER_PIECE} places. In each row: token, start in places, and the number of its pieces (0 after the first)")
 print(pieces[pieces[:, 0] >= 0])
 
 # %% [markdown]
 # Five, in the simulator: `the` has two, and each other word that occurs has one. (Tokens are sorted by frequency here, so that those with
-# several pieces come first.) Here is what the three kernels touch. *Who reads what, and who has most to do?*
+# several pieces come first.) Here is what the three kernels touch. *Who reads what, and who has most to do?* (A line for each block or warp
+# that reads anything.)
 
 # %%
 if SIMULATING:
@@ -521,11 +528,12 @@ if SIMULATING:
 # On the left every block goes over all places; on the right nobody has more than three rows. From 0.161 to 0.053 ms in fp32.
 #
 # What does sorting cost? Nothing that one waits for: the host does it while the GPU is still busy with the forward pass, and the result is
-# two arrays of integers. And why not 100 %? A part of the answer is in the counting: it has a row of `dwte` for each place, as if no token
-# occurred twice. The rest is not known: the layer takes 0.1 % of a training step, so nobody has looked for it.
+# two arrays of integers. And why not 100 %? It is even further away than the table says: there the bytes are counted as if no token
+# occurred twice, with a row of `dwte` read and written for each of the 8,192 places. With one for each of the 5,403 different tokens, the
+# share is 29 %, not 36.8. What takes the rest of the time is not known: the layer takes 0.1 % of a training step, so nobody has looked.
 #
-# And the bits? Back to section 6: again the threads take turns in an order drawn by lot, now with the kernels of the ladder. **Predict**:
-# how many different results does each have in five runs? And do the three agree?
+# And the bits? Back to section 6: again the threads take turns in a random order, now with the kernels of the ladder. **Predict**: how many
+# different results does each have in five runs? And do the three agree?
 
 # %%
 if SIMULATING:
@@ -540,18 +548,20 @@ if SIMULATING:
 
 # %% [markdown]
 # One each, whatever the order of the threads. They need not agree with each other: each has a fixed order of additions, but not the same
-# one. (For `the`, plain adds four rows one after the other, and so does fast, first three and then one; block_per_token adds two and two.)
+# one. (For `the`, plain adds four rows one after the other, and so does fast, first three and then one; block_per_token, which has two
+# warps in the simulator, adds two and two.)
 #
 # ## 9. What surprised us
 #
 # From [the log](../dev/LOG.md) and [dev/bench](../dev/bench/README.md) of this package, on an H200:
 #
-# - **Four rows at a time, half the speed** (2026-11-22; 65,536 tokens, bf16). A warp for each token, with four rows in flight: 110 µs were
-#   predicted, 666 measured. It had been 340 with eight in flight. Everything waited for the most frequent token. With pieces: 128.
-# - **The plain backward was predicted to take 33 ms of a training step; it took 255** (2026-11-28, d12 with B = 4). The block then scanned
-#   all tokens once for every 256 of its 768 channels. Adding to `dwte` directly, the loop over the channels innermost, as you have seen it:
-#   one scan, 170 ms less, and two lines less.
-# - **Twice the bytes, hardly more time.** Forward, eight_per_thread: 0.012 ms in bf16, 0.016 in fp32 (2026-11-28, section 4).
+# - **Four rows at a time, half the speed** (2026-11-22; 65,536 tokens, bf16). A warp for each token, with four rows in flight (asked for
+#   before it waits for the first): 110 µs were predicted, 666 measured. It had been 340 with eight in flight. Everything waited for the
+#   most frequent token. With pieces: 128.
+# - **The plain backward was predicted to take 33 ms of a training step; it took 255** (2026-11-28, GPT-2 124M with B = 4). The block then
+#   scanned all tokens once for every 256 of its 768 channels. Adding to `dwte` directly, the loop over the channels innermost, as in
+#   section 7: one scan, 170 ms less, and two lines fewer.
+# - **Twice the bytes, only a third more time.** Forward, eight_per_thread: 0.012 ms in bf16, 0.016 in fp32 (2026-11-28, section 4).
 # - **The same kernel, 31 % or 85 % of the ceiling** (2026-11-22, [tables](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)). The forward
 #   of 65,536 random tokens took 139 µs alone, with other data in the cache, and 50 µs within a training step. A kernel's speed is not its
 #   own: it depends on what ran before.

@@ -118,7 +118,7 @@ def loads_of(seen, memory):
 
 
 def draw_loads(loads):
-    """Which channels of a row of wte the first instructions of eight threads bring. loads: {title: [thread's set of channels, ...]}."""
+    """Which channels of a row of wte the first loads of the threads bring. loads: {title: [thread's set of channels, ...]}."""
     figure = Figure(figsize=(10, 0.6 + 1.0 * len(loads)), layout="constrained")
     axes = figure.subplots(len(loads), 1)
     for panel, (title, threads) in zip(axes, loads.items()):
@@ -135,4 +135,4 @@ def draw_loads(loads):
         panel.spines[:].set_visible(False)
         panel.set_facecolor(PALE)
     axes[-1].set_xlabel("channel of a row of wte; the threads alternate in colour", fontsize=10)
-    present(figure, "Above, the first load of a thread brings one channel, below eight neighbouring ones.")
+    present(figure, "Above, the first load of a thread brings one channel; below, its first two loads bring eight neighbouring ones.")

@@ -8,9 +8,9 @@ it runs one block after the other. The race detector says what is wrong:
 
     dwte[1, 0]: thread 0 of block 1 wrote it, thread 0 of block 2 read it, and blocks run in any order
 
-On a GPU both blocks may read dwte[1, 0], both add, both write, and one sum is lost. Leave the loop as it is: give `mine` a second value, so
-that no row of dwte belongs to two blocks. Share the work among all four: with one block that does everything the check passes, too, but the
-table that it prints has more accesses than the least possible.
+On a GPU both blocks may read dwte[1, 0], both add, both write, and one sum is lost. Leave the loop as it is: give `mine` another value, on a
+line of your own, so that no row of dwte belongs to two blocks. Share the work among all four: if one block does everything, the check
+passes, too, but the table that it prints has more accesses than the least possible.
 
     python -m tutorials.check 02_lost_sums
 """

@@ -39,6 +39,10 @@ EXERCISE = Exercise(
             "Only one thread may write counts[v], and only the block of v: the others hand over what they have counted through block_sum.",
             "total = block_sum(count), called by all; then thread 0 alone writes: if i == 0: counts[v] = total",
         ),
+        "not written": (
+            "Thread 0 of each block writes: counts[v] = total. To add to counts, atomically or not, is no use: it holds NaN before.",
+        ),
+        "float64": ("A bare 0.0 or 1.0 is float64, and makes the sum float64: ZERO and ONE are there for that.",),
         "barrier": ("There are barriers in block_sum: all threads of the block must call it, also those that have found nothing.",),
         "bounds": ("There may be fewer tokens than threads, or more: for n in range(i, tokens.shape[0], cuda.blockDim.x)",),
         "value": (
@@ -55,8 +59,16 @@ EXERCISE = Exercise(
             lambda tokens: {"counts": counted(tokens[::32], int(tokens.max()) + 1)}, "That is what thread 0 alone has found: use block_sum."
         ),
         Mistake(
+            lambda tokens: {"counts": 32 * counted(tokens, int(tokens.max()) + 1)},  # a block has 32 threads in the simulator
+            "That is 32 times too much: each of the 32 threads has counted all tokens. Thread i starts at i and goes on by cuda.blockDim.x.",
+        ),
+        Mistake(
             lambda tokens: {"counts": np.arange(tokens.max() + 1) * counted(tokens, int(tokens.max()) + 1)},
             "That is the sum of the tokens: add ONE for each.",
+        ),
+        Mistake(
+            lambda tokens: {"counts": np.full(int(tokens.max()) + 1, np.nan)},
+            "counts holds NaN before the call: it is to be overwritten, not added to.",
         ),
     ),
     wrong=(
@@ -76,6 +88,14 @@ EXERCISE = Exercise(
         ),
         Wrong("without a bound", {LOOP: "if tokens[i] == v:\n        count = ONE"}, "value", "every token"),
         Wrong("the last token is forgotten", {"range(i, tokens.shape[0],": "range(i, tokens.shape[0] - 1,"}, "value", "every token"),
+        Wrong("adds to counts", {"counts[v] = total": "counts[v] += total"}, "value", "overwritten"),
+        Wrong(
+            "every thread counts all, and all are added",
+            {"range(i, tokens.shape[0], cuda.blockDim.x)": "range(tokens.shape[0])"},
+            "value",
+            "32 times",
+        ),
+        Wrong("a float64 sum", {"count = ZERO": "count = 0.0"}, "float64", "ZERO"),
         Wrong("adds the token", {"count += ONE": "count += np.float32(v)"}, "value", "sum of the tokens"),
         Wrong(
             "adds where the token is",

@@ -10,6 +10,20 @@ WIDE = Sizes(B=2, T=3, C=40, NH=1, V=10, Vp=11, OC=1)
 NARROW = Sizes(B=1, T=13, C=2, NH=1, V=8, Vp=8, OC=1)
 SMALL = Sizes(B=7, T=2, C=64, NH=1, V=8, Vp=9, OC=1)
 MOST = int(np.bincount(awkward_tokens(SMALL).reshape(-1)).max())  # rows of the most frequent token
+BY_TOKEN = """    for b in range(B):
+        for t in range(T):
+            if tokens[b, t] == v:
+                for c in range(cuda.threadIdx.x, C, cuda.blockDim.x):
+                    dwte[v, c] += dout[b, t, c]
+"""
+OVERWRITTEN = """    for c in range(cuda.threadIdx.x, C, cuda.blockDim.x):
+        total = ZERO
+        for b in range(B):
+            for t in range(T):
+                if tokens[b, t] == v:
+                    total += dout[b, t, c]
+        dwte[v, c] = total
+"""
 POSITIONS = "            total += dout[b, t, c]\n        dwpe[t, c] += total"
 
 
@@ -58,19 +72,31 @@ EXERCISE = layer_exercise(
             "The threads stride over the channels: for c in range(cuda.threadIdx.x, C, cuda.blockDim.x)",
         ),
         "host": (
-            "If your kernel adds with cuda.atomic.add: that would be right, with other bits in each run. Here block v makes all additions to "
+            "If your kernel adds with cuda.atomic.add: that would be right, with different bits in each run. Here block v makes all additions to "
             "row v, in the order of a loop.",
         ),
         "transactions": (
             "Neighbouring threads, neighbouring channels, and every thread its share: for c in range(cuda.threadIdx.x, C, cuda.blockDim.x).",
         ),
-        "bounds": ("dout has the shape (B, T, C) in the kernels: dout[b, t, c]. tokens has (B, T).",),
+        "float64": ("A bare 0.0 is float64, and makes the sum float64: begin with ZERO.",),
+        "bounds": (
+            "dout has the shape (B, T, C) in the kernels: dout[b, t, c]. tokens has (B, T). Is it the channel that is too large? There may be fewer "
+            "channels than threads: for c in range(cuda.threadIdx.x, C, cuda.blockDim.x)",
+        ),
         "value": (
             "Compare the ranges: b from 0 to B - 1, t from 0 to T - 1, and every channel once.",
             "Is each row added once, to what was there before? dwte[v, c] += dout[b, t, c] where tokens[b, t] == v.",
         ),
     },
     mistakes=(
+        Mistake(
+            lambda dwte, dwpe, dout, tokens, s: right(0 * dwte, dwpe, dout, tokens, s),
+            "What was in dwte before is lost: dwte[v, c] += the sum, not =.",
+        ),
+        Mistake(
+            lambda dwte, **a: right(0 * dwte, **a) | forgotten(dwte, **a),
+            "What was in dwte and dwpe before is lost: both are added to, +=, not =.",
+        ),
         Mistake(last_only, "A row of dwte holds the last place of its token alone: +=, not =."),
         Mistake(lambda **a: right(**a) | forgotten(**a), "dwpe is added to, not overwritten: dwpe[t, c] += total"),
         Mistake(
@@ -87,7 +113,10 @@ EXERCISE = layer_exercise(
     ),
     wrong=(
         Wrong("dwpe is overwritten", {"dwpe[t, c] +=": "dwpe[t, c] ="}, "value", "dwpe is added to"),
-        Wrong("dwte is overwritten", {"dwte[v, c] +=": "dwte[v, c] ="}, "value", "the last place"),
+        Wrong("dwte is overwritten by the sum", {BY_TOKEN: OVERWRITTEN}, "value", "What was in dwte before"),
+        Wrong("both are overwritten", {BY_TOKEN: OVERWRITTEN, "dwpe[t, c] +=": "dwpe[t, c] ="}, "value", "What was in dwte and dwpe"),
+        Wrong("a float64 sum", {"total = ZERO": "total = 0.0"}, "float64", "ZERO"),
+        Wrong("dwte is overwritten by each place", {"dwte[v, c] +=": "dwte[v, c] ="}, "value", "the last place"),
         Wrong(
             "the first sequence only, in dwpe",
             {"        for b in range(dout.shape[0]):\n            total": "        for b in range(1):\n            total"},

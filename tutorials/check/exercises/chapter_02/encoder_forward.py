@@ -25,7 +25,10 @@ EXERCISE = layer_exercise(
             "Which row of out is the block's? t = cuda.blockIdx.x, b = cuda.blockIdx.y. Read its token into a variable.",
             "The threads stride over the channels: for c in range(cuda.threadIdx.x, out.shape[2], cuda.blockDim.x). Then one line is missing.",
         ),
-        "bounds": ("tokens is indexed by sequence, then position: tokens[b, t]. And blockIdx.x is t, blockIdx.y is b.",),
+        "bounds": (
+            "Which array does the message name? tokens is indexed tokens[b, t], where blockIdx.x is t and blockIdx.y is b. In wte, wpe or out it is "
+            "the channel: a row may have fewer channels than the block has threads, so the channels need a loop, or a test.",
+        ),
         "not written": (
             "A row may have more channels than the block has threads: does your loop reach all of them?",
             "The threads stride over the channels: for c in range(cuda.threadIdx.x, out.shape[2], cuda.blockDim.x)",

@@ -7,7 +7,7 @@ from tutorials.check.host_exercises import host_exercise
 
 
 def arguments(random, N, V):
-    return {"tokens": random.integers(V, size=N).astype(np.int32), "V": V + 2}  # the last two tokens do not occur
+    return {"tokens": random.integers(V - 2, size=N).astype(np.int32), "V": V}  # the last two tokens do not occur
 
 
 def right(tokens, V):
@@ -24,16 +24,17 @@ EXERCISE = host_exercise(
     arguments=arguments,
     reference=lambda tokens, V: result(*right(tokens, V)),
     tolerance=0,
-    sizes=({"N": 4, "V": 3}, {"N": 1, "V": 1}, {"N": 7, "V": 30}, {"N": 300, "V": 4}),
+    sizes=({"N": 4, "V": 5}, {"N": 1, "V": 3}, {"N": 7, "V": 32}, {"N": 300, "V": 6}),
     hints={
         "": (
             "np.argsort says in which order the places must be read for the tokens to be sorted. How often does each token occur? np.bincount.",
             "starts[v] is the number of places of all tokens below v: 0, then the cumulative sum of the counts. It has V + 1 numbers.",
         ),
         "value": (
-            "result[0] is places: indices into tokens, and those of one token in ascending order. np.argsort has an option for that, "
-            'kind="stable".',
-            "result[1] is starts: V + 1 numbers, 0 and the cumulative sum of how often each of all V tokens occurs, also the last ones.",
+            "result[0] is places: indices into tokens, sorted by token. result[1] is starts: V + 1 numbers, where each token's places begin in "
+            "places. Which of the two does the message name? Compute it by hand for 5 5 9 5, the task's example.",
+            'places: np.argsort(tokens, kind="stable"), which keeps those of one token in ascending order. starts: 0 and the cumulative sum of '
+            "how often each of all V tokens occurs, also the last ones.",
         ),
         "input": ("np.sort and np.argsort return new arrays; tokens.sort() changes the caller's.",),
         "error": ("np.argsort, np.bincount and np.cumsum take an array each. The message names the line.",),
@@ -59,6 +60,10 @@ EXERCISE = host_exercise(
             "Tokens at the end of the vocabulary may not occur: np.bincount(tokens, minlength=V).",
         ),
         Mistake(
+            lambda tokens, V: result(right(tokens, V)[0], np.searchsorted(tokens, np.arange(V + 1))),
+            "np.searchsorted needs a sorted array, and tokens is none: tokens[places] is.",
+        ),
+        Mistake(
             lambda tokens, V: result(right(tokens, V)[0], np.concatenate([np.bincount(tokens, minlength=V), [0]])),
             "Those are the counts: starts is their cumulative sum.",
         ),
@@ -66,6 +71,12 @@ EXERCISE = host_exercise(
     wrong=(
         Wrong("not stable", {'kind="stable"': 'kind="heapsort"'}, "value", "in ascending order"),
         Wrong("the tokens", {'np.argsort(tokens, kind="stable")': "np.sort(tokens)"}, "value", "indices"),
+        Wrong(
+            "searches among unsorted tokens",
+            {"np.concatenate([[0], np.cumsum(counts)])": "np.searchsorted(tokens, np.arange(V + 1))"},
+            "value",
+            "searchsorted",
+        ),
         Wrong("no first zero", {"np.concatenate([[0], np.cumsum(counts)])": "np.cumsum(counts)"}, "value"),
         Wrong("no minlength", {", minlength=V": ""}, "value"),
         Wrong(

@@ -41,26 +41,39 @@ EXERCISE = Exercise(
             "Each thread takes channels c, as in 02_encoder_backward, and for each adds up dout[places[i], c] in a register.",
         ),
         "race": ("Block v writes row v of dwte only, and in the block each thread has channels of its own.",),
-        "bounds": ("starts has V + 1 elements: the places of the last token, V - 1, end at starts[V], which is N.",),
+        "float64": ("A bare 0.0 is float64, and makes the sum float64: begin with ZERO.",),
+        "bounds": (
+            "starts holds indices into places, and places holds rows of dout: i runs from starts[v] to starts[v + 1] - 1, and the row is places[i]. "
+            "The last token's places end at starts[V], which is N, where places has no element.",
+        ),
         "not written": ("Does the loop over the channels go on by cuda.blockDim.x until the last one?",),
-        "value": ("Which rows are added? dout[places[i], c] for starts[v] <= i < starts[v + 1]; and += keeps what is in dwte.",),
+        "value": (
+            "Which rows are added? dout[places[i], c] for starts[v] <= i < starts[v + 1]; and += keeps what is in dwte.",
+            "Does the sum begin at ZERO for each channel, inside the loop over the channels? A thread may have more than one.",
+        ),
         "host": (
-            "If your kernel adds with cuda.atomic.add: that would be right, with other bits in each run. Here block v makes all additions to "
+            "If your kernel adds with cuda.atomic.add: that would be right, with different bits in each run. Here block v makes all additions to "
             "row v, in the order of a loop.",
         ),
         "transactions": (
             "Three things cost pieces: threads whose channels are not next to each other; dwte read and written for each place, where once, at "
             "the end, would do; and a row of dwte that is touched though its token does not occur.",
-            "for c in range(cuda.threadIdx.x, dout.shape[1], cuda.blockDim.x); in it a sum in a register; all of it only if first < stop.",
+            "for c in range(cuda.threadIdx.x, dout.shape[1], cuda.blockDim.x); in it a sum in a register; all of it only if starts[v] < starts[v + 1].",
         ),
     },
     mistakes=(
-        Mistake(unsorted, "Those are rows first to stop - 1 of dout: the rows of token v are dout[places[i]]."),
+        Mistake(unsorted, "Those are rows starts[v] to starts[v + 1] - 1 of dout: the rows of token v are dout[places[i]]."),
         Mistake(lambda dout, places, starts: {"dwte": sums(dout, places, starts)}, "What was in dwte before is lost: +=, not =."),
     ),
     wrong=(
         Wrong("not through places", {"dout[places[i], c]": "dout[i, c]"}, "value", "dout[places[i]]"),
         Wrong("the last place is forgotten", {"range(first, stop)": "range(first, stop - 1)"}, "value", "Which rows"),
+        Wrong("a float64 sum", {"total = ZERO": "total = 0.0"}, "float64", "ZERO"),
+        Wrong(
+            "one sum for all channels of a thread",
+            {"total = ZERO": "total = total if c >= cuda.blockDim.x else ZERO"},
+            "value",
+        ),
         Wrong("overwrites", {"dwte[v, c] +=": "dwte[v, c] ="}, "value", "is lost"),
         Wrong(
             "adds to dwte in the loop",
