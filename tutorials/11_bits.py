@@ -881,4 +881,4 @@ temporary.cleanup()
 # Exercises: `11_ulp`, `11_fixed_order_sum`, `11_first_difference`, `11_resume`. Solutions are in [solutions](solutions), for afterwards.
 #
 # With several GPUs the same questions come back, one level up: who adds the gradients of all, in which order, and who keeps which part of
-# AdamW's averages? That is chapter 12.
+# AdamW's averages? That is [chapter 12](12_many_gpus.ipynb).
