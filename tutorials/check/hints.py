@@ -28,7 +28,9 @@ GENERAL = {
     "float64": ("A bare 0.0 is float64, and so is what it is added to: make it a constant outside of the kernel, np.float32(0).",),
     "local": ("Registers have no index: a local array is in registers only if each of its indices is known when the kernel is compiled.",),
     "compiler": ("The compiler comes with the extra `tutorials` and needs no GPU.",),
-    "time": ("Does every loop come to its end? In the simulator an operation takes a thread microseconds. (On a busy machine, try again.)",),
+    "time": (
+        "Does every loop come to its end? In the simulator an operation takes a thread microseconds. (On a busy machine, try again.)",
+    ),
     "crash": ("Take out what you added last, until it runs again.",),
 }
 ALONE = {"file", "syntax", "load", "function", "compiler", "crash", "time"}  # kinds that an exercise's general hints do not fit
