@@ -101,8 +101,8 @@ for step in range(60):
         print(f"step {step + 1:>2}: loss {loss:.2f}, norm of the gradients {norm:.2f}")
 
 # %% [markdown]
-# Near log 257 = 5.55 at first, and 3.3 at the end. Six lines, and it learns. The package's loop does this, too, and is some hundred lines
-# long. What are the others for? Each of the following questions costs some of them:
+# Near log 257 = 5.55 at first, and 3.3 at the end. Six lines, and it learns. The package's loop does this, too, and is about a hundred
+# lines long. What are the others for? Each of the following questions costs some of them:
 #
 # - Which batch comes next, and does the run see all of its text? (Section 2)
 # - What if the batch does not fit into memory? (3, 4)
@@ -139,7 +139,7 @@ for _ in range(small_loader.batches_per_epoch):
 draw_samples(letters, B=2, T=3)
 
 # %% [markdown]
-# Three samples of 6 tokens, and the last target is the 19th letter, `s`. Each token is an input once and a target once; what is too short
+# Three samples of 6 tokens, and the last target is the 19th letter, `s`. Each of the first 18 tokens is an input once; what is too short
 # for a sample is left out. One pass over all shards is an **epoch**; then the loader begins again.
 #
 # Chapter 01 drew each batch from a random place instead. **Predict**: a text has 10,000 samples. Draw 10,000 times, each time from all of
@@ -208,27 +208,29 @@ for size in sizes:
 draw_accuracy(sizes, errors)
 
 # %% [markdown]
-# Four times as many: the error of a mean falls as the root of its number. (Both axes are logarithmic. The last point is a little high,
-# since the yardstick has an error of its own.) The gradient of two rows is as far from the mean as the mean is long: mostly noise. So large
-# batches make good steps; GPT-2 124M is trained with half a million tokens in each. But what forward computes must be kept until backward
-# has used it, for every row, and the memory for half a million tokens no GPU has (section 9).
+# Four times as many: the error of a mean falls as the root of the number of its terms. (Both axes are logarithmic. The last points lie
+# above the line, since the mean of many, with which they are compared, has an error of its own.) The gradient of two rows is as far from
+# the mean as the mean is long: mostly noise. So large batches make good steps; GPT-2 124M is trained with half a million tokens in each.
+# But what forward computes must be kept until backward has used it, for every row, and for half a million tokens that is more than an H200
+# has (section 9).
 #
 # The way out is one sentence long: a mean over eight rows is a sum over eight rows, and a sum may be computed in parts. A part is called a
 # **micro-batch**. On paper: four rows, with the losses 1, 3, 5, 7. Their mean is 4. Two micro-batches of two rows have the means 2 and 6.
 # **Predict**: what is the sum of these, and which factor is missing? And if the micro-batches were the rows 1, 3, 5 and the row 7?
 
 # %%
-losses = np.array([1.0, 3, 5, 7])
-for parts in ([losses[:2], losses[2:]], [losses[:3], losses[3:]]):
+four = np.array([1.0, 3, 5, 7])
+for parts in ([four[:2], four[2:]], [four[:3], four[3:]]):
     means = [float(part.mean()) for part in parts]
-    weighted = sum(part.size / losses.size * part.mean() for part in parts)
+    weighted = sum(part.size / four.size * part.mean() for part in parts)
     print(f"means {means}: sum {sum(means)}, half of it {sum(means) / 2}, each weighted by its share of the rows {weighted}")
 
 # %% [markdown]
 # The sum, 8, is twice too large; with n micro-batches of equal size the missing factor is 1/n. In the second line 1/n is wrong: each mean
-# counts with its share of the rows, here 3/4 and 1/4. What holds for the losses holds for their gradients, since the gradient of a sum is the sum of the
-# gradients. Every backward of this course *adds* to the gradients of the parameters; so n backward passes, one after the other, are the sum
-# already. That is called **gradient accumulation**. The real model: a batch of 8 rows, at once, and in 4 micro-batches of 2.
+# counts with its share of the rows, here 3/4 and 1/4. What holds for the losses holds for their gradients, since the gradient of a sum is
+# the sum of the gradients. Every backward of this course *adds* to the gradients of the parameters; so n backward passes, one after the
+# other, are the sum already. That is called **gradient accumulation**. The real model: a batch of 8 rows, at once, and in 4 micro-batches
+# of 2.
 #
 # **Predict**: in how many digits do the 38,272 gradients agree? In all bits?
 
@@ -280,10 +282,10 @@ for what, one, other in (
     print(f"{what:<36} equal bits: {equal_bits(one, other):.0%}")
 
 # %% [markdown]
-# None; none; five in six; more than a third. The factor 1/4 is innocent: dividing by a power of two changes only the exponent of a float32. A
-# third is not exact, and most numbers end up a rounding away. And **the order of the additions** counts: in float32 `(a + b) + c` is not
-# `a + (b + c)`, and the last line has the same four terms, in another order. At once, a gradient is one sum over 128 tokens; in parts, it is
-# four sums over 32 tokens, added up afterwards. (In forward, too, the products have another size, and NumPy's library may add in another
+# None; none; five in six; more than a third. The factor 1/4 is innocent: dividing by a power of two changes only the exponent of a float32.
+# A third is not exact, and most numbers end up a rounding away. And **the order of the additions** counts: in float32 `(a + b) + c` is not
+# `a + (b + c)`, and the last line has the same four terms, in another order. At once, a gradient is one sum over 128 tokens; in parts, it
+# is four sums over 32 tokens, added up afterwards. (In forward, too, the products have another size, and NumPy's library may add in another
 # order.) Both are right to within rounding. So another size of the micro-batch is another run, bit by bit; the same size is the same run.
 
 # %% [markdown]
@@ -327,7 +329,7 @@ def run_of(steps, divided_by=GRAD_ACCUM_STEPS, max_norm=1.0, zeroed="once a step
 
 
 for max_norm in (math.inf, 1.0):
-    right, forgotten = run_of(40, max_norm=max_norm), run_of(40, divided_by=1, max_norm=max_norm)
+    right, forgotten = run_of(30, max_norm=max_norm), run_of(30, divided_by=1, max_norm=max_norm)
     print(f"clipped to {max_norm}: last loss {right[-1]:.4f}, without 1/n {forgotten[-1]:.4f}")
 
 # %% [markdown]
@@ -346,7 +348,8 @@ print(f"norms {np.round(norms, 2)}, their mean {np.mean(norms):.2f}; norm of the
 
 # %% [markdown]
 # Below, since their noise points in different directions and cancels in part. So it makes a difference whether each gradient is clipped by
-# itself or their mean; what is meant is the mean. Gradients are clipped once in a step, after the last micro-batch.
+# itself or their mean; what is meant is the mean. Gradients are clipped once in a step, after the last micro-batch. (And the loss that is
+# reported is the mean over all micro-batches of the step.)
 #
 # **Do** [10_accumulate](exercises/10_accumulate.py): a batch in micro-batches, of which the last one is shorter.
 
@@ -356,9 +359,9 @@ print(f"norms {np.round(norms, 2)}, their mean {np.mean(norms):.2f}; norm of the
 # %% [markdown]
 # ### What do the partial sums cost in digits?
 #
-# In bfloat16, a number has 8 binary digits instead of 24, and on a GPU the package keeps the gradients in it, too, as llm.c does; so the sum
-# is rounded after each micro-batch. On paper, with three decimal digits: 1.00 + 0.004 is 1.00, however often. Here are the gradients of up
-# to 256 micro-batches again, added up in bfloat16. **Predict**: by how much is the sum off, after 4, 64 and 256 of them?
+# In bfloat16, a number has 8 binary digits instead of 24, and on a GPU the package keeps the gradients in it, too, as llm.c does; so the
+# sum is rounded after each micro-batch. On paper, with three decimal digits: 1.00 + 0.004 is 1.00, however often. Here are the gradients of
+# up to 256 micro-batches again, added up in bfloat16. **Predict**: by how much is the sum off, after 4, 64 and 256 of them?
 
 # %%
 for count in (4, 64, 256):
@@ -368,7 +371,7 @@ for count in (4, 64, 256):
     print(f"{count:>3} micro-batches: off by {np.linalg.norm(total - exact) / np.linalg.norm(exact):.1%}")
 
 # %% [markdown]
-# 0.3, 0.8 and 1.4 %. It grows with their number; beside the noise of the batch itself (the figure above: 12 % with 64 micro-batches) it is
+# 0.3, 0.8 and 1.4 %. It grows with their number; beside the noise of the batch itself (the figure above: 18 % with 64 micro-batches) it is
 # small.
 #
 # ## 4. When are the gradients zeroed?
@@ -381,7 +384,7 @@ for count in (4, 64, 256):
 # %%
 runs = {}
 for zeroed in ("once a step", "for each micro-batch", "never", "before the update"):
-    runs[zeroed] = run_of(100, zeroed=zeroed)
+    runs[zeroed] = run_of(80, zeroed=zeroed)
     print(f"{zeroed:<22} first losses {runs[zeroed][:3].round(2)}, mean of the last twenty {runs[zeroed][-20:].mean():.2f}")
 draw_places(runs)
 
@@ -399,9 +402,9 @@ draw_places(runs)
 # %% [markdown]
 # ## 5. How large is a step?
 #
-# The learning rate is roughly the farthest that a parameter moves in a step. In the first one, AdamW moves *every* parameter exactly that
-# far, with the sign of its gradient (chapter 01: `m̂ / sqrt(v̂)` is g / |g|). **Predict**: how many of the signs are right, if the batch has 2
-# rows, or 32, or 128? If signs were tossed, half would be.
+# The learning rate is roughly the farthest that a parameter moves in a step. In the first one, AdamW moves *every* parameter that has a
+# gradient exactly that far, against the gradient's sign (chapter 01: `m̂ / sqrt(v̂)` is g / |g|). **Predict**: how many of the signs are
+# right, if the batch has 2 rows, or 32, or 128? If signs were tossed, half would be.
 
 # %%
 there = mean != 0  # a token that is in none of the batches has no gradient
@@ -419,13 +422,13 @@ for size in (1, 16, 64):
 
 # %%
 MAX_STEPS, WARMUP_STEPS = 100, 10
-rates = {
+curves = {
     name: [
         schedules.learning_rate(name, step, MAX_STEPS, peak=1.0, warmup_steps=WARMUP_STEPS, final_fraction=0.1) for step in range(MAX_STEPS)
     ]
     for name in ("cosine", "linear", "wsd", "constant")
 }
-draw_schedules(rates, WARMUP_STEPS)
+draw_schedules(curves, WARMUP_STEPS)
 
 # %% [markdown]
 # With `constant` (which, as in llm.c, has no warm-up), and with `wsd`: "warm-up, stable, decay", in which nothing depends on the length of
@@ -437,17 +440,20 @@ draw_schedules(rates, WARMUP_STEPS)
 
 # %%
 for step in (0, 9, 10, 55, 99):
-    print(f"step {step:>2}: {rates['cosine'][step]:.4f}")
+    print(f"step {step:>2}: {curves['cosine'][step]:.4f}")
 
 # %% [markdown]
-# The first is 0.1, a tenth of the peak, and not 0: a step with the rate 0 would be a batch for nothing. Steps 9 and 10 are both at the peak,
-# the last of the warm-up and the first of the decay. The last is a bit above the floor, which would be reached in step 100; but there is
-# none.
+# The first is 0.1, a tenth of the peak, and not 0: a step with the rate 0 would be a batch for nothing. Steps 9 and 10 are both at the
+# peak, the last of the warm-up and the first of the decay. The last is a bit above the floor, which would be reached in step 100; but there
+# is none.
 #
 # **Do** [10_learning_rate](exercises/10_learning_rate.py), with these ends.
 
 # %%
 # check("10_learning_rate")
+
+# %% [markdown]
+# The package's decay, of all schedules; a factor between the peak, 1, and the floor, 0:
 
 # %%
 quote(schedules._remaining)
@@ -470,17 +476,17 @@ def quote_lines(first, last):
 quote_lines("while True", "reports.finish()")
 
 # %% [markdown]
-# (`saver.reached` notes where in the data the run is; `data_problem` is a shard that has turned out to be damaged.) The loop is endless, and
-# asks first whether this is the last time around. `step` counts from 0, so in a run of 25 steps the loop's body is entered
-# 26 times: before each step, and once more after the last, with `last` true. Why so? Because what happens once in a while (saving,
-# validating, writing a sample) happens *between* steps, and after the last one, too. Each such task asks the same function:
+# (`saver.reached` notes where in the data the run is; `data_problem` is a shard that has turned out to be damaged.) The loop is endless,
+# and asks first whether this is the last time around. `step` counts from 0, so in a run of 25 steps the loop's body is entered 26 times:
+# before each step, and once more after the last, with `last` true. Why so? Because what happens once in a while (saving, validating,
+# writing a sample) happens *between* steps, and after the last one, too. Each such task asks the same function:
 
 # %%
 quote(due)
 
 # %% [markdown]
-# **Predict**: a run of 25 steps, validated every 10. Before which steps does it validate? And after which steps does it save, every 10? (Two
-# lines of the loop, below, say when.)
+# **Predict**: a run of 25 steps, validated every 10. Before which steps does it validate? And after which steps does it save, every 10?
+# (Two lines of the loop, below, say when.)
 
 # %%
 quote_lines("if stopping or diverged or due", "saver.save")
@@ -493,8 +499,8 @@ saved = [step for step in range(max_steps + 1) if due(10, step) or step == max_s
 print("validates before step", validated, "and saves before step", saved)
 
 # %% [markdown]
-# It validates before steps 0, 10, 20 and 25, and saves before the same ones but 0, where there is nothing to save but random numbers. Before
-# step 10, counted from 0, ten steps have been made. Saving comes first in the loop, before validation, so that the steps are safe if
+# It validates before steps 0, 10, 20 and 25, and saves before the same ones but 0, where there is nothing to save but random numbers.
+# Before step 10, counted from 0, ten steps have been made. Saving comes first in the loop, before validation, so that the steps are safe if
 # validation goes wrong, or if somebody interrupts it. Then, below all of that, comes the step itself:
 
 # %%
@@ -509,11 +515,11 @@ quote_lines("rate = learning_rate(", "step += 1")
 #
 # ## 7. Does it learn?
 #
-# Your own loop, in the same order. A larger model: 64 channels, 4 heads, 32 tokens in a row. 350 steps of two micro-batches of 8 rows; the
-# rate goes up to 6e-3 in 25 steps, and down to a tenth. It takes ten seconds or so. Something to compare with: how well does one do who
-# knows how often each byte follows each other one, and nothing else (chapter 01, section 2)?
+# Your own loop, in the same order. A larger model: 64 channels, 4 heads, 32 tokens in a row. 400 steps of four micro-batches of 4 rows; the
+# rate goes up to 3e-3 in 25 steps, and down to a tenth. It takes ten seconds or so. Something to compare with: how well can one do by
+# knowing how often each byte follows each other byte, and nothing else (chapter 01, section 2)?
 #
-# **Predict**: does the model get below that in 350 steps?
+# **Predict**: does the model get below that in 400 steps?
 
 # %%
 pairs = np.bincount(train_tokens[:-1].astype(np.int64) * 257 + train_tokens[1:], minlength=257 * 257).reshape(257, 257) + 0.01  # never 0
@@ -523,18 +529,19 @@ print(f"knows pairs: loss {knows_pairs:.2f}")
 
 # %%
 CONFIG = parse_descriptor("L=2,NH=4,C=64,T=32,V=257")
-B, MICRO_BATCHES, STEPS, PEAK, VAL_EVERY, VAL_BATCHES = 8, 2, 350, 6e-3, 50, 20
+STEPS, PEAK, VAL_EVERY, VAL_BATCHES = 400, 3e-3, 80, 40
 
 
 def validate(model, loader):
-    """The mean loss over the first batches of the validation text, always the same ones."""
+    """The mean loss over batches from all parts of the validation text, always the same ones."""
     loader.reset()
     for _ in range(VAL_BATCHES):
         model.evaluate(*loader.next_batch())
+        loader.skip(loader.batches_per_epoch // VAL_BATCHES - 1)
     return model.take_loss()
 
 
-def train(warmup_steps=25):
+def train(B=4, micro_batches=4, warmup_steps=25):
     """Returns the model, the losses, the validation losses {steps done: loss} and the learning rates."""
     model = new_model(CONFIG, B)
     loader = DataLoader([train_tokens], B, CONFIG.max_T, shuffle=True)
@@ -549,10 +556,10 @@ def train(warmup_steps=25):
         if last:
             return model, losses, validation, rates
         model.zero_grad()
-        for _ in range(MICRO_BATCHES):
+        for _ in range(micro_batches):
             inputs, targets = loader.next_batch()
             model.forward(inputs)
-            model.backward(targets, MICRO_BATCHES)
+            model.backward(targets, micro_batches)
         rates.append(schedules.learning_rate("cosine", step, STEPS, PEAK, warmup_steps, final_fraction=0.1))
         loss, _, _ = model.measure(max_norm=1.0).wait()
         model.update(step, rates[-1], weight_decay=0.1)
@@ -560,12 +567,12 @@ def train(warmup_steps=25):
         step += 1
 
 
-trained, losses, validation, rates = train()
-draw_run(losses, validation, rates, knows_pairs)
+trained, run_losses, validation_losses, run_rates = train()
+draw_run(run_losses, validation_losses, run_rates, knows_pairs)
 
 # %% [markdown]
-# It does: level with the pairs after 50 steps, and 0.26 below them at the end, where it is still falling. What does it write? As in chapter 01:
-# feed in the last tokens, draw the next one, append it. The numbers for drawing come from a generator of their own (section 2).
+# It does, in the end. What does it write? As in chapter 01: feed in the last tokens, draw the next one, append it. The numbers for drawing
+# come from a generator of their own (section 2).
 
 # %%
 coins, tokens = Xorshift64Star(1337), list(b"def ")
@@ -576,24 +583,26 @@ for _ in range(200):
 print("".join(chr(token) if 32 <= token < 127 or token == 10 else "·" for token in tokens))
 
 # %% [markdown]
-# It knows which letters follow which, and how long words are; hardly a word is one yet. (Chapter 01's model, which did better, had made 1,500
-# steps.)
+# It knows which letters follow which, and how long words are; hardly a word is one yet. (Chapter 01's model, which did better, had made
+# 1,500 steps.)
 #
-# **Do**: run `train(warmup_steps=0)` in a cell of your own, and compare the validation losses. (One pair of runs proves little: take another
-# `PEAK`, 1e-2 or 3e-3, and look again.)
+# **Do**: run `train(B=8, micro_batches=2)`, then `train(B=2, micro_batches=8)`, each in a cell of your own: the same number of tokens in
+# each step. If the validation losses at the end differ, what could be the reason? (Look at the figure of section 2: what do the rows of one
+# sample have in common?) And `train(warmup_steps=0)`: is it worse? One pair of runs proves little; try another `PEAK`, too.
 #
 # ## 8. Where does everything lie?
 #
 # In one piece of memory. The package allocates once, before the first step, and then never again: so a run that has begun cannot run out of
-# memory. First each array is *planned*; the plan, an **arena**, only adds up bytes. Then all are allocated together. The two halves of that:
+# it a day later. First each array is *planned*; the plan, an **arena**, only adds up bytes. Then all are allocated together. The two halves
+# of that:
 
 # %%
 quote(Arena.add, Arena.allocate)
 
 # %% [markdown]
 # `view` gives bytes another type, `reshape` another shape; neither copies anything. So every array of the model is a window on one array of
-# bytes. `round_up` makes each offset a multiple of `ALIGNMENT`, 256 bytes: that is what an allocation of its own would have, and wide loads
-# and the library for matrix products rely on such addresses.
+# bytes. `round_up` makes each offset a multiple of `ALIGNMENT`, 256 bytes: that is what an allocation of its own would have on a GPU, and
+# what wide loads and NVIDIA's library for matrix products count on.
 #
 # **Predict**: three arrays, of 10 float32, 100 float32 and 3 int32. Their offsets, and the total?
 
@@ -613,22 +622,17 @@ def owner(array):
     return array
 
 
-print(
-    "the model of section 7:",
-    len(trained.memory),
-    "arrays in",
-    len({id(owner(array)) for array in trained.memory.values()}),
-    "piece of memory",
-)
+owners = {id(owner(array)) for array in trained.memory.values()}
+print(f"the model of section 7: {len(trained.memory)} arrays, {len(owners)} piece of memory")
 print(trained.arena.table())
 
 # %% [markdown]
 # 0, 256 and 768, since b has 400 bytes and is given 512; 1,024 in all. And the whole model is one piece of memory, more than half of it
 # activations and logits.
 #
-# Need all of them have memory of their own? *When is each array needed?* Here is the time of one step, from left to right: forward through
-# the blocks, the classifier, backward through the blocks. What a block computes in forward (here `qkv` and `fch_gelu`), backward of the same
-# block needs again.
+# Does each of them need memory of its own? *When is each array needed?* Here is the time of one step, from left to right: forward through
+# the blocks, the classifier, backward through the blocks. What a block computes in forward (here `qkv` and `fch_gelu`), backward of the
+# same block needs again.
 
 # %%
 moments = [f"forward\nblock {block}" for block in range(3)] + ["logits,\nloss"] + [f"backward\nblock {block}" for block in (2, 1, 0)]
@@ -659,9 +663,9 @@ quote(transient_shapes)
 # %% [markdown]
 # ## 9. How much memory does GPT-2 need?
 #
-# Planning costs nothing, so ask the planner, for a GPU that you need not have. On paper first. In bfloat16 each parameter takes 2 bytes, its
-# gradient 2, and AdamW's `m`, `v` and master weight (chapter 09) 4 each: 16 bytes. With 124 million parameters that is 1.85 GiB, whatever
-# `B` is. What grows with `B` are the activations. This is what each block keeps; N is B * T.
+# Planning costs nothing, so ask the planner, for a GPU that you need not have. On paper first. In bfloat16 each parameter takes 2 bytes,
+# its gradient 2, and AdamW's `m`, `v` and master weight (chapter 09) 4 each: 16 bytes. With 124 million parameters that is 1.85 GiB,
+# whatever `B` is. What grows with `B` are the activations. This is what each block keeps; N is B * T.
 
 # %%
 quote(activation_shapes)
@@ -702,8 +706,8 @@ print(f"B = 512, half a million tokens: {plan(512).nbytes / 2**30:.0f} in all")
 draw_memory(groups, totals, {"8 GiB": 8, "24 GiB": 24})
 
 # %% [markdown]
-# At B = 4 the weights, gradients and means; at B = 64 the activations, by far. (An H200 has 139 GiB: half a million tokens at once do not fit
-# there, either.) The red triangles are totals in which some activations are not kept, but **recomputed**. With `recompute` 1, backward
+# At B = 4 the weights, gradients and means; at B = 64 the activations, by far. (An H200 has 139 GiB: half a million tokens at once do not
+# fit there, either.) The red triangles are totals in which some activations are not kept, but **recomputed**. With `recompute` 1, backward
 # computes the GELU again, from its input, which saves 4 of the 16 C's; with 2 the two LayerNorms as well. All blocks then share one array
 # for what is computed again. It costs time. **Predict**: does it change the gradients, or their bits?
 
@@ -728,8 +732,8 @@ for name, free in (("8 GiB", 7.5), ("24 GiB", 23), ("80 GiB", 78)):
     print(f"{name:>6}: B = {fitting[0]} with everything kept, {fitting[1]} with recompute 1, {fitting[2]} with recompute 2")
 
 # %% [markdown]
-# 14 to 19, and some 200 and more. So GPT-2 124M can be trained on a GPU of 8 GiB, with 64 micro-batches of 8 rows in a step of half a million
-# tokens. What does it cost to make micro-batches small? Measured on an H200 with 8 micro-batches in a step
+# 14 to 19, and some 200 and more. So GPT-2 124M can be trained on a GPU of 8 GiB, with 64 micro-batches of 8 rows in a step of half a
+# million tokens. What does it cost to make micro-batches small? Measured on an H200 with 8 micro-batches in a step
 # ([record](../dev/bench/2026-11-22-h200-small-micro-batches/result.json), 2026-11-22, bfloat16):
 
 # %%
@@ -739,7 +743,7 @@ for row in record["rows"]:
         print(f"B = {row['B']:>2}: {row['tokens_per_second']:>9,.0f} tokens per second, {row['arena_gib']:5.1f} GiB")
 
 # %% [markdown]
-# From 32 rows to 8 it costs 5 %, from 2 to 1 a third: then a kernel has too little to do for 132 multiprocessors.
+# From 32 rows to 8 it costs 5 %, from 2 to 1 more than a quarter: a single row of 1,024 tokens is little work for 132 multiprocessors.
 #
 # ## 10. What must the host not do?
 #
@@ -751,8 +755,8 @@ for row in record["rows"]:
 # report a loss (print it, log it) takes the host 3 more. The loop of section 7 works like this: launch the step, wait for its loss, report
 # it, launch the next step.
 #
-# **Predict**, with pencil and paper: the first kernel starts at 2. When does the first kernel of the second step start? From when on has the
-# GPU been waiting for it?
+# **Predict**, with pencil and paper: the first kernel starts at 2. When does the first kernel of the second step start? From when on has
+# the GPU been waiting for it?
 
 
 # %%
@@ -800,15 +804,16 @@ draw_timelines(timelines)
 quote(StepReports.add)
 
 # %% [markdown]
-# `finish` waits for the numbers of the step before, and reports them; then the new result is kept for the next time. The numbers come into
-# memory of the host to which the GPU can copy by itself, so that the copy is a task in the queue like any other
-# ([staging.py](../gpt2_numba/gpu/staging.py)). The price: the host learns of a bad step when the next one is in the queue. So the decision
-# not to update with NaN cannot be the host's; AdamW on the GPU makes it ([chapter 09](09_adamw.ipynb)).
+# `finish` waits for the numbers of the step before, and reports them; then the new result is kept for the next time. (On the CPU, where
+# nothing is queued, `_overlap` is off, and a step is reported at once.) The numbers come into memory of the host to which the GPU can copy
+# by itself, so that the copy is a task in the queue like any other ([staging.py](../gpt2_numba/gpu/staging.py)). The price: the host learns
+# of a bad step when the next one is in the queue. So the decision not to update with NaN cannot be the host's; AdamW on the GPU makes it
+# ([chapter 09](09_adamw.ipynb)).
 #
 # Whatever asks the GPU for a number makes the host wait: `print(loss)`, `if norm > 1`, `.copy_to_host()`, PyTorch's `.item()`. That is why
-# the norm never comes to the host for clipping. **Find** the lines in section 6 in which the host may wait. There are three kinds: `reports.add`,
-# for the step before; `reports.finish`, before anything that needs the state of the run, such as a checkpoint; and `is_outlier`, which needs
-# the loss before the update. It is off unless a user asks for it, since it costs just this.
+# the norm never comes to the host for clipping. **Find** the lines in section 6 in which the host may wait. There are three kinds:
+# `reports.add`, for the step before; `reports.finish`, before anything that needs the state of the run, such as a checkpoint; and
+# `is_outlier`, which needs the loss before the update. It is off unless a user asks for it, since it costs just this.
 #
 # ## 11. And if launching takes longer than computing?
 #
@@ -826,15 +831,16 @@ draw_timelines(timelines)
 
 # %% [markdown]
 # One by one, the GPU waits for the host after each kernel: the host takes 11 units a step, the GPU works for 4 of them. Together, the host
-# takes 5. A **CUDA graph** is that one launch: the kernels of a step are recorded once, with their arguments, and from then on the recording
-# is replayed as a whole.
+# takes 5. A **CUDA graph** is that one launch: the kernels of a step are recorded once, with their arguments, and from then on the
+# recording is replayed as a whole.
 #
 # Measured, on an H200: a model of 6 blocks with B = 4 takes **18 ms a step launch by launch, and 2.76 ms as a graph** ([d6_off.txt and
-# d6_graph.txt](../dev/bench/2026-11-22-h200-start), 2026-11-22), with the same losses. GPT-2 124M with B = 64 takes 842 ms, and 834 as a graph
-# ([d12_step.txt](../dev/bench/2026-11-22-h200-start/d12_step.txt)): there the host needs 31 ms to launch a micro-batch on which the GPU works
-# for more than a hundred.
+# d6_graph.txt](../dev/bench/2026-11-22-h200-start), 2026-11-22), with the same losses. GPT-2 124M with B = 64 takes 842 ms, and 834 as a
+# graph ([d12_step.txt](../dev/bench/2026-11-22-h200-start/d12_step.txt)): there the host needs 31 ms to launch a micro-batch on which the
+# GPU works for more than a hundred.
 #
-# What is recorded, exactly? A toy: it records calls, as a graph records launches. **Predict** what the second and third line print.
+# What is recorded, exactly? A toy: its `launch` does not call the kernel, it only notes what to call, and `replay` calls. **Predict** what
+# the second and third line print.
 
 
 # %%
@@ -859,18 +865,18 @@ def descend_kernel(weight, grad, learning_rate):
 weight, grad, learning_rate, graph = np.array([1.0]), np.array([1.0]), 0.5, Recording()
 graph.launch(descend_kernel, weight, grad, learning_rate)
 graph.replay()
-print("rate 0.5, gradient 1:           ", weight)
+print("rate 0.5, gradient 1:            ", weight)
 learning_rate = 0.1  # the schedule says so
 graph.replay()
-print("rate 0.1, gradient 1:           ", weight)
+print("rate 0.1, gradient 1:            ", weight)
 grad = np.array([-1.0])  # a new array
 graph.replay()
 print("rate 0.1, gradient -1, new array:", weight)
 
 # %% [markdown]
 # 0.5, 0, -0.5: each replay takes the rate 0.5 and the gradient 1. A recording holds *numbers* as they were, and *addresses* of arrays, not
-# their contents. Two rules follow. Whatever changes from step to step (the learning rate, AdamW's corrections, the seed of the rounding, the
-# tokens) must be written into an array before the replay. And no array may move:
+# their contents. Two rules follow. Whatever changes from step to step (the learning rate, AdamW's corrections, the seed of the rounding,
+# the tokens) must be written into an array before the replay. And no array may move. Try it again:
 
 # %%
 weight, grad, rate_array, graph = np.array([1.0]), np.array([1.0]), np.array([0.5]), Recording()
@@ -883,8 +889,9 @@ graph.replay()
 print("rate 0.1, gradient -1:", weight)
 
 # %% [markdown]
-# That is what section 8's arena is good for, too: all addresses are fixed before the first step. And it is one more reason why the host
-# decides nothing within a step: an `if` in Python is not recorded, only what was launched while recording. Here is the package's:
+# 0.5, and 0.5 + 0.1 = 0.6, as it should be. That is what section 8's arena is good for, too: all addresses are fixed before the first step.
+# And it is one more reason why the host decides nothing within a step: an `if` in Python is not recorded, only what was launched while
+# recording. Here is the package's:
 
 # %%
 quote(Graphs.run)
@@ -899,8 +906,8 @@ quote(Graphs.run)
 #
 # - **A gap of 0.000 ms** ([LOG](../dev/LOG.md), "the gap between steps", 2026-11-22). The aim was less than 1 % of a step between the last
 #   kernel of a step and the first of the next one. Measured, GPT-2 124M: 0.000 ms of 834, both as a graph and launch by launch.
-# - **A graph gains a factor of six, or 1 %** (LOG, "the step as a CUDA graph", 2026-11-22). For GPT-2 124M 2 to 4 % had been predicted, from
-#   the gaps. There was hardly a gap to close: the host was four micro-batches ahead anyway.
+# - **A graph gains a factor of six, or 1 %** (LOG, "the step as a CUDA graph", 2026-11-22). For GPT-2 124M 2 to 4 % had been predicted,
+#   from the gaps. There was hardly a gap to close: the host was four micro-batches ahead anyway.
 # - **Copying tokens made the host wait** (LOG, "batches from page-locked memory", 2026-11-22), since they came from ordinary memory. From
 #   memory that the GPU can read by itself, a step took 1,294 ms instead of 1,345; but in two calls, perhaps on two different cards, so how
 #   much was gained is not certain.
@@ -922,5 +929,5 @@ quote(Graphs.run)
 #
 # Exercises: `10_accumulate`, `10_find_the_zero`, `10_learning_rate`, `10_arena`. Solutions are in [solutions](solutions), for afterwards.
 #
-# Read [train.py](../gpt2_numba/train.py) now, from top to bottom. What it saves, and why a run that was killed goes on with the same bits, is
-# [chapter 11](11_bits.ipynb). How several GPUs share a step, each with micro-batches of its own, is chapter 12.
+# Read [train.py](../gpt2_numba/train.py) now, from top to bottom. What it saves, and why a run that was killed goes on with the same bits,
+# is [chapter 11](11_bits.ipynb). How several GPUs share a step, each with micro-batches of its own, is chapter 12.

@@ -14,8 +14,8 @@ def draw_samples(text, B, T):
     """A shard cut into samples, each of which is a batch: the inputs in boxes, the targets below them, one token later."""
     length = B * T
     samples = (len(text) - 1) // length
-    figure = Figure(figsize=(10.4, 3.1))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-2.6, len(text) + 0.3), ylim=(-2.6, 3.1))
+    figure = Figure(figsize=(10.4, 2.7))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-2.6, len(text) + 0.3), ylim=(-2.2, 2.7))
     axes.axis("off")
     for place, letter in enumerate(text):
         sample, row = place // length, place % length // T
@@ -28,12 +28,12 @@ def draw_samples(text, B, T):
         axes.plot((left + 0.1, left + length - 0.1), (1.85, 1.85), color="#444", linewidth=1.2)
         axes.text(left + length / 2, 2.1, f"sample {sample}", ha="center", fontsize=10.5)
         axes.plot((left + 1.1, left + length + 0.9), (-0.05, -0.05), color=RED, linewidth=1.2)
-        axes.text(left + 1 + length / 2, -0.7 - 0.55 * (sample % 2), f"targets of sample {sample}", ha="center", color=RED, fontsize=9.5)
+        axes.text(left + 1 + length / 2, -0.7, f"targets of sample {sample}", ha="center", color=RED, fontsize=9.5)
     axes.text(samples * length + 0.1, 2.1, "not used as input", fontsize=9.5, color=GREY)
     axes.text(-0.2, 1, "shard", ha="right", va="center", fontsize=10.5)
     for x, colour, label in ((0, BLUE, "first row of the batch"), (6.5, ORANGE, "second row")):
-        axes.add_patch(Rectangle((x, -2.35), 0.6, 0.5, facecolor=colour))
-        axes.text(x + 0.8, -2.1, label, va="center", fontsize=9.5)
+        axes.add_patch(Rectangle((x, -1.95), 0.6, 0.5, facecolor=colour))
+        axes.text(x + 0.8, -1.7, label, va="center", fontsize=9.5)
     present(figure, "A shard cut into samples of B times T tokens; the targets of each are the same tokens moved by one.")
 
 
@@ -43,14 +43,16 @@ def draw_accuracy(sizes, errors):
     axes = figure.subplots()
     axes.loglog(sizes, errors, "o", color=BLUE, markersize=7)
     axes.loglog(sizes, errors[0] / np.sqrt(sizes), "--", color=GREY, linewidth=1.2)
-    axes.text(sizes[-1] * 1.12, errors[0] / np.sqrt(sizes[-1]), "1 / root of\ntheir number", color=GREY, va="center", fontsize=9.5)
+    axes.text(
+        sizes[1] / 1.15, errors[0] / np.sqrt(sizes[1]) / 1.25, "divided by the root\nof their number", color=GREY, ha="right", fontsize=9.5
+    )
     for size, error in zip(sizes, errors):
         axes.annotate(f"{error:.0%}", (size, error), xytext=(7, 6), textcoords="offset points", fontsize=9.5, color=BLUE)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_yticks([0.1, 0.2, 0.5, 1], ["10 %", "20 %", "50 %", "100 %"])
     axes.minorticks_off()
     axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 2.4)
-    axes.set_ylim(min(errors) / 1.5, max(errors) * 1.5)
+    axes.set_ylim(min(errors) / 2, max(errors) * 1.5)
     axes.set_xlabel("micro-batches of two rows in the batch")
     axes.set_ylabel("distance from the mean\nof many, of its size")
     axes.spines[["top", "right"]].set_visible(False)
@@ -82,7 +84,7 @@ def draw_schedules(rates, warmup_steps):
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(0, warmup_steps - 1, color=PALE)
-    axes.text(warmup_steps / 2, 0.06, "warm-up", ha="center", color=GREY, fontsize=9.5)
+    axes.text(warmup_steps, 0.04, "grey: warm-up", color=GREY, fontsize=9.5)
     for (name, values), colour in zip(rates.items(), (BLUE, ORANGE, RED, GREEN)):
         style = "--" if name == "constant" else "-"
         axes.plot(range(len(values)), values, style, color=colour, linewidth=2, label=name)
@@ -97,9 +99,9 @@ def draw_schedules(rates, warmup_steps):
 
 def draw_run(losses, validation, rates, knows_pairs):
     """A run: its losses, those on validation text {step: loss}, and one to compare with; below them the learning rates."""
-    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot(np.arange(1, len(losses) + 1), losses, color=BLUE, alpha=0.25, linewidth=1)
+    above.plot(np.arange(1, len(losses) + 1), losses, color="#cadeed", linewidth=0.8)
     above.plot(np.arange(SMOOTHED, len(losses) + 1), smoothed(losses), color=BLUE, linewidth=2, label=f"training, mean of {SMOOTHED} steps")
     above.plot(*zip(*validation.items()), "o", color=RED, markersize=6, label="validation")
     above.axhline(knows_pairs, color=GREY, linestyle="--", linewidth=1.2, label="knows pairs of bytes")
