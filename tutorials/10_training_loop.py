@@ -505,6 +505,11 @@ print("validates before step", validated, "and saves before step", saved)
 
 # %%
 quote_lines("# One step: the gradients", "model.backward(targets, run")
+
+# %% [markdown]
+# And when all gradients have been added up:
+
+# %%
 quote_lines("rate = learning_rate(", "step += 1")
 
 # %% [markdown]

@@ -20,7 +20,7 @@ GENERAL = {
     "bounds": ("On a GPU nothing stops a thread there, it reads or writes some other array. Which threads have nothing to do?",),
     "race": ("Between a write and another thread's read or write of the same element there must be a barrier.",),
     "barrier": ("Every thread of a block must reach every barrier: put none under a condition that differs between threads.",),
-    "input": ("A kernel may only write to its outputs.",),
+    "input": ("A function may only write to its outputs.",),
     "host": ("Outside of a kernel, Python computes, not the GPU.",),
     "shared": ("values = cuda.shared.array(SIZE, float32) makes an array that all threads of a block see.",),
     "accesses": ("A thread should do its own part only: which of these accesses belong to other threads, or are made twice?",),

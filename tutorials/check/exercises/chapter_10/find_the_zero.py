@@ -81,7 +81,7 @@ EXERCISE = host_exercise(
         Mistake(zeroed(), "As it was: each step moves along the sum of all gradients since the run began, and of the rehearsal's."),
         Mistake(zeroed(BEFORE_THE_LOOP), "That takes away the rehearsal's gradients. From the second step on, those of the steps before are still in grads."),
         Mistake(zeroed(AFTER_UPDATE), "From the second step on this is right. But the first step has the rehearsal's gradients in it."),
-        Mistake(zeroed(MICRO_STEP), "Each micro-batch throws away those before it: a step moves along the last one's gradient, a third of what it should be, or a half."),
+        Mistake(zeroed(MICRO_STEP), "Each micro-batch throws away those before it: a step moves along 1/n of the last one's gradient only."),
         Mistake(zeroed(MICRO_STEP, BEFORE_THE_LOOP), "Each micro-batch throws away those before it: a step moves along the last one's gradient only."),
         Mistake(zeroed(BEFORE_UPDATE), STOPPED),
         Mistake(zeroed(AFTER_BACKWARD), STOPPED),
