@@ -101,7 +101,7 @@ def test_its_links_and_images_lead_somewhere(source):
 
 @chapters
 def test_it_quotes_the_package_word_for_word(source):
-    """What `quote` has printed is in the file it names; text cells have no Python of their own, which nobody would run."""
+    """What `quote` has printed is in the file it names; text cells have no Python of their own, which no test would run."""
     for cell in notebook_cells(source):
         if cell["cell_type"] == "markdown":
             assert "```py" not in cell["source"], "code that nothing runs: quote it, or make it a cell"

@@ -3,7 +3,7 @@
     compiled({"plain": (gelu_forward_kernel, "float32[:, ::1], float32[:, ::1]")})     {"plain": ["ld.param.u64 %rd42, [...];", ...]}
     counted(instructions)                                                              Counter({"mul.f32": 35, ...})
 
-ptx.py has the same for one small function of a cell.
+ptx.py picks the instructions with floats.
 """
 
 import inspect
@@ -25,11 +25,12 @@ from numba import cuda, float32, uint16
 from numba.cuda import dispatcher
 from gpt2_numba.layers.gelu import CUBIC, HALF, ONE, SQRT_2_OVER_PI, THREE_CUBIC
 
+ZERO = np.float32(0)
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))  # all that the compiler asks it for
 ptx = {}
 for title, (module, name, signature) in json.loads(sys.argv[1]).items():
     function = getattr(importlib.import_module(module), name).py_func if module else globals()[name]
-    ptx[title], _ = cuda.compile_ptx(function, eval(signature), cc=(9, 0))
+    ptx[title], _ = cuda.compile_ptx(function, eval(f"({signature},)"), cc=(9, 0))
 print(json.dumps(ptx))
 """
 
@@ -38,7 +39,7 @@ def compiled(kernels):
     """The instructions of kernels compiled for an H100: {title: list of text}, or None if there is no compiler.
 
     kernels   {title: (kernel, types of its arguments as text)}. A kernel is one of the package's or of dev.kernels, or a function of a cell,
-              which may use np, math, cuda, float32 and the constants of layers/gelu.py
+              which may use np, math, cuda, float32, ZERO and the constants of layers/gelu.py
 
     They are compiled in a process of their own, since Numba compiles nothing for a GPU in a process that simulates one.
     """

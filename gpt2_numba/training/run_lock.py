@@ -1,7 +1,7 @@
 """One run per log directory: two that write to the same one would delete and mix each other's checkpoints.
 
 The lock is flock's on DIR/.lock. The system releases it when the process ends, however it ends, so a file that is left behind blocks
-nobody. It holds the host and the process of the run, for the message that another run prints. Readers of the directory need no lock.
+no run. It holds the host and the process of the run, for the message that another run prints. Readers of the directory need no lock.
 
 Some network file systems have no flock. There the lock is the file itself: it counts as long as the process that it names runs on this
 host, and two runs that start in the same moment may both take it. Whether a process on another host still runs cannot be determined from

@@ -15,13 +15,17 @@ the parameters of the package's. A Mistake's `result` gets all arrays by name, a
 and the Sizes as `s`; it returns what the outputs hold after the mistake, accumulators included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+
+import numpy as np
 
 from gpt2_numba.gpu.backend import FLOAT32
 from gpt2_numba.kernel_sets import FUNCTIONS
 from gpt2_numba.layer_checks import kernel_calls
 from tutorials.check.exercise import Exercise, signature_of
+from tutorials.check.failures import Failure
+from tutorials.orders import shuffled
 
 # The sizes that matter to each layer.
 LETTERS = {
@@ -54,3 +58,21 @@ class LayerExercise(Exercise):
 def layer_exercise(**fields):
     """A LayerExercise."""
     return LayerExercise(**fields)
+
+
+def in_several_orders(call, output):
+    """A Call that is launched with the threads in several orders, and fails if the bits of one of its arrays, by name, differ."""
+
+    def launch(a):
+        array, results = getattr(a, output), []
+        before = array.copy_to_host()
+        for seed in range(4):
+            array.copy_to_device(before)
+            with shuffled(seed):
+                call.launch(a)
+            results.append(array.copy_to_host())
+            if (other := np.flatnonzero(results[0] != results[-1])).size:
+                one, two = (float(result[other[0]]) for result in (results[0], results[-1]))
+                raise Failure("race", f"{output}[{other[0]}] is {one:.9g} or {two:.9g}: it depends on which thread comes first")
+
+    return replace(call, launch=launch)

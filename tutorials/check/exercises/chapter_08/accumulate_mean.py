@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 
 from gpt2_numba.layer_checks.sizes import ONES
 from tutorials.check.exercise import Counts, Mistake, Wrong
-from tutorials.check.failures import Failure
-from tutorials.check.layer_exercises import LayerExercise
-from tutorials.orders import shuffled
+from tutorials.check.layer_exercises import LayerExercise, in_several_orders
 
 LOOP = "range(i, N, stride)"
 
@@ -20,19 +18,7 @@ class FixedOrderExercise(LayerExercise):
     def calls(self, function, size):
         for call in super().calls(function, size):
             yield call
-            yield replace(call, launch=lambda a, call=call: launch_in_several_orders(call.launch, a))
-
-
-def launch_in_several_orders(launch, a):
-    """Launch, with the threads in several orders. Raises Failure if the bits of a.mean differ."""
-    before, results = a.mean.copy_to_host(), set()
-    for seed in range(4):
-        a.mean.copy_to_device(before)
-        with shuffled(seed):
-            launch(a)
-        results.add(float(a.mean.copy_to_host()[0]))
-    if len(results) > 1:
-        raise Failure("race", f"mean[0] is {min(results):.9g} or {max(results):.9g}: it depends on which thread comes first")
+            yield in_several_orders(call, "mean")
 
 
 EXERCISE = FixedOrderExercise(

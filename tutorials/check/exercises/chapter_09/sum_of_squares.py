@@ -10,8 +10,7 @@ from gpt2_numba.layer_checks.sizes import ODD, ONES
 from gpt2_numba.layer_checks.tolerances import summation_error
 from tutorials.check.exercise import Counts, Wrong
 from tutorials.check.failures import Failure
-from tutorials.check.layer_exercises import LayerExercise
-from tutorials.orders import shuffled
+from tutorials.check.layer_exercises import LayerExercise, in_several_orders
 
 THREADS = 32  # of a block
 FEW = replace(ONES, C=5)
@@ -30,7 +29,7 @@ class SumOfSquares(LayerExercise):
     def calls(self, function, size):
         for call in super().calls(function, size):
             yield replace(call, check=check_total)
-            yield replace(call, launch=lambda a, call=call: launch_in_several_orders(call.launch, a))
+            yield in_several_orders(call, "partials")
 
 
 def check_total(call, storage):
@@ -71,19 +70,6 @@ def named(got, before, grads):
         held + THREADS * len(before) * squares: ("each gradient has been added by every thread", ""),
     }
     return next((words for value, words in known.items() if abs(got - value) < 1e-5 * abs(value)), ("", ""))
-
-
-def launch_in_several_orders(launch, a):
-    """Launch, with the threads in several orders. Raises Failure if the bits of a.partials differ."""
-    before, results = a.partials.copy_to_host(), []
-    for seed in range(3):
-        a.partials.copy_to_device(before)
-        with shuffled(seed):
-            launch(a)
-        results.append(a.partials.copy_to_host())
-        if (other := np.flatnonzero(results[0] != results[-1])).size:
-            one, two = (float(result[other[0]]) for result in (results[0], results[-1]))
-            raise Failure("race", f"partials[{other[0]}] is {one:.9g} or {two:.9g}: it depends on which thread comes first")
 
 
 EXERCISE = SumOfSquares(
