@@ -331,7 +331,7 @@ def test_the_list_trains_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_on_a_gpu_is_the_trainer_s_own(tmp_path, monkeypatch):
-    assert my_gpt2.training_flags(None, simulating=False) == ["--max-steps", "1000", "--warmup-steps", "100"]
+    assert my_gpt2.training_flags(None, simulating=False) == ["--max-steps", "300", "--warmup-steps", "30"]
     assert my_gpt2.training_flags(20, simulating=False) == ["--max-steps", "20", "--warmup-steps", "2"]
     monkeypatch.chdir(tmp_path)
     assert my_gpt2.free_directory() == "log_my_gpt2"

@@ -341,9 +341,10 @@ print(layernorm_forward(np.array([[1.0, 2, 3, 4], [10, 20, 30, 40]]), np.ones(4)
 #
 #     (1) inp[c] itself     xhat[c] rises by ε rstd
 #     (2) the mean          rises by ε / C: every xhat[j] falls by ε rstd / C
-#     (3) rstd              the variance rises by 2 ε (inp[c] - mean) / C; the shift of the mean adds nothing: all (inp[j] - mean) add up to 0
-#                           divided by the variance: it grows by the fraction 2 ε (inp[c] - mean) rstd² / C
-#                           the root of it grows by half that fraction, ε (inp[c] - mean) rstd² / C = ε rstd xhat[c] / C
+#     (3) rstd              the variance rises by 2 ε (inp[c] - mean) / C
+#                           (the shift of the mean adds nothing: all (inp[j] - mean) add up to 0);
+#                           divided by the variance: it grows by the fraction 2 ε (inp[c] - mean) rstd² / C;
+#                           its root grows by half that fraction, ε (inp[c] - mean) rstd² / C = ε rstd xhat[c] / C;
 #                           rstd is one divided by the root: every xhat[j] shrinks by this fraction
 #
 # Multiply by `dxhat[j]`, add up over `j`:
@@ -438,7 +439,9 @@ for name, array, gradient in ("inp", inp, dinp), ("weight", weight, dweight), ("
 # I tell?). It compares its query with the keys of all tokens up to itself, turns the scores into weights by softmax, and takes the weighted
 # mean of their values:
 #
-#     score[t, s] = q[t] · k[s] / sqrt(HS), for s <= t      att[t] = softmax of score[t]      out[t] = Σ_s att[t, s] v[s]
+#     score[t, s] = q[t] · k[s] / sqrt(HS), for s <= t
+#     att[t]      = softmax of score[t]
+#     out[t]      = Σ_s att[t, s] v[s]
 #
 # (A sum of `HS` products of random numbers of size 1 has size `sqrt(HS)`; the division brings it back to 1.) Why `s <= t`? The token at `t`
 # is asked what follows, and its successor is the answer: it must not look. (**Causal** attention.) A layer has `NH` **heads** that do this
@@ -494,7 +497,7 @@ print("rows that change:", np.flatnonzero(np.abs(after - before).max(axis=1)))
 #     (2) att[t] = softmax of score[t]
 #             raise score[t, s]: its exponential grows by the fraction ε, the sum of all by the fraction ε att[t, s];
 #             so att[t, s] rises by ε att[t, s], and every att[t, r], r = s too, falls by ε att[t, s] att[t, r]
-#                                                                    dscore[t, s] = att[t, s] (datt[t, s] - Σ_r att[t, r] datt[t, r])
+#                                            dscore[t, s] = att[t, s] (datt[t, s] - Σ_r att[t, r] datt[t, r])
 #
 #     (3) score[t, s] = q[t] · k[s] / sqrt(HS)
 #             products, like those of a linear layer                 dq[t] = Σ_s dscore[t, s] k[s] / sqrt(HS)
@@ -708,7 +711,8 @@ for name in params:
 # bias in each. **AdamW** divides the gradient's running mean, `m`, by its running size, the root of `v`: then what is left is a number near
 # ±1 if the gradient keeps its sign, and near 0 if it keeps changing it. The learning rate is how far such a number moves in a step.
 #
-#     m = β1 m + (1 - β1) g      v = β2 v + (1 - β2) g²      m̂ = m / (1 - β1^t)      v̂ = v / (1 - β2^t)      t = 1, 2, ...
+#     m = β1 m + (1 - β1) g      m̂ = m / (1 - β1^t)
+#     v = β2 v + (1 - β2) g²     v̂ = v / (1 - β2^t)      t = 1, 2, ...
 #     param -= learning_rate (m̂ / (sqrt(v̂) + eps) + weight_decay param)
 #
 # (`v` and `t` are new here: neither a value nor a position.) Both means start at 0; after `t` steps the factors with which the gradients

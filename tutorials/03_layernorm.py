@@ -152,12 +152,15 @@ print("out", *out.round(3), "mean", mean, "rstd", rstd.round(3), sep="\n")
 #
 #     (2) the mean            rises by ε / C. Every xhat[j] falls by ε rstd / C.
 #
-#     (3) the spread          the variance is 1/C Σ_j (inp[j] - mean)². In its term c the distance d = inp[c] - mean grows by ε, so
-#                             d² by 2 d ε (and ε², which is nothing beside it), and the variance by 2 d ε / C.
-#                             Since d = xhat[c] / rstd and variance + eps = 1 / rstd², variance + eps grows by the fraction
-#                             f = 2 ε rstd xhat[c] / C. If a number grows by a small fraction f, its root grows by f / 2, since
-#                             (1 + f/2)² is 1 + f and f²/4, which is nothing again. Every xhat[j] is divided by this root.
-#                             So every xhat[j] shrinks by the fraction ε rstd xhat[c] / C of itself.
+#     (3) the spread          the variance is 1/C Σ_j (inp[j] - mean)². In its term c the distance
+#                             d = inp[c] - mean grows by ε, so d² by 2 d ε (and ε², which is nothing
+#                             beside it), and the variance by 2 d ε / C.
+#                             Since d = xhat[c] / rstd and variance + eps = 1 / rstd², variance + eps
+#                             grows by the fraction f = 2 ε rstd xhat[c] / C.
+#                             If a number grows by a small fraction f, its root grows by f / 2, since
+#                             (1 + f/2)² is 1 + f and f²/4, which is nothing again.
+#                             Every xhat[j] is divided by this root: it shrinks by the fraction
+#                             ε rstd xhat[c] / C of itself.
 #
 # (The mean moves, too: does that not change the variance? All distances d change by the same amount, their squares by 2 d times that, and
 # the distances add up to 0: nothing is left.)

@@ -64,7 +64,7 @@ print("kernels run on:", device_name())
 #
 # It mixes the channels of a row. Each output channel is a weighted sum of all input channels, plus a bias. Rows do not meet.
 #
-#     out[n, o] = Σ_c inp[n, c] weight[o, c] + bias[o]                 inp (N, C), weight (OC, C), bias (OC,), out (N, OC)
+#     out[n, o] = Σ_c inp[n, c] weight[o, c] + bias[o]        inp (N, C), weight (OC, C), bias (OC,), out (N, OC)
 #
 # On paper: one row, `[1, 2, 3]`, and two output channels. The first one has the weights 1, 0, -1 (it compares the ends), the second one has
 # 1, 1, 1 (it adds up); the biases are 0 and 10. **Predict** `out`.
@@ -125,9 +125,9 @@ for array, index, name in (inp, (1, 2), "inp[1, 2]"), (weight, (4, 2), "weight[4
 # %% [markdown]
 # Five, a row; four, a column; four, a column. So:
 #
-#     raise inp[n, c]:     out[n, o] rises by ε weight[o, c], for every o          dinp[n, c]     = Σ_o dout[n, o] weight[o, c]
-#     raise weight[o, c]:  out[n, o] rises by ε inp[n, c], for every n             dweight[o, c] += Σ_n dout[n, o] inp[n, c]
-#     raise bias[o]:       out[n, o] rises by ε, for every n                       dbias[o]      += Σ_n dout[n, o]
+#     raise inp[n, c]:     out[n, o] rises by ε weight[o, c], for every o   dinp[n, c]     = Σ_o dout[n, o] weight[o, c]
+#     raise weight[o, c]:  out[n, o] rises by ε inp[n, c], for every n      dweight[o, c] += Σ_n dout[n, o] inp[n, c]
+#     raise bias[o]:       out[n, o] rises by ε, for every n                dbias[o]      += Σ_n dout[n, o]
 #
 # Now as matrix products. In a product `A B` the summed index is the *last* of A and the *first* of B. In the first sum it is `o`: last in
 # `dout[n, o]`, first in `weight[o, c]`. It fits as it is: `dout weight`. In the second it is `n`, which is first in both; and the result

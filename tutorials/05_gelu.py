@@ -285,7 +285,8 @@ if code is not None:
 # No `tanh`. It is built from two instructions that the hardware has, `ex2`, 2 to the power of a number, and `rcp`, the reciprocal. With two
 # identities:
 #
-#     exp(y) = 2 to the power of (y log2(e))                    tanh u = (exp(2 u) - 1) / (exp(2 u) + 1) = 1 - 2 / (exp(2 u) + 1)
+#     exp(y) = 2 to the power of (y log2(e))
+#     tanh u = (exp(2 u) - 1) / (exp(2 u) + 1) = 1 - 2 / (exp(2 u) + 1)
 #
 # The first five lines make ½ x and u. The next ones, from `abs` to `copysign`, are the two identities: for |u|, whose sign `copysign` puts
 # back (`0f4038AA3B` is 2 log2(e) = 2.885; from 9 on, `0f41102CB4`, the result is simply 1). But then comes a second tanh: a product and

@@ -55,7 +55,9 @@ rng = np.random.default_rng(6)
 # **weights** `att` of a token are the softmax of its scores, over the tokens up to itself; what it gets is the weighted mean of their
 # values:
 #
-#     score[t, s] = q[t] · k[s] / sqrt(HS)     att[t, s] = exp(score[t, s]) / Σ_r exp(score[t, r])     out[t] = Σ_s att[t, s] v[s]
+#     score[t, s] = q[t] · k[s] / sqrt(HS)
+#     att[t, s]   = exp(score[t, s]) / Σ_r exp(score[t, r])
+#     out[t]      = Σ_s att[t, s] v[s]
 #
 # All sums run over `s <= t`, or `r <= t`. (PyTorch: `scaled_dot_product_attention(q, k, v, is_causal=True)`.) Now on paper, with numbers
 # that make the exponentials 1 and 2: all queries are log 2, the keys are 0, 1, 0, the values 12, 6, 0. **Predict** the weights of each
@@ -254,7 +256,7 @@ print(f"to write a layer's table in bfloat16 and read it once: {2 * bfloat16_byt
 # Now suppose that a larger score comes: everything in `total` was relative to the wrong number. Are the terms lost? Each of them is wrong
 # by the same factor:
 #
-#     exp(score - new) = exp(score - old) · exp(old - new)         so         total is corrected by  total · exp(old - new)
+#     exp(score - new) = exp(score - old) · exp(old - new),  so total becomes  total · exp(old - new)
 #
 # One multiplication corrects all terms, however many they are. On paper: scores 1, 0, 3, 2, in units of log 2, so the exponentials are
 # powers of 2. Write down `largest` and `total` after each. The last total must be (2 + 1 + 8 + 4) / 8.
@@ -314,7 +316,8 @@ with np.errstate(invalid="ignore"):
 # Every weight, and forward has kept none. But a weight can be computed again from its score and *one* number of its row, the log of the sum
 # of the exponentials, which forward has at its end:
 #
-#     lse[t] = log Σ_s exp(score[t, s]) = largest + log(total)            att[t, s] = exp(score[t, s]) / exp(lse[t]) = exp(score[t, s] - lse[t])
+#     lse[t]    = log Σ_s exp(score[t, s]) = largest + log(total)
+#     att[t, s] = exp(score[t, s]) / exp(lse[t]) = exp(score[t, s] - lse[t])
 #
 # **Predict**: can this `exp` overflow? And how many numbers are kept for each query, instead of T?
 

@@ -91,7 +91,8 @@ print(f"log 50,257 = {math.log(50_257):.3f}; exp(10.991) = {math.exp(10.991):,.0
 # Two tokens; the target's logit is lower than the other one by a gap. The loss is nearly the gap itself, for large gaps. Two ways to
 # compute it in float32, the same on paper: the logarithm of the probability; or the logarithm taken apart beforehand,
 #
-#     -log p[target]  =  log Σ_w exp(logits[w]) - logits[target]  =  largest + log Σ_w exp(logits[w] - largest) - logits[target]
+#     -log p[target]  =  log Σ_w exp(logits[w]) - logits[target]
+#                     =  largest + log Σ_w exp(logits[w] - largest) - logits[target]
 #
 # where `largest`, the largest logit of the row, has been taken out of the sum, as in section 1 the 100. **Predict**: up to which gap is
 # each right, roughly? float32 ends at 3.4 · 10³⁸, which is e⁸⁸·⁷; and the smallest number above 0 is 1.4 · 10⁻⁴⁵, or e⁻¹⁰³.
@@ -137,11 +138,11 @@ for gap in (1, 30, 95, 102, 110):
 # The rule of chapter 01: raise one number by a tiny ε, see how far the result moves. The result is a row's loss, as taken apart above, `log
 # sum_exp - logits[target]`, where `sum_exp` is the sum of the exponentials. Raise `logits[v]` by ε:
 #
-#     its exponential   becomes exp(logits[v]) exp(ε), and exp(ε) is 1 + ε (and terms with ε², which are nothing beside it);
-#                       so it rises by  ε exp(logits[v])
+#     its exponential   becomes exp(logits[v]) exp(ε), and exp(ε) is 1 + ε (and terms with ε², which are
+#                       nothing beside it); so it rises by  ε exp(logits[v])
 #     sum_exp           rises by the same amount: the other terms have not moved
-#     its logarithm     if a number grows by a small fraction f, its logarithm rises by f. The fraction is ε exp(logits[v]) / sum_exp,
-#                       which is  ε p[v]
+#     its logarithm     if a number grows by a small fraction f, its logarithm rises by f. The fraction is
+#                       ε exp(logits[v]) / sum_exp, which is  ε p[v]
 #     - logits[target]  falls by ε if v is the target, and does not move otherwise
 #
 # Divided by ε, the gradient of the row's loss is `p[v]`, less 1 for the target. The training loss is made of all rows' losses; `dloss` is
@@ -508,7 +509,8 @@ print(f"{'in float64':<27} {exact:.8f}")
 # correcting: keep the largest *so far*, and the sum relative to it. When a larger logit comes, every term of the sum is wrong by the same
 # factor, so the sum is multiplied by it:
 #
-#     exp(logit - new) = exp(logit - old) · exp(old - new)                    sum_exp becomes  sum_exp · exp(old - new) + exp(logit - new)
+#     exp(logit - new) = exp(logit - old) · exp(old - new),  so
+#     sum_exp becomes  sum_exp · exp(old - new) + exp(logit - new)
 #
 # This is **online softmax**. Here it is needed in two places: within a thread, from one of its logits to the next, and between threads,
 # each of which has a pair (largest, sum_exp) of its own columns. Joining two pairs is the same correction. On paper: one thread has seen

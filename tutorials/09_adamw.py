@@ -760,7 +760,8 @@ print(text[start : text.index("\n\n\n# ---", start)])
 # terminal, a tiny model in the simulator (half a minute; it leaves a folder `log_built_in`); on a GPU leave the variable and the sizes out:
 #
 #     NUMBA_ENABLE_CUDASIM=1 python -m gpt2_numba.train --device gpu -e L=1,NH=2,C=16 -b 1 -t 8 -x 3 -v 0 -s 0 \
-#         --kernels tutorials/exercises/09_adamw_update.py,tutorials/exercises/09_sum_of_squares.py,tutorials/exercises/09_norm_and_scale.py
+#         --kernels tutorials/exercises/09_adamw_update.py,\
+#     tutorials/exercises/09_sum_of_squares.py,tutorials/exercises/09_norm_and_scale.py
 #
 # | here | there |
 # | --- | --- |

@@ -7,17 +7,17 @@
 # at the end [train.py](../gpt2_numba/train.py), the package's loop, holds no secret.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (launches, float32) and [01](01_gpt2_on_one_page.ipynb) (the model, gradients, AdamW).
-# No GPU. An hour, and an hour for the four exercises. At **Predict**, write your answer down before you run the next cell. At **Do** there
-# is an exercise, which a program checks.
+# No GPU. What it takes from chapter 09 (clipping, bfloat16) it says in a sentence. An hour and a half to read, and an hour for the four
+# exercises. At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks.
 #
 # | name | meaning | here | GPT-2 124M |
 # | --- | --- | --- | --- |
-# | `B`, `T` | rows of a micro-batch, tokens of a row | 2 or 8, 16 or 32 | 64, 1024 |
+# | `B`, `T` | rows of a micro-batch, tokens of a row | 2 to 8, 16 or 32 | 64, 1024 |
 # | `grad_accum_steps` | micro-batches in a step | 1 to 4 | 8 |
 # | step | an update of all parameters, with all that is computed for it | 128 to 512 tokens | 524,288 tokens |
 #
 # (If you know PyTorch: this is the chapter behind `loss / accumulation_steps`, `optimizer.zero_grad()`, `LRScheduler`, `loss.item()` and
-# `torch.cuda.graphs`.)
+# `torch.cuda.CUDAGraph`. Sections 2, 5 and 7 will go quickly; 3, 8, 10 and 11 are about what PyTorch hides.)
 
 # %%
 import os
@@ -72,7 +72,10 @@ from tutorials.training_figures import (  # noqa: E402
 # ## 1. What is the least that a loop must do?
 #
 # A model of this package, on the CPU, small enough to train while you watch: 2 blocks, 2 heads, 32 channels, 16 tokens in a row. Its tokens
-# are the bytes of the text that comes with Python, and one more that begins a document: 257 in all.
+# are the bytes of the text that comes with Python, and one more that begins a document: 257 in all. `forward` keeps what backward needs,
+# `backward` adds to the gradients. `measure` returns the loss, and the length of all gradients together, their **norm**: the root of the
+# sum of their squares. Gradients with a norm above `max_norm` are **clipped**: the update takes all of them times one factor, with which
+# the norm is `max_norm` ([chapter 09](09_adamw.ipynb)).
 #
 # **Predict** the first loss. (A model that knows nothing gives each of the 257 tokens the same probability.) And by how much will sixty
 # steps bring it down?
@@ -95,7 +98,7 @@ for step in range(60):
     model.zero_grad()
     model.forward(inputs)
     model.backward(targets)
-    loss, norm, _ = model.measure(max_norm=1.0).wait()  # the gradients are clipped to a joint norm of 1
+    loss, norm, _ = model.measure(max_norm=1.0).wait()  # the norm before clipping; section 10 says why `wait`
     model.update(step, learning_rate=3e-3)
     if step % 20 == 0 or step == 59:
         print(f"step {step + 1:>2}: loss {loss:.2f}, norm of the gradients {norm:.2f}")
@@ -113,9 +116,9 @@ for step in range(60):
 #
 # ## 2. Which batch comes next?
 #
-# Tokens lie in files, called **shards**, since the text of a large run does not fit into memory. A shard is cut into **samples** of `B * T`
-# tokens, from its beginning. A sample is a batch: its first T tokens are the first row, the next T the second, and so on. The targets are
-# the same tokens, one later.
+# Tokens lie in files, called **shards**, since the text of a large run does not fit into memory. (Here they are arrays; `DataLoader` takes
+# a list of them.) A shard is cut into **samples** of `B * T` tokens, from its beginning. A sample is a batch: its first T tokens are the
+# first row, the next T the second, and so on. The targets are the same tokens, one later.
 #
 # **Predict**: this shard has 22 tokens, one a letter; `B = 2`, `T = 3`. How many samples does it have? And what is the very last target?
 
@@ -140,7 +143,7 @@ draw_samples(letters, B=2, T=3)
 
 # %% [markdown]
 # Three samples of 6 tokens, and the last target is the 19th letter, `s`. Each of the first 18 tokens is an input once; what is too short
-# for a sample is left out. One pass over all shards is an **epoch**; then the loader begins again.
+# for a sample is left out (PyTorch's `drop_last=True`). One pass over all shards is an **epoch**; then the loader begins again.
 #
 # Chapter 01 drew each batch from a random place instead. **Predict**: a text has 10,000 samples. Draw 10,000 times, each time from all of
 # them. How many of the samples do you see at least once?
@@ -162,7 +165,7 @@ quote(permute)
 # common. And is the second epoch like the first?
 
 # %%
-shuffled_loader = DataLoader([as_shard("abcdefghi"), as_shard("ABCDEFGHI")], B=1, T=2, shuffle=True, seed=3)
+shuffled_loader = DataLoader([as_shard("abcdefghi"), as_shard("ABCDEFGHI")], B=1, T=2, shuffle=True, seed=4)
 for epoch in (1, 2):
     batches = (shuffled_loader.next_batch()[0] for _ in range(shuffled_loader.batches_per_epoch))
     print(f"epoch {epoch}:", *(as_text(inputs)[0] for inputs in batches))
@@ -170,11 +173,12 @@ for epoch in (1, 2):
 # %% [markdown]
 # They are from one shard: one file is open at a time, and all of it is used before the next one. Hence a shard should be a mixture itself;
 # a file of one book after another would teach one book after another. The second epoch has another order, of the shards and within them.
+# (The ninth letters, `i` and `I`, are targets only.)
 #
-# The order comes from a generator of random numbers, and its state belongs to the run: a run that is stopped and resumed must not begin its
-# data anew ([chapter 11](11_bits.ipynb)). Whatever else needs random numbers, such as writing a sample of text, has a generator of its own,
-# so that looking at the model does not change what it learns. Reading takes time, too, so a thread reads the next batch while the GPU works
-# on this one ([prefetch.py](../gpt2_numba/data/prefetch.py)).
+# The order comes from a generator of random numbers, and its state belongs to the run: a run that is stopped and resumed must not start its
+# data from the beginning ([chapter 11](11_bits.ipynb)). Whatever else needs random numbers, such as writing a sample of text, has a
+# generator of its own, so that looking at the model does not change what it learns. Reading takes time, too, so a thread of the CPU reads
+# the next batch while the GPU works on this one ([prefetch.py](../gpt2_numba/data/prefetch.py)).
 #
 # ## 3. What if the batch does not fit?
 #
@@ -190,7 +194,7 @@ def flat_gradients(model):
 
 
 model, loader = new_model(TINY, B=2), DataLoader([train_tokens], B=2, T=16, shuffle=True)
-each = []  # the gradients of 256 micro-batches of two rows, all with the first weights
+each = []  # the gradients of 256 batches of two rows, all with the first weights
 for _ in range(256):
     inputs, targets = loader.next_batch()
     model.zero_grad()
@@ -201,18 +205,18 @@ each = np.array(each)
 print(f"{each.shape[0]} gradients of {each.shape[1]:,} numbers each")
 
 mean = each[64:].mean(axis=0)  # the last 192 are the yardstick, the first 64 are measured
-sizes, errors = [1, 4, 16, 64], []
-for size in sizes:
-    estimates = each[:64].reshape(-1, size, each.shape[1]).mean(axis=1)
+row_counts, errors = [2, 8, 32, 128], []
+for rows in row_counts:
+    estimates = each[:64].reshape(-1, rows // 2, each.shape[1]).mean(axis=1)  # 64 of them, or 16, 4, 1
     errors.append(np.linalg.norm(estimates - mean, axis=1).mean() / np.linalg.norm(mean))
-draw_accuracy(sizes, errors)
+draw_accuracy(row_counts, errors)
 
 # %% [markdown]
 # Four times as many: the error of a mean falls as the root of the number of its terms. (Both axes are logarithmic. The last points lie
-# above the line, since the mean of many, with which they are compared, has an error of its own.) The gradient of two rows is as far from
-# the mean as the mean is long: mostly noise. So large batches make good steps; GPT-2 124M is trained with half a million tokens in each.
-# But what forward computes must be kept until backward has used it, for every row, and for half a million tokens that is more than an H200
-# has (section 9).
+# above the line, since the mean of many, with which they are compared, has an error of its own; and 128 rows are one try only.) The
+# gradient of two rows is as far from the mean as the mean is long: mostly noise. So large batches make good steps; GPT-2 124M is trained
+# with half a million tokens in each. But what forward computes must be kept until backward has used it, for every row, and for half a
+# million tokens that is more than an H200 has (section 9).
 #
 # The way out is one sentence long: a mean over eight rows is a sum over eight rows, and a sum may be computed in parts. A part is called a
 # **micro-batch**. On paper: four rows, with the losses 1, 3, 5, 7. Their mean is 4. Two micro-batches of two rows have the means 2 and 6.
@@ -227,12 +231,14 @@ for parts in ([four[:2], four[2:]], [four[:3], four[3:]]):
 
 # %% [markdown]
 # The sum, 8, is twice too large; with n micro-batches of equal size the missing factor is 1/n. In the second line 1/n is wrong: each mean
-# counts with its share of the rows, here 3/4 and 1/4. What holds for the losses holds for their gradients, since the gradient of a sum is
-# the sum of the gradients. Every backward of this course *adds* to the gradients of the parameters; so n backward passes, one after the
-# other, are the sum already. That is called **gradient accumulation**. The real model: a batch of 8 rows, at once, and in 4 micro-batches
-# of 2.
+# counts with its share of the rows, here 3/4 and 1/4. (If you know PyTorch: `cross_entropy` with `ignore_index` is a mean over the tokens
+# that are not ignored. So micro-batches of rows of different lengths have different shares, and `loss / accumulation_steps` is wrong;
+# Hugging Face's Trainer had this fault [until October 2024](https://huggingface.co/blog/gradient_accumulation).) What holds for the losses
+# holds for their gradients, since the gradient of a sum is the sum of the gradients. Every backward of this course *adds* to the gradients
+# of the parameters; so n backward passes, one after the other, are the sum already. That is called **gradient accumulation**. The real
+# model: a batch of 8 rows, at once, and in 4 micro-batches of 2.
 #
-# **Predict**: in how many digits do the 38,272 gradients agree? In all bits?
+# **Predict**: in how many digits do the gradients agree? And how many of them in every bit?
 
 
 # %%
@@ -246,7 +252,9 @@ def gradients_of(model, inputs, targets, rows):
 
 
 def equal_bits(one, other):
-    return (one.view(np.uint32) == other.view(np.uint32)).mean()
+    """The share of gradients that agree in every bit. Those that are 0 in both, such as the padding's, do not count."""
+    counted = (one != 0) | (other != 0)
+    return (one.view(np.uint32) == other.view(np.uint32))[counted].mean()
 
 
 large, small = new_model(TINY, B=8), new_model(TINY, B=2)
@@ -258,9 +266,9 @@ print(f"largest gradient {np.abs(at_once).max():.3f}, largest difference {np.abs
 print(f"equal bits: {equal_bits(at_once, in_parts):.0%}")
 
 # %% [markdown]
-# In six digits or seven, all that a float32 has; but only a fifth has equal bits. Why? Four suspects, each tested by itself. **Predict**
-# how many bits each of them changes: the same computation a second time; the factor 1/4; a factor of 1/3 instead; the order of the four
-# micro-batches, from the last to the first.
+# To a difference in the seventh digit of the largest, and a float32 has no more than seven; but only one in eight has equal bits. Why? Four
+# suspects, each tested by itself. **Predict** how many of the gradients each of them changes: the same computation a second time; the
+# factor 1/4; a factor of 1/3 instead; the order of the four micro-batches, from the last to the first.
 
 # %%
 again, _ = gradients_of(large, batch_inputs, batch_targets, rows=8)
@@ -282,25 +290,28 @@ for what, one, other in (
     print(f"{what:<36} equal bits: {equal_bits(one, other):.0%}")
 
 # %% [markdown]
-# None; none; five in six; more than a third. The factor 1/4 is innocent: dividing by a power of two changes only the exponent of a float32.
-# A third is not exact, and most numbers end up a rounding away. And **the order of the additions** counts: in float32 `(a + b) + c` is not
-# `a + (b + c)`, and the last line has the same four terms, in another order. At once, a gradient is one sum over 128 tokens; in parts, it
-# is four sums over 32 tokens, added up afterwards. (In forward, too, the products have another size, and NumPy's library may add in another
-# order.) Both are right to within rounding. So another size of the micro-batch is another run, bit by bit; the same size is the same run.
+# None; none; more than nine in ten; four in ten. The factor 1/4 is innocent: dividing by a power of two changes only the exponent of a
+# float32. A third is not exact, and most numbers end up a rounding away. And **the order of the additions** counts: in float32 `(a + b) +
+# c` is not `a + (b + c)`, and the last line has the same four terms, in another order. At once, a gradient is one sum over 128 tokens; in
+# parts, it is four sums over 32 tokens, added up afterwards. (In forward, too, the products have another size, and NumPy's library may add
+# in another order.) Both are right to within rounding. So another size of the micro-batch is another run, bit by bit; the same size is the
+# same run. (`torch.use_deterministic_algorithms` promises no more than that: the same bits for the same inputs, not for the same rows cut
+# in another way.)
 
 # %% [markdown]
 # ### Where does the 1/n go?
 #
 # Two places are possible: the loss, before backward, or the gradients, after it. **Predict**: which costs less? (GPT-2 124M has 124 million
-# gradients.)
+# gradients.) In the function below, look for `grad_accum_steps`; most of the rest hands over arrays.
 
 # %%
 quote(GPT2.backward)
 
 # %% [markdown]
-# The loss: `dloss`, the gradient of the training loss with respect to the loss of one token, is a number that the last layer is given
-# anyway. So nothing more has to be read or written. Dividing all gradients afterwards would read and write each of them once more. (`ranks`
-# is the number of GPUs, if several share a step: chapter 12.)
+# In the loss: `dloss`, the gradient of the training loss with respect to the loss of one token, is a number that the last layer is given
+# anyway. (`inputs.size` is the number of tokens; in chapter 01 `dloss` was the `/ N` of `dlogits`.) So nothing more has to be read or
+# written. Dividing all gradients afterwards would read and write each of them once more. (`ranks` is the number of GPUs, if several share a
+# step: chapter 12.)
 #
 # And if one forgets it? **Predict**: four micro-batches, no 1/n, so all gradients are four times too large. How much worse does the run
 # get? And how much, if they are clipped to a norm of 1?
@@ -335,10 +346,11 @@ for max_norm in (math.inf, 1.0):
 # %% [markdown]
 # Not at all, to four decimals: AdamW divides each gradient by its own running size (chapter 01, section 11), so a factor cancels. (All but
 # `eps`, 1e-8, which is tiny beside either.) With clipping a little: gradients that are four times too large are clipped when they should
-# not be. So this fault hides from everybody who looks at losses. A test has to compare gradients, as above.
+# not be. (Hence PyTorch's rule to call `GradScaler.unscale_` before `clip_grad_norm_`.) So this fault hides from everybody who looks at
+# losses. A test has to compare gradients, as above.
 #
-# One more trap. The four micro-batches have a gradient each, with a norm each. **Predict**: is the norm of their mean above or below the
-# mean of their norms?
+# One more trap. Each of the four micro-batches has a gradient, and that has a norm. **Predict**: is the norm of their mean above or below
+# the mean of their norms?
 
 # %%
 norms = [
@@ -359,20 +371,21 @@ print(f"norms {np.round(norms, 2)}, their mean {np.mean(norms):.2f}; norm of the
 # %% [markdown]
 # ### What do the partial sums cost in digits?
 #
-# In bfloat16, a number has 8 binary digits instead of 24, and on a GPU the package keeps the gradients in it, too, as llm.c does; so the
-# sum is rounded after each micro-batch. On paper, with three decimal digits: 1.00 + 0.004 is 1.00, however often. Here are the gradients of
-# up to 256 micro-batches again, added up in bfloat16. **Predict**: by how much is the sum off, after 4, 64 and 256 of them?
+# In bfloat16, a number has 8 binary digits instead of 24, and on a GPU the package keeps parameters and gradients in it, as llm.c does
+# (PyTorch's `autocast` keeps both in float32); so the sum is rounded after each micro-batch. On paper, with three decimal digits: 1.00 +
+# 0.004 is 1.00, however often. Here are the gradients of up to 256 micro-batches again, added up in bfloat16. **Predict**: by how much is
+# the sum off, after 4, 64 and 256 of them?
 
 # %%
 for count in (4, 64, 256):
     total, exact = np.zeros(each.shape[1], np.float32), each[:count].sum(axis=0, dtype=np.float64)
     for gradient in each[:count]:
-        total = bfloat16_values(bfloat16_bits(total + gradient))  # rounded to bfloat16
+        total = bfloat16_values(bfloat16_bits(total + gradient))  # rounded to bfloat16, and back to float32
     print(f"{count:>3} micro-batches: off by {np.linalg.norm(total - exact) / np.linalg.norm(exact):.1%}")
 
 # %% [markdown]
-# 0.3, 0.8 and 1.4 %. It grows with their number; beside the noise of the batch itself (the figure above: 18 % with 64 micro-batches) it is
-# small.
+# 0.3, 0.8 and 1.4 %. It grows with their number; beside the noise of the batch itself (the first figure of this section: 18 % with 128
+# rows) it is small.
 #
 # ## 4. When are the gradients zeroed?
 #
@@ -392,7 +405,8 @@ draw_places(runs)
 # *Before the update* hurts most: all gradients are 0, and no parameter moves. (The first losses differ since the batches do.) *Never* is
 # hard to see at the beginning, when old gradients still point where the new ones do; later they outweigh the new ones. *For each
 # micro-batch* is the one that nobody notices. It learns, a little worse: each step moves along the gradient of its last micro-batch, and
-# three quarters of the work are thrown away.
+# three quarters of the work are thrown away. (PyTorch's `zero_grad` sets nothing to zero: by default it takes the arrays away, and the next
+# backward makes new ones. Here they stay where they are; section 11 says why.)
 #
 # **Do** [10_find_the_zero](exercises/10_find_the_zero.py): find the right place among six.
 
@@ -403,8 +417,8 @@ draw_places(runs)
 # ## 5. How large is a step?
 #
 # The learning rate is roughly the farthest that a parameter moves in a step. In the first one, AdamW moves *every* parameter that has a
-# gradient exactly that far, against the gradient's sign (chapter 01: `m̂ / sqrt(v̂)` is g / |g|). **Predict**: how many of the signs are
-# right, if the batch has 2 rows, or 32, or 128? If signs were tossed, half would be.
+# gradient exactly that far, against the gradient's sign (chapter 01: with t = 1, `m̂ / sqrt(v̂)` is g / |g|). **Predict**: how many of the
+# signs are right, if the batch has 2 rows, or 32, or 128? If signs were tossed, half would be.
 
 # %%
 there = mean != 0  # a token that is in none of the batches has no gradient
@@ -418,7 +432,10 @@ for size in (1, 16, 64):
 # Two rows send a third of the parameters the wrong way, at full speed. (In later steps `m` is a mean over many batches, and knows better.)
 # So most runs begin with a **warm-up**, in which the rate grows from next to nothing to its peak. And most end with a decay: near the end
 # small steps average out the noise that large ones keep making. How the rate depends on the step is called a **schedule**. The package has
-# four. *Suppose that half of the run is done, and you want it to be twice as long. With which of them is the first half still right?*
+# four. After the warm-up, `linear` falls in a straight line, from the peak to a floor, here a tenth of it; `cosine` falls in half a wave,
+# as ½ (1 + cos(π progress)), where progress goes from 0 to 1; `wsd` ("warm-up, stable, decay") stays at the peak, and falls at the very
+# end; `constant` stays there for good. *Suppose that half of the run is done, and you want it to be twice as long. With which of them is
+# the first half still right?*
 
 # %%
 MAX_STEPS, WARMUP_STEPS = 100, 10
@@ -431,9 +448,10 @@ curves = {
 draw_schedules(curves, WARMUP_STEPS)
 
 # %% [markdown]
-# With `constant` (which, as in llm.c, has no warm-up), and with `wsd`: "warm-up, stable, decay", in which nothing depends on the length of
-# the run until four fifths of it are over. With `cosine` and `linear` every rate after the warm-up does, so the length must be known before
-# the first step, and a resumed run must be given the same one.
+# With `constant` (which, as in llm.c, has no warm-up), and with `wsd`, in which nothing depends on the length of the run until four fifths
+# of it are over. With `cosine` and `linear` every rate after the warm-up does, so the length must be known before the first step, and a
+# resumed run must be given the same one. (A `LRScheduler` of PyTorch has a state that must be saved with the run; here the rate is a
+# function of the step, and there is none.)
 #
 # The ends are where such functions go wrong. **Predict** five numbers for `cosine` with the peak 1, a floor of 0.1, 10 steps of warm-up and
 # 100 steps in all: steps 0, 9, 10, 55 and 99. Is the first one 0? Is the last one 0.1?
@@ -453,7 +471,8 @@ for step in (0, 9, 10, 55, 99):
 # check("10_learning_rate")
 
 # %% [markdown]
-# The package's decay, of all schedules; a factor between the peak, 1, and the floor, 0:
+# The package's decay, for all schedules: how much is left of the way from the peak, 1, to the floor, 0. (The last line is the decay of
+# `wsd`.)
 
 # %%
 quote(schedules._remaining)
@@ -461,7 +480,8 @@ quote(schedules._remaining)
 # %% [markdown]
 # ## 6. What happens once in a while?
 #
-# Now the package's loop, piece by piece. It begins like this. (`run` is what was prepared before: settings, model, loaders.)
+# Now the package's loop, piece by piece. It begins like this. (`run` is what was prepared before: settings, model, loaders. `saver` writes
+# checkpoints, `reports` prints losses; `group` is the set of GPUs that share the run, and `ranks` is their number.)
 
 
 # %%
@@ -485,8 +505,9 @@ quote_lines("while True", "reports.finish()")
 quote(due)
 
 # %% [markdown]
-# **Predict**: a run of 25 steps, validated every 10. Before which steps does it validate? And after which steps does it save, every 10?
-# (Two lines of the loop, below, say when.)
+# **Predict**: a run of 25 steps, which validates every 10 and saves every 10. Before which steps does it validate, and before which does it
+# save? (The next cell prints the two lines of the loop that decide; the one after it has the answer. `stopping`: the user wants to stop.
+# `diverged`: the loss or the norm was not finite, several steps in a row.)
 
 # %%
 quote_lines("if stopping or diverged or due", "saver.save")
@@ -514,9 +535,12 @@ quote_lines("rate = learning_rate(", "step += 1")
 
 # %% [markdown]
 # All of it is there: zeroed once, before the micro-batches (section 4); `backward` with the number of micro-batches (section 3); the rate
-# (5); clipping when all have been added, in `measure`. (`last` tells the model that it may send the gradients to other GPUs. `stop`: Ctrl-C
-# does not kill a run, it sets a flag; the step is finished, and the run is saved.) One thing is left: `measure` returns no numbers but a
-# promise of them, on which one can `wait`, and `reports.add` is given that promise. Section 10 is about it.
+# (5); clipping when all have been added, in `measure`. (`last` tells the model that it may send the gradients to other GPUs; PyTorch's
+# `DistributedDataParallel` does so in every backward, unless it is told `no_sync()`. `moment` is the time, for the tokens per second.
+# `overfit_one_batch` is a test, in which all steps get the same batch: a model that cannot learn that by heart has a fault. `is_outlier`:
+# on request, a step whose loss or norm is far above those of the steps before it is skipped. `stop`: Ctrl-C does not kill a run, it sets a
+# flag; the step is finished, and the run is saved.) One thing is left: `measure` returns no numbers but a promise of them, on which one can
+# `wait`, and `reports.add` is given that promise. Section 10 is about it.
 #
 # ## 7. Does it learn?
 #
@@ -593,12 +617,13 @@ print("".join(chr(token) if 32 <= token < 127 or token == 10 else "·" for token
 #
 # **Do**: run `train(B=8, micro_batches=2)`, then `train(B=2, micro_batches=8)`, each in a cell of your own: the same number of tokens in
 # each step. If the validation losses at the end differ, what could be the reason? (Look at the figure of section 2: what do the rows of one
-# sample have in common?) And `train(warmup_steps=0)`: is it worse? One pair of runs proves little; try another `PEAK`, too.
+# sample have in common?) And `train(warmup_steps=0)`: is it worse? One pair of runs proves little: set `PEAK` to 6e-3, and run both again.
 #
 # ## 8. Where does everything lie?
 #
 # In one piece of memory. The package allocates once, before the first step, and then never again: so a run that has begun cannot run out of
-# it a day later. First each array is *planned*; the plan, an **arena**, only adds up bytes. Then all are allocated together. The two halves
+# it a day later. (PyTorch asks for memory when a tensor is made, and keeps what is freed for the next one; so whether a run fits shows only
+# while it runs.) First each array is *planned*; the plan, an **arena**, only adds up bytes. Then all are allocated together. The two halves
 # of that:
 
 # %%
@@ -607,7 +632,7 @@ quote(Arena.add, Arena.allocate)
 # %% [markdown]
 # `view` gives bytes another type, `reshape` another shape; neither copies anything. So every array of the model is a window on one array of
 # bytes. `round_up` makes each offset a multiple of `ALIGNMENT`, 256 bytes: that is what an allocation of its own would have on a GPU, and
-# what wide loads and NVIDIA's library for matrix products count on.
+# what wide loads (four float32 with one instruction) and NVIDIA's library for matrix products count on.
 #
 # **Predict**: three arrays, of 10 float32, 100 float32 and 3 int32. Their offsets, and the total?
 
@@ -632,8 +657,8 @@ print(f"the model of section 7: {len(trained.memory)} arrays, {len(owners)} piec
 print(trained.arena.table())
 
 # %% [markdown]
-# 0, 256 and 768, since b has 400 bytes and is given 512; 1,024 in all. And the whole model is one piece of memory, more than half of it
-# activations and logits.
+# 0, 256 and 768, since b has 400 bytes and is given 512; 1,024 in all. And the whole model is one piece of memory. (A third of it is
+# activations and logits; with more rows it would be more, section 9.)
 #
 # Does each of them need memory of its own? *When is each array needed?* Here is the time of one step, from left to right: forward through
 # the blocks, the classifier, backward through the blocks. What a block computes in forward (here `qkv` and `fch_gelu`), backward of the
@@ -651,7 +676,9 @@ draw_lifetimes(lifetimes, moments)
 # %% [markdown]
 # All blue bars meet in the middle: when the loss is computed, everything that forward has kept is there, and nothing can be shared. That is
 # why memory grows with the number of blocks. The orange ones never meet. (`branch` is what a branch adds to the residual stream; `dfch` and
-# `dqkv` are gradients.) So these have one piece of memory in common, as large as the largest of them:
+# `dqkv` are gradients. Each of these is one array, which all blocks use in turn; so its bar is as long as the time in which any of them
+# does.) So these have one piece of memory in common, as large as the largest of them. (`Vp` is V, rounded up to a multiple of 128. `fused`:
+# chapter 07's kernels, which need other arrays.)
 
 # %%
 quote(transient_shapes)
@@ -669,15 +696,17 @@ quote(transient_shapes)
 # ## 9. How much memory does GPT-2 need?
 #
 # Planning costs nothing, so ask the planner, for a GPU that you need not have. On paper first. In bfloat16 each parameter takes 2 bytes,
-# its gradient 2, and AdamW's `m`, `v` and master weight (chapter 09) 4 each: 16 bytes. With 124 million parameters that is 1.85 GiB,
-# whatever `B` is. What grows with `B` are the activations. This is what each block keeps; N is B * T.
+# its gradient 2, AdamW's `m` and `v` 4 each, and its master weight, a float32 copy of the parameter to which small steps are added (chapter
+# 09), 4 more: 16 bytes. With 124 million parameters that is 1.85 GiB, whatever `B` is. What grows with `B` are the activations. This is
+# what each block keeps; N is B * T.
 
 # %%
 quote(activation_shapes)
 
 # %% [markdown]
 # Count the C's: 1 + 3 + 1 + 1 + 1 + 4 + 4 + 1 = 16, so 16 C numbers for each token in each block. With 12 blocks, C = 768, and 2 bytes a
-# number: 288 KiB a token, and B = 64 rows of 1,024 tokens make 18 GiB. The logits come on top, 50,304 numbers for each token.
+# number: 288 KiB a token, and B = 64 rows of 1,024 tokens make 18 GiB. The logits come on top, `Vp` = 50,304 numbers for each token, in the
+# piece of memory that the short-lived arrays share; the next table calls it *logits and scratch*.
 #
 # **Predict**: what is the largest part at B = 4, and what at B = 64: weights, gradients and AdamW's means together; activations; logits?
 
@@ -711,10 +740,12 @@ print(f"B = 512, half a million tokens: {plan(512).nbytes / 2**30:.0f} in all")
 draw_memory(groups, totals, {"8 GiB": 8, "24 GiB": 24})
 
 # %% [markdown]
-# At B = 4 the weights, gradients and means; at B = 64 the activations, by far. (An H200 has 139 GiB: half a million tokens at once do not
-# fit there, either.) The red triangles are totals in which some activations are not kept, but **recomputed**. With `recompute` 1, backward
-# computes the GELU again, from its input, which saves 4 of the 16 C's; with 2 the two LayerNorms as well. All blocks then share one array
-# for what is computed again. It costs time. **Predict**: does it change the gradients, or their bits?
+# At B = 4 the weights, gradients and means; at B = 64 the activations, by far. (124,475,904 is chapter 01's number, and 47 rows of padding
+# in `wte`.) (An H200 has 139 GiB: half a million tokens at once do not fit there, either.) The red triangles are totals in which some
+# activations are not kept, but **recomputed**. With `recompute` 1, backward computes the GELU again, from its input, which saves 4 of the
+# 16 C's; with 2 the two LayerNorms as well. All blocks then share one array for what is computed again. It costs time, so only what is
+# cheap is recomputed, no matrix product. (PyTorch's `torch.utils.checkpoint` recomputes all that you wrap in it, usually a whole block.)
+# **Predict**: does it change the gradients, or their bits?
 
 # %%
 for recompute in (0, 2):
@@ -737,8 +768,8 @@ for name, free in (("8 GiB", 7.5), ("24 GiB", 23), ("80 GiB", 78)):
     print(f"{name:>6}: B = {fitting[0]} with everything kept, {fitting[1]} with recompute 1, {fitting[2]} with recompute 2")
 
 # %% [markdown]
-# 14 to 19, and some 200 and more. So GPT-2 124M can be trained on a GPU of 8 GiB, with 64 micro-batches of 8 rows in a step of half a
-# million tokens. What does it cost to make micro-batches small? Measured on an H200 with 8 micro-batches in a step
+# 14 to 19, and 197 to 263. So GPT-2 124M can be trained on a GPU of 8 GiB, with 64 micro-batches of 8 rows in a step of half a million
+# tokens. What does it cost to make micro-batches small? Measured on an H200 with 8 micro-batches in a step
 # ([record](../dev/bench/2026-11-22-h200-small-micro-batches/result.json), 2026-11-22, bfloat16):
 
 # %%
@@ -811,14 +842,16 @@ quote(StepReports.add)
 # %% [markdown]
 # `finish` waits for the numbers of the step before, and reports them; then the new result is kept for the next time. (On the CPU, where
 # nothing is queued, `_overlap` is off, and a step is reported at once.) The numbers come into memory of the host to which the GPU can copy
-# by itself, so that the copy is a task in the queue like any other ([staging.py](../gpt2_numba/gpu/staging.py)). The price: the host learns
-# of a bad step when the next one is in the queue. So the decision not to update with NaN cannot be the host's; AdamW on the GPU makes it
-# ([chapter 09](09_adamw.ipynb)).
+# by itself (page-locked; PyTorch says *pinned*), so that the copy is a task in the queue like any other
+# ([staging.py](../gpt2_numba/gpu/staging.py)). The price: the host learns of a bad step when the next one is in the queue. So the decision
+# not to update with NaN cannot be the host's; AdamW on the GPU makes it ([chapter 09](09_adamw.ipynb)). (PyTorch's `GradScaler.step` asks
+# the GPU, with `.item()`, and so waits, unless the optimizer is `fused=True`.)
 #
-# Whatever asks the GPU for a number makes the host wait: `print(loss)`, `if norm > 1`, `.copy_to_host()`, PyTorch's `.item()`. That is why
-# the norm never comes to the host for clipping. **Find** the lines in section 6 in which the host may wait. There are three kinds:
-# `reports.add`, for the step before; `reports.finish`, before anything that needs the state of the run, such as a checkpoint; and
-# `is_outlier`, which needs the loss before the update. It is off unless a user asks for it, since it costs just this.
+# Whatever asks the GPU for a number makes the host wait: `print(loss)`, `if norm > 1`, `.copy_to_host()`, PyTorch's `.item()`. (In a
+# PyTorch program, `torch.cuda.set_sync_debug_mode("warn")` finds them.) That is why the norm never comes to the host for clipping. **Find**
+# the lines in section 6 in which the host may wait, before you read on. There are three kinds: `reports.add`, for the step before;
+# `reports.finish`, before anything that needs the state of the run, such as a checkpoint; and `is_outlier`, which needs the loss before the
+# update. It is off unless a user asks for it, since it costs just this.
 #
 # ## 11. And if launching takes longer than computing?
 #
@@ -836,8 +869,9 @@ draw_timelines(timelines)
 
 # %% [markdown]
 # One by one, the GPU waits for the host after each kernel: the host takes 11 units a step, the GPU works for 4 of them. Together, the host
-# takes 5. A **CUDA graph** is that one launch: the kernels of a step are recorded once, with their arguments, and from then on the
-# recording is replayed as a whole.
+# takes 5, still more than 4: so there are gaps, but small ones. A **CUDA graph** is that one launch: the kernels of a step are recorded
+# once, with their arguments, and from then on the recording is replayed as a whole. (If you know PyTorch:
+# `torch.compile(mode="reduce-overhead")` makes them for you.)
 #
 # Measured, on an H200: a model of 6 blocks with B = 4 takes **18 ms a step launch by launch, and 2.76 ms as a graph** ([d6_off.txt and
 # d6_graph.txt](../dev/bench/2026-11-22-h200-start), 2026-11-22), with the same losses. GPT-2 124M with B = 64 takes 842 ms, and 834 as a
@@ -880,8 +914,8 @@ print("rate 0.1, gradient -1, new array:", weight)
 
 # %% [markdown]
 # 0.5, 0, -0.5: each replay takes the rate 0.5 and the gradient 1. A recording holds *numbers* as they were, and *addresses* of arrays, not
-# their contents. Two rules follow. Whatever changes from step to step (the learning rate, AdamW's corrections, the seed of the rounding,
-# the tokens) must be written into an array before the replay. And no array may move. Try it again:
+# their contents. Two rules follow. Whatever changes from step to step (the learning rate, AdamW's corrections, the seed of chapter 09's
+# rounding by lot, the tokens) must be written into an array before the replay. And no array may move. Try it again:
 
 # %%
 weight, grad, rate_array, graph = np.array([1.0]), np.array([1.0]), np.array([0.5]), Recording()
@@ -903,7 +937,8 @@ quote(Graphs.run)
 
 # %% [markdown]
 # A key stands for a piece of work that is always the same, such as `("forward", 64, 1024)`: with another size there are other launches, so
-# there is another recording.
+# there is another recording. In section 3, `backward` has `grad_accum_steps` in its key: **why?** (`dloss` is a number, not an array: it is
+# recorded as it was.)
 #
 # ## 12. What surprised us
 #

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 11 · Bits
 #
-# The same program, the same data, the same machine: the same result? On a GPU, not by itself. **You will learn** where the differences come
-# from, how this package removes each, and what that is good for: two runs can be compared bit by bit, and a run that was killed goes on as
-# if nothing had happened. You find a fault that no tolerance finds, down to the tensor and the element; and you find out what a checkpoint
-# must hold, by leaving out one thing after another.
+# The same program, the same data, the same machine: the same result? On a GPU, not by itself. A program whose runs agree to the last bit is
+# called **deterministic**. **You will learn** where differences come from, how this package removes each, and what that is good for: two
+# runs can be compared bit by bit, and a run that was killed goes on as if nothing had happened. You find a fault that no tolerance finds,
+# down to the tensor and the element; and you find out what a checkpoint must hold, by leaving out one thing after another.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, blocks, races) and [01](01_gpt2_on_one_page.ipynb) (the model, AdamW). No
-# GPU. An hour, and an hour for the four exercises. At **Predict**, write your answer down before you run the next cell. At **Do** there is
-# an exercise, which a program checks.
+# GPU. An hour and a half, and an hour for the four exercises: sections 1 to 5, where bits are lost and how one tests for it, are one
+# evening; sections 6 to 9, what that is good for, another. At **Predict**, write your answer down before you run the next cell. At **Do**
+# there is an exercise, which a program checks.
 #
 # (If you know PyTorch: this is the chapter behind `torch.use_deterministic_algorithms`, and behind all that `state_dict` does not hold.)
 
@@ -63,8 +64,13 @@ print("kernels run on:", device_name())
 # %% [markdown]
 # ## 1. Why should anyone care about the last bit?
 #
-# Here is a small GPT-2 of this package, on the CPU, and ten steps of training. A **digest** (SHA-256) is a number computed from all bits of
-# an array: two arrays with one digest are the same array, for all practical purposes; here are its first twelve hexadecimal digits.
+# The next cell has a small GPT-2 of this package, on the CPU, and ten steps of training. You need not read all of it. Three names come
+# back:
+#
+# - `FUNCTIONS` is the table of the layer functions, by name. The model looks its layers up there, so this chapter can give it another one.
+# - `model.raw("params")` is one float32 array with all parameters, tensor after tensor.
+# - `digest` computes a number, SHA-256, from all bits of an array. Two arrays with the same **digest** are the same array, for all
+#   practical purposes. It has 64 hexadecimal digits, of which we print twelve.
 #
 # **Predict**: train twice. Do the losses agree? Do the digests of all 38,272 parameters?
 
@@ -88,7 +94,7 @@ def train_step(model, loader, step, change=lambda model: None):
     model.forward(inputs)
     model.backward(targets)
     change(model)
-    loss, _, _ = model.measure(max_norm=1.0).wait()  # gradients are clipped to a norm of 1
+    loss, _, _ = model.measure(max_norm=1.0).wait()  # if the norm of all gradients is above 1, update scales them down to 1
     model.update(step, learning_rate=1e-3)
     return loss
 
@@ -126,16 +132,17 @@ print(f"wrong {wrong[-1]:.7f}   {digest(wrong_model.raw('params'))}")
 
 # %% [markdown]
 # In none: the loss is a float32, and after ten steps it has not changed at all. The digest has. Does it matter? Let it run on, and compare
-# it with a change that is *not* a fault: one sum of the backward pass is added in another order, so that it is rounded otherwise.
+# it with a change that is *not* a fault: in each block, backward of the layer that makes q, k and v adds up the same 96 products in another
+# order, and so rounds them in another way.
 #
-# **Predict**: after 200 steps, how far is each of the two from the right run?
+# **Predict**: after 200 steps, by how much does each of the two losses differ from the right run's? *And how do the differences grow?*
 
 
 # %%
 def in_two_halves(dinp, dweight, dbias, dout, inp, weight):
-    """The package's matmul_backward. But the sums of dinp that have 96 terms are made of two halves: as right as before."""
+    """The package's matmul_backward; but where dinp = dout @ weight has sums of 96 products, each half is added up first: as right."""
     FUNCTIONS["matmul_backward"](dinp, dweight, dbias, dout, inp, weight)
-    if weight.shape[0] == 3 * CONFIG.C:
+    if weight.shape[0] == 3 * CONFIG.C:  # weight is (96, 32): q, k and v of 32 channels each
         half = weight.shape[0] // 2
         dinp[:] = dout[:, :half] @ weight[:half] + dout[:, half:] @ weight[half:]
 
@@ -152,12 +159,14 @@ for name, drift in drifts.items():
 draw_drift(drifts)
 
 # %% [markdown]
-# *Which curve is the fault?* The upper one. (Steps in which the losses are equal have no dot.) The lower one is **noise**: no error, but it
-# grows, too, since each step starts from what the last one has left. Two lessons:
+# By 0.01 and by 0.00001, a factor of a thousand. (A step in which the losses are equal has no dot. At step 74 both jump, at the same
+# batch.) The red dots are the fault. The blue ones are **noise**: no error, but it grows, too, since each step starts from what the last
+# one has left. Two lessons:
 #
 # - **A loss is a poor witness.** It is one number, the mean over all tokens; what happens to one weight does not show in it for a while.
-# - **Noise hides faults.** Where additions come in a random order, two runs of one program part like the lower curve, or faster: llm.c,
-#   with a backward of attention that is not deterministic, was 1e-3 away from itself in step 10 of training GPT-2 1558M in bfloat16
+# - **Noise hides faults.** Where additions come in a random order, two runs of one program part like the blue dots, or faster. llm.c, the C
+#   program after which this package is made, was trained twice: as it ships, and with a backward of attention that adds in a random order.
+#   For GPT-2 1558M, in bfloat16 (numbers of 16 bits), the losses of step 10 were 1e-3 apart
 #   ([measured](../dev/bench/README.md#compared-with-llmc), one H200, 2026-11-28). A fault like ours would be below that for seventy steps,
 #   and nobody could say which difference is which. Where the same program gives the same bits, *every* difference has a cause, and one can
 #   look for it.
@@ -165,9 +174,11 @@ draw_drift(drifts)
 # ## 2. Why does the order matter at all?
 #
 # On paper, with numbers of three decimal digits. 100 + 0.4 is 100.4, which must be rounded to three digits: 100. Add 0.4 again: 100. The
-# other way: 0.4 + 0.4 = 0.8, and 100 + 0.8 = 100.8, rounded 101. Both are right, to three digits; but `(a + b) + c` is not `a + (b + c)`.
+# other way: 0.4 + 0.4 = 0.8, and 100 + 0.8 = 100.8, rounded 101. So `(a + b) + c` need not be `a + (b + c)`, though nobody has made a
+# mistake.
 #
-# A float32 has 24 binary digits. From 2²⁴ = 16,777,216 on, its neighbours are 2 apart. **Predict** the three sums:
+# A float32 has 24 binary digits. From 2²⁴ = 16,777,216 on, it has none left for ones: its neighbours are 2 apart. **Predict** the three
+# sums:
 
 # %%
 big, one = np.float32(2**24), np.float32(1)
@@ -175,11 +186,13 @@ for total in (big + one) + one, big + (one + one), (one + big) - big:
     print(f"{total:,.0f}")
 
 # %% [markdown]
-# In the first sum, 1 gets lost twice, and in the third once; in the second, the two together get through. (A tie is rounded to the
-# neighbour whose last digit is even.)
+# The first 1 is lost in the first sum, and so is the second one; in the second sum, both together get through. In the third, 1 + 2²⁴ is
+# 2²⁴, and nothing is left. (2²⁴ + 1 lies halfway between two neighbours, a **tie**, and a tie goes to the one whose last binary digit is
+# 0.)
 #
-# The distance of two neighbours is called a **unit in the last place**, ulp. It is not the same everywhere. **Predict**: how far is the
-# next float32 from 1, from 1,000, from 16,777,216? And what are the bits of 1, and of its neighbour, read as integers?
+# The distance of two neighbours is called a **unit in the last place**, ulp. It is 2 from 2²⁴ on. **Predict**: is it the same at 1,000, and
+# at 1? If not, by about what factor is it smaller there? And if the 32 bits of a number are read as an integer, how far are the integers of
+# neighbours apart?
 
 # %%
 for number in np.float32([1, 1000, 2**24]):
@@ -187,8 +200,10 @@ for number in np.float32([1, 1000, 2**24]):
     print(f"{number:>10} + {neighbour - number:.3g}   bits {number.view(np.int32)}, {neighbour.view(np.int32)}")
 
 # %% [markdown]
-# 1.2e-7, 6e-5, and 2: about 1e-7 of the number, each time. And as integers, the bits of neighbours are neighbours. So how far two results
-# are apart can be said without a tolerance: in steps from one float32 to the next.
+# No: it is 6e-5 at 1,000 and 1.2e-7 at 1, about 1e-7 of the number each time. And the integers of neighbours are neighbours. That is by
+# design: a float32 is a sign, then 8 bits for the power of two, then 23 for the digits after the first one (which is always 1, and not
+# stored). Counting up goes through the digits, and from the last of them carries over to the next power of two. So one can say without any
+# tolerance how far two results are apart: in steps from one float32 to the next.
 #
 # **Do** [11_ulp](exercises/11_ulp.py): that distance, for all float32. It takes some thought where the sign changes.
 
@@ -199,29 +214,35 @@ for number in np.float32([1, 1000, 2**24]):
 # ## 3. How far apart can two orders be?
 #
 # One addition is rounded to the nearest float32. That is at most half a step away: at most `u = 2⁻²⁴` times the result. A sum of N numbers
-# has N - 1 additions. *Through how many of them does a number go?*
+# has N - 1 additions, in any order. *Through how many of them does a number go?* (A dot is an addition, and is rounded; read from below.)
 
 # %%
 draw_orders()
 
 # %% [markdown]
-# One by one, `x0` goes through all N - 1 of them; in pairs, each number goes through log₂ N. Call the longest such chain `k`, and the
-# largest partial sum `S`. Each of the k roundings is at most `u S`. So
+# One by one, `x0` goes through all N - 1 of them; in pairs, each number goes through log₂ N. Call the longest such chain `k`, and let the
+# size of what is added up be `S`; say, that of the largest partial sum. Each of the k roundings is at most `u S`. So
 #
 #     worst case     all of them in one direction:           error ≤ k u S
 #
-# But roundings go up and down. The sum of k errors of random sign grows as the root of k, like the distance that a drunkard has come after
-# k steps:
+# (In pairs there are N - 1 roundings, too. But those of the first level belong to N/2 small sums, and so on: the roundings of a level come
+# to about as much as one of the whole sum. So it is the levels that count.)
+#
+# But roundings go up and down. Of two errors of random sign, the square of the sum is `(e₁ + e₂)² = e₁² + 2 e₁ e₂ + e₂²`. The middle term
+# is positive as often as negative, and on average it is 0: *the squares add up*. k errors of the size e have the square `k e²`, so
 #
 #     usual          error ≈ √k u S, times a factor of about 1
 #
-# The package derives its bounds from the second line, with 6 for the factor. And for S, if the terms have random signs, it takes the root
-# of the sum of their squares: the drunkard again. **Predict**: at N = 65,536, how far below its bound is a sum one by one? And one in
-# pairs?
+# The package derives its bounds from this line, with 6 for the factor. The same argument gives S for terms of random sign: N numbers of the
+# size 1 add up to about √N, the root of the sum of their squares.
+
+# %% [markdown]
+# 65,536 numbers, added one by one: k is 65,535, and the bound is 6 √k u S = 1,536 u S. **Predict**: is the error above a tenth of that? And
+# in pairs? And if all 65,536 numbers are 0.1, added one by one? *And how does each grow with N?* (Both axes are logarithmic.)
 
 # %%
 lengths = 4 ** np.arange(2, 9)
-measured = {"one by one": [], "in pairs": []}
+measured = {"one by one": [], "in pairs": [], "one by one, all equal": []}
 for N in lengths:
     numbers = rng.normal(size=(20, N)).astype(np.float32)  # twenty sums; the largest of their errors counts
     exact, size = numbers.sum(axis=1, dtype=np.float64), np.sqrt(N)  # the root of the sum of squares of numbers of size 1
@@ -229,23 +250,34 @@ for N in lengths:
     while in_pairs.shape[1] > 1:
         in_pairs = in_pairs[:, ::2] + in_pairs[:, 1::2]
     for way, sums in (("one by one", np.cumsum(numbers, axis=1)[:, -1]), ("in pairs", in_pairs[:, 0])):  # cumsum adds from the left
-        measured[way].append(np.abs(sums - exact).max() / (UNIT * size))
+        measured[way].append(np.abs(sums - exact).max() / (UNIT * size))  # UNIT is u
+    tenths = np.full(N, 0.1, np.float32)
+    exact = tenths.sum(dtype=np.float64)  # and S, since all have the same sign
+    measured["one by one, all equal"].append(abs(np.cumsum(tenths)[-1] - exact) / (UNIT * exact))
 bound = [summation_error(N - 1, np.sqrt(N)) / (UNIT * np.sqrt(N)) for N in lengths]
 for way, errors in measured.items():
-    print(f"{way}, N = 65,536: error {errors[-1]:.1f} u S, bound {bound[-1]:.0f} u S")
-draw_errors(lengths, measured["one by one"], measured["in pairs"], worst=lengths - 1, expected=bound)
+    print(f"{way}: error {errors[-1]:,.0f} u S")
+draw_errors(lengths, *measured.values(), worst=lengths - 1, expected=bound)
 
 # %% [markdown]
-# One by one by a factor of 13, and it grows as the bound does. In pairs by nearly 400; but there k is 16, not 65,535, and with that the
-# bound is 24. (Both axes are logarithmic. Below N = 36 the bound is above the worst case.) The worst case is far from anything that
-# happens. Here is the bound, as the package's checks use it, with its reasons:
+# No: one by one it is 120, a thirteenth of the bound, and it grows as the bound does. In pairs it is 4; but there k is 16, and with that the
+# bound is 6 √16 = 24. (Below N = 36 the bound is above the worst case.)
+#
+# The equal numbers break the bound, by a factor of 7. Their roundings are not random: between one power of two and the next, each addition
+# of 0.1 is rounded by the same amount, in the same direction. (Hence the sum of tenths in section 10 of chapter 00, which was off by more
+# than 1.) So a test that relies on the usual error must have random inputs; for those the worst case is far from anything that happens.
+# Here is the bound, as the package's checks use it:
 
 # %%
 quote(summation_error)
 
 # %% [markdown]
-# Why derive it? One could compare with a tolerance of, say, 1e-5, and enlarge it when a test fails. Four sums, of which two are faulty.
-# **Predict** what the tolerance says of each:
+# Why derive it? One could compare with a tolerance of, say, 1e-5, and enlarge it when a test fails. Four sums:
+#
+# - sixteen numbers of the size 0.001, added one by one; and the same, with the last 16 bits of each cut off first, a fault
+# - a million numbers of the size 1, added one by one; and the same without the last thousand, a fault
+#
+# **Predict**: which of the four pass with 1e-5?
 
 # %%
 small = (1e-3 * rng.normal(size=16)).astype(np.float32)
@@ -264,15 +296,18 @@ for name, (total, numbers) in cases.items():
     print(f"{name:<42} error {error:.1e}   1e-5: {verdicts[0]}   bound {derived:.1e}: {verdicts[1]}")
 
 # %% [markdown]
-# It gets two of the four wrong: 1e-5 lets a fault pass, and refuses a sum that is as right as float32, added one by one, can make it. The
-# derived bound gets all four right. Rule: **a tolerance is a function of the type, the length of the sum, and the size of its terms**.
+# The first two: 1e-5 gets two of four wrong. It lets a fault pass, and refuses a sum that is as right as float32, added one by one, can
+# make it. The derived bound gets all four right. Rule: **a tolerance is a function of the type, the length of the sum, and the size of its
+# terms**. (PyTorch's `torch.testing.assert_close` knows the type and the size of the *result*; the length you must know yourself.)
 #
 # ## 4. Where does a GPU get its order from?
 #
-# From whatever determines who adds to what, and when. Three sources. **Arrival**: threads that add atomically (`cuda.atomic.add`, chapter
-# 02) do so in the order in which they come. **Blocks**: a sum that is cut into as many pieces as the GPU has room for is another sum on
-# another GPU. **GPUs**: with two of them, each adds up the gradients of its half of the batch. **Predict**: how many different results does
-# this cell print, of the four in each line?
+# From whatever determines who adds to what, and when. Three sources to begin with. **Arrival**: threads that add atomically
+# (`cuda.atomic.add`, section 5 of chapter 00) do so in the order in which they come. **Blocks**: a sum that is cut into as many pieces as
+# the GPU has room for is another sum on another GPU. **GPUs**: with two of them, each adds up the gradients of its half of the batch.
+#
+# The first line of the output adds the same 64 numbers four times, on arrival; the second one in 1, 2, 4 and 8 pieces. **Predict**: how
+# many different results are there in each?
 
 
 # %%
@@ -285,7 +320,7 @@ values = rng.normal(size=64).astype(np.float32)
 on_arrival = []
 for seed in range(4):
     total = cuda.to_device(np.zeros(1, np.float32))
-    with shuffled(seed):  # in the simulator: the order of the threads is drawn by lot
+    with shuffled(seed):  # in the simulator: the threads run in a random order
         add_on_arrival_kernel[1, 64](total, cuda.to_device(values))
     on_arrival.append(total.copy_to_host()[0])
 
@@ -299,8 +334,8 @@ print("four runs, atomically:    ", *on_arrival)
 print("1, 2, 4, 8 blocks or GPUs:", *(sum_in_pieces(pieces) for pieces in (1, 2, 4, 8)))
 
 # %% [markdown]
-# Four and four, in the simulator, which draws the order by lot. (On a GPU the first line may show fewer: the hardware's order is not
-# random, only not promised.) Each source has its cure:
+# Four and four, in the simulator, where the order is random. (On a GPU the first line may show fewer: the hardware's order is not random,
+# only not promised.) And a seed does not help, since nothing is drawn. Each source has its cure, and the table has three sources more:
 #
 # | the order comes from | what this package does | where |
 # | --- | --- | --- |
@@ -309,9 +344,13 @@ print("1, 2, 4, 8 blocks or GPUs:", *(sum_in_pieces(pieces) for pieces in (1, 2,
 # | the number of blocks | a constant, the same on every GPU | [global_norm.py](../gpt2_numba/layers/global_norm.py), `PARTIALS` |
 # | NVIDIA's library for matrix products | its algorithm is chosen once, by timing, and kept with the run | [cublaslt.py](../gpt2_numba/gpu/cublaslt.py) |
 # | the number of GPUs | the same number: the same bits, at all of them. Another: within rounding | [group.py](../gpt2_numba/parallel/group.py) |
-# | chance (rounding by lot, shuffled data) | a generator that belongs to the run's state; section 7 | [resume.py](../gpt2_numba/training/resume.py) |
+# | chance (rounding at random, shuffled data) | a generator that belongs to the run's state; section 7 | [resume.py](../gpt2_numba/training/resume.py) |
 #
 # Two things are not in its hands: another version of the library or of the compiler, and another model of GPU, may add in another order.
+#
+# (If you know PyTorch: `torch.manual_seed` is the cure for the last line only. `torch.use_deterministic_algorithms(True)` is for the first:
+# it replaces kernels that add atomically, or refuses them. With `torch.backends.cudnn.benchmark = True` algorithms are chosen by timing, in
+# each process anew; and `torch.compile` makes other kernels, which may add in another order than eager mode.)
 #
 # **Do** [11_fixed_order_sum](exercises/11_fixed_order_sum.py): a sum that does not notice how many blocks there are.
 
@@ -319,10 +358,10 @@ print("1, 2, 4, 8 blocks or GPUs:", *(sum_in_pieces(pieces) for pieces in (1, 2,
 # check("11_fixed_order_sum")
 
 # %% [markdown]
-# ## 5. How does one test a kernel for it?
+# ## 5. How does one test a kernel?
 #
-# Not only its values. A test sets traps, so that whatever a kernel does that it should not do leaves a trace. Here is a kernel that is
-# right, as text, since we are going to damage it: the sums of rows, a block of 32 threads for each.
+# Not only by its values. A test sets traps, so that whatever a kernel does that it should not do leaves a trace. Here is a kernel that is
+# right, the sums of rows, a block of 32 threads for each row. It is given as text, since we are going to damage it, in seven ways.
 
 # %%
 ROW_SUMS = """
@@ -350,6 +389,7 @@ CHANGES = {  # what is wrong: (a piece of the text, what stands there instead)
     "adds to out": ("out[row] = total", "out[row] += total"),
     "changes its input": ("total += inp[row, c]", "total += inp[row, c]\n        inp[row, c] = total"),
     "one row too far": ("row = cuda.blockIdx.x", "row = cuda.blockIdx.x + 1"),
+    # 65 total needs six binary digits more than total, so the last six of total are rounded away:
     "loses six bits": ("out[row] = total", "out[row] = (total + total * 64) - total * 64"),
     "adds on arrival": ("    total = block_sum(total)\n", ON_ARRIVAL),
     "all threads write out": ("if cuda.threadIdx.x == 0:", "if True:"),
@@ -363,8 +403,8 @@ def damaged_kernel(change):
 
 
 # %% [markdown]
-# The package describes a call like this: which arguments are written [w] and which are only read [r], how to launch it, a reference, which
-# gets float64, and a bound on the error. Then `check_call` makes it. These are its traps:
+# The package describes a call by a `Call`: which arguments are written and which are only read; how to launch it; a reference in NumPy,
+# which is run in float64; and a bound on the error. Then `check_call` makes the call. These are its traps:
 #
 # 1. Every array lies between **guard cells**, which must not change.
 # 2. Outputs hold **NaN** before the call, so what is not written shows, and what is added to shows, too.
@@ -378,16 +418,15 @@ def damaged_kernel(change):
 # %%
 def call_of(kernel):
     inp = np.random.default_rng(5).normal(size=(N, C))
-    size = np.sqrt((inp**2).sum(axis=1))
+    size = np.sqrt((inp**2).sum(axis=1))  # S, for terms of random sign
+    additions = 3 + 5  # k: a thread adds up to three numbers, and block_sum has five rounds
     return Call(
         "row_sums",
         "row sums",
         {"out": written(N), "inp": read(inp)},
         launch=lambda a: kernel[N, 32](a.out, a.inp),
         reference=lambda a: np.copyto(a.out, a.inp.sum(axis=1)),
-        errors=lambda after, before, storage: {
-            "out": summation_error(3 + 5, size)
-        },  # a thread adds three numbers; block_sum has five rounds
+        errors=lambda after, before, storage: {"out": summation_error(additions, size)},
     )
 
 
@@ -400,24 +439,25 @@ for change in CHANGES:
     print(f"{change:<25} {failed[0] if failed else 'ok'}")
 
 # %% [markdown]
-# NaN catches two, of which the second would have been right if memory had happened to hold zeros. The row too far is an IndexError in the
-# simulator; on a GPU it would lie in a guard cell. Six lost bits are three times as far off as the bound allows. And the additions on
-# arrival differ from call to call. (Seed 1 shuffles the threads. In the simulator's usual order all runs are alike; and on a GPU two runs
-# may agree by chance, too: a test that repeats can find a difference, and cannot prove that there is none.)
+# From above, after "nothing": traps 2, 2 and 3, an IndexError, traps 5 and 4, and none. Of the two that NaN catches, the second would have
+# been right if memory had happened to hold zeros. The row too far is an IndexError in the simulator only; on a GPU it would hit a guard
+# cell, trap 1. Six lost bits are three times as far off as the bound allows. And the additions on arrival differ from call to call. (Seed 1
+# shuffles the threads. In the simulator's usual order all runs are alike; and on a GPU two runs may agree by chance, too: a test that
+# repeats can find a difference, and cannot prove that there is none.)
 #
-# The last one is caught by none: all threads write the same number. Still it is a race, and that is what the detector is for, the sixth
-# trap (10 is the line of the changed text):
+# The last one is caught by none: all threads write the same number. It is a race all the same, and that is what the race detector is for,
+# the sixth trap (10 is the line of the changed text):
 
 # %%
 kernel, inp = damaged_kernel("all threads write out"), np.random.default_rng(5).normal(size=(N, C)).astype(np.float32)
 report(lambda: kernel[N, 32](cuda.device_array(N, np.float32), cuda.to_device(inp)))
 
 # %% [markdown]
-# And the whole model? llm.c ends [its test](https://github.com/karpathy/llm.c/blob/master/test_gpt2.cu) so: save a checkpoint, train ten
-# steps, load the checkpoint, train the ten steps again. The first token of each batch and each loss must be equal, compared with `!=`, no
-# tolerance. This package does the same, and compares all parameters and AdamW's averages as well: section 1 shows why. Before that, it is
-# compared with files that PyTorch has written: a batch, its logits, its loss, its gradients, in llm.c's format
-# ([check_model.py](../gpt2_numba/check_model.py)).
+# And the whole model? llm.c ends [its test](https://github.com/karpathy/llm.c/blob/master/test_gpt2.cu) so: save a checkpoint (a file with
+# all that the run needs to go on), train ten steps, load the checkpoint, train the ten steps again. The first token of each batch and each
+# loss must be equal, compared with `!=`, no tolerance. This package does the same, and compares all parameters and AdamW's averages as
+# well: section 1 shows why. Before that, it is compared with files that PyTorch has written: a batch, its logits, its loss, its gradients,
+# in llm.c's format ([check_model.py](../gpt2_numba/check_model.py)).
 
 # %%
 quote(check_determinism)
@@ -425,17 +465,18 @@ quote(check_determinism)
 # %% [markdown]
 # ## 6. Two runs differ. Where does it begin?
 #
-# Take the run of section 1 whose sums are added in another order, and suppose that you do not know what somebody has changed. The losses
-# are equal for dozens of steps; the parameters are not. **Do** first [11_first_difference](exercises/11_first_difference.py): the tool that
-# compares two recordings. Bits, not numbers: to a comparison of numbers, a NaN differs from itself, and 0.0 does not differ from -0.0.
+# Take the run of section 1 whose sums are added in another order, and suppose that you do not know what somebody has changed. The first
+# blue dot of that figure, the first loss that differs, is beyond step 30. **Do** first
+# [11_first_difference](exercises/11_first_difference.py): the tool that compares two recordings. Bits, not numbers: to a comparison of
+# numbers, a NaN differs from itself, and 0.0 does not differ from -0.0.
 
 # %%
 # check("11_first_difference")
 
 # %% [markdown]
-# **First zoom: the step.** Digests of all parameters after each step. Parameters that differ once keep differing; so if steps are many, one
-# need not look at all: look at the middle one, then at the middle of the half in which it must have begun. 20,000 steps take 15 looks. That
-# is **bisecting**.
+# **First zoom: the step.** Digests of all parameters after each step. Parameters that differ once keep differing. So with many steps one
+# need not compare all: look at the middle one, then at the middle of the half in which it must have begun. 20,000 steps take 15 looks. That
+# is **bisecting**. **Predict** what it finds among the first nine steps, whose losses are all equal.
 
 
 # %%
@@ -463,11 +504,12 @@ first_step = bisect(original_digests, altered_digests)
 print("the first step that differs:", first_step)
 
 # %% [markdown]
-# **Second zoom: the tensor.** In that step, record what each call of a layer function leaves in its arrays: a copy, or, if that is too
-# much, a digest. The functions are in a table, so it takes no change in the model: each gets a wrapper that calls it, then records.
+# After the first step. **Second zoom: the tensor.** In that step, record what each call of a layer function leaves in its arrays: a copy,
+# or, if that is too much, a digest. The functions are in a table, so it takes no change in the model: each gets a wrapper that calls it,
+# then records. (In PyTorch: `register_forward_hook` and `register_full_backward_hook` on each module.)
 #
-# **Predict**: the change is in the backward pass of the second block. Which of these will agree: the logits; the gradients of block 1,
-# which backward comes to first; those of block 0?
+# **Predict**: the change is in the backward pass of both blocks, in the layer that makes q, k and v. Which of these will agree: the logits;
+# the gradients of block 1, which backward comes to first; those of block 0?
 
 
 # %%
@@ -505,11 +547,11 @@ for (label, array), equal in list(zip(original, agree))[first - 2 : first + 6]:
 
 # %% [markdown]
 # Found: the fifth call of matmul_backward, counted from 0 as number 4, leaves another `dinp`; all that it has *read* (below it: `dout`,
-# `inp`, `weight`) is equal. **A call whose inputs agree and whose output differs is the culprit.** Which layer is it? Backward
-# ([layer_order.py](../gpt2_numba/layer_order.py)) calls matmul_backward for the logits (number 0), then, in the last block, for fcproj, fc,
-# attproj and qkv: number 4 is qkv, of block 1.
+# `inp`, `weight`) is equal. **A call whose inputs agree and whose output differs is a culprit**, and the first one is where to look. Which
+# layer is it? Backward ([layer_order.py](../gpt2_numba/layer_order.py)) calls matmul_backward for the logits (number 0), then, in the last
+# block, for fcproj, fc, attproj and qkv: number 4 is qkv, of block 1.
 #
-# What of the prediction? Everything that was computed before it agrees, and what was computed from it does not:
+# What of the prediction? The logits are computed before it, and agree. The gradients:
 
 # %%
 altered_gradients = altered_model.grads_to_host()
@@ -522,11 +564,11 @@ for name, gradient in original_model.grads_to_host().items():
     print(f"{name:<10}" + ", ".join(f"{part.mean():.0%} equal{where}" for where, part in parts.items()))
 
 # %% [markdown]
-# In block 1 only `ln1w` and `ln1b` come after the culprit; the others agree. In block 0 no tensor agrees. But many of its elements do: the
-# change is in the last bits, and it takes luck to get through each of the roundings that follow. (In `wte` only the rows of tokens in this
-# batch can have changed.)
+# In block 1 only `ln1w` and `ln1b` come after the culprit, and differ; the others agree. In block 0 no tensor agrees. But many of its
+# elements do: a change of a last bit is often rounded away in the next addition. (In `wte` only the rows of tokens in this batch can have
+# changed.)
 #
-# **Third zoom: the element.** Your `first_difference` and `ulp_distance` would say it. Here is the same in three lines, and all of the
+# **Third zoom: the element.** Your `first_difference` and `ulp_distance` would find it. Here is the same in three lines, and all of the
 # zooms in one picture: *where does it begin?*
 
 # %%
@@ -553,22 +595,24 @@ draw_zoom(
 # %% [markdown]
 # From "the runs differ" to one call in the code, without reading any of it. It works since nothing else differs. With atomic additions in
 # the program, two runs would differ in the first step anyway, and in tensors that change from one pair of runs to the next.
-
-# %% [markdown]
+#
 # ## 7. What must a checkpoint hold?
 #
 # A run that is stopped after step 6 and resumed should do step 7 with the same bits as one that never stopped. So a checkpoint must hold
 # *everything that step 7 depends on*, and one finds out what that is by asking of each variable that a step changes: could the resumed
 # program know it?
 #
-# Here is a run with all that a real one has. Weights are bfloat16 (float32 with the last 16 bits 0), for the speed of a GPU. AdamW would
-# lose its small steps in so few digits, so it changes **master weights**, which are float32, and the model gets a rounded copy: rounded up
-# or down **by lot**, so that the mean is right ([chapter 09](09_adamw.ipynb)). The lot is a hash of the weight's number and a seed, and the
-# seeds come from a generator. The data are shuffled anew in each epoch (one pass over the data), of four batches here.
+# Here is a run with all that a real one has. Weights are **bfloat16**: float32 whose last 16 bits are 0, so that two bytes hold one, which
+# makes a GPU faster. AdamW's small steps would be lost in the few digits that are left. So AdamW changes **master weights**, which are
+# float32, and the model gets a rounded copy. It is rounded up or down *at random*, which is called stochastic rounding: add a random
+# integer of 16 bits to the bits, then cut off the last 16. The more is cut off, the likelier it is that the addition has carried over and
+# the result goes up, so the mean is right ([chapter 09](09_adamw.ipynb)). The random integers are hashes of the weight's number and a seed,
+# and each step takes a new seed from a generator of random numbers. The data are shuffled anew in each epoch (one pass over the data), of
+# four batches here.
 
 
 # %%
-def rounded_by_lot(values, seed):
+def rounded_at_random(values, seed):
     """float32 -> float32 with 16 bits that are 0: up or down at random."""
     noise = squirrel_noise(np.arange(values.size, dtype=np.uint64), np.uint64(seed)) & np.uint64(0xFFFF)
     bits = values.view(np.uint32) + noise.astype(np.uint32)
@@ -584,7 +628,7 @@ class Run:
         self.master = self.model.raw("params").copy()
         self.seeds = Xorshift64Star(13371337)
         self.steps = 0
-        self.model.load_part("params", 0, rounded_by_lot(self.master, self.seeds.next_u32()))
+        self.model.load_part("params", 0, rounded_at_random(self.master, self.seeds.next_u32()))
 
     def step(self):
         """Returns the loss, and the digest of the weights after the step."""
@@ -594,10 +638,10 @@ class Run:
         model.forward(inputs)
         model.backward(targets)
         loss, _, _ = model.measure(max_norm=1.0).wait()
-        model.load_part("params", 0, self.master)
+        model.load_part("params", 0, self.master)  # AdamW's step is taken from these
         model.update(self.steps, learning_rate=1e-3)  # the step's number: AdamW corrects its averages by it
         self.master = model.raw("params").copy()
-        model.load_part("params", 0, rounded_by_lot(self.master, self.seeds.next_u32()))
+        model.load_part("params", 0, rounded_at_random(self.master, self.seeds.next_u32()))
         self.steps += 1
         return loss, digest(model.raw("params"))
 
@@ -609,7 +653,7 @@ def save(run):
 
 
 def resume(state):
-    """A new Run that goes on from there. What the state lacks stays as it is in a new run; master weights are then made from the weights."""
+    """A new Run that goes on from there. What the state lacks stays as in a new run; master weights are then copied from the weights."""
     run = Run()
     for name in "params", "m", "v":
         if name in state:
@@ -675,6 +719,9 @@ for missing in ("nothing", "params", "master", "m", "v", "steps", "data", "gener
 # [resume.py](../gpt2_numba/training/resume.py). What need *not* be saved is what each use begins anew: validation starts at the beginning
 # of its data, and the text samples draw from a generator of their own, so that writing more of them changes no bit of the training.
 #
+# (If you know PyTorch: the `state_dict` of model and optimizer hold the weights, m, v and the number of steps. Not in them: the scheduler
+# of the learning rate, `GradScaler`, the states of all generators, and the place in the data, for which `DataLoader` has no `state_dict`.)
+#
 # **Do** [11_resume](exercises/11_resume.py): a small trainer that forgets something. More than one thing, in fact.
 
 # %%
@@ -684,12 +731,13 @@ for missing in ("nothing", "params", "master", "m", "v", "steps", "data", "gener
 # ## 8. Does the real trainer do it?
 #
 # In a directory of its own: six steps, with a checkpoint after the third and the sixth. Then the checkpoint of step 3 alone is copied to
-# another directory, and a second process resumes from it (`-y 1`).
+# another directory, and a second process resumes from it (`-y 1`). Each writes four files for step 6: the model; the state, which is all
+# the rest; the recent losses; and `DONE`, which section 9 is about. **Predict**: which of the four have the same bits in both directories?
 
 
 # %%
 def trainer(directory, *flags):
-    """The command line of the package's trainer, for a tiny model."""
+    """The command line of the package's trainer, for a tiny model: -x steps in all, -v no validation, -s no samples of text, -o where."""
     sizes = "-e L=2,NH=2,C=32,T=16 -b 4 -t 16 -x 6 -v 0 -s 0 --device cpu".split()
     return [sys.executable, "-m", "gpt2_numba.train", *sizes, "-o", str(directory), *flags]
 
@@ -720,19 +768,19 @@ for path in sorted(undisturbed.glob("*_00000006*")):
     print(f"{path.name:<26}{path.stat().st_size:>9,} bytes   {sha256(path)}   {sha256(resumed / path.name)}")
 
 # %% [markdown]
-# Every file has the same bits, the 992 bytes of `DONE` included (what that is comes next). Model and state files are llm.c's, byte for
-# byte, so that a run can move between the two programs ([state_file.py](../gpt2_numba/training/state_file.py)). Note the flag `-x 6` in
-# both commands: the learning rate's schedule depends on the number of steps of the whole run.
+# All four. Model and state files are llm.c's, byte for byte, so that a run can move between the two programs
+# ([state_file.py](../gpt2_numba/training/state_file.py)). Note the flag `-x 6` in both commands: the learning rate's schedule depends on
+# the number of steps of the whole run.
 #
 # ## 9. What if it is killed while it writes?
 #
 # A checkpoint of GPT-2 1558M has 22 GB: 14 bytes for each weight, 2 in bfloat16, and 4 each for m, v and the master weight. Writing it
 # takes a while, and `kill -9`, which no program can refuse, may come at any moment. Here are three ways of writing the two files of a
 # checkpoint, as generators: each `yield` is a moment at which the process may be killed. The directory holds the files of step 3; those of
-# step 6 are being written.
+# step 6 are being written. (If you know PyTorch: `torch.save(state, path)` is the first way.)
 #
-# **Predict**, for each way: what is the worst that a resumed run can find? (An *atomic* operation happens wholly or not at all.
-# `os.replace`, which renames a file, is atomic; writing is not.)
+# An *atomic* operation happens wholly or not at all. `os.replace`, which renames a file, is atomic; writing is not. **Predict**, for each
+# way: what is the worst that a resumed run can find? *And at which moments is it in danger?*
 
 
 # %%
@@ -797,23 +845,24 @@ for way, found in outcomes.items():
     print(f"{way:<10} {', '.join(dict.fromkeys(found))}")
 
 # %% [markdown]
-# *Where is it in danger?* **In place**, a kill leaves half a file, of length 0 or more, and the old one is gone. If the new file happened
-# to be as long as the old one and were overwritten piece by piece, it would not even look damaged. **Renamed** never damages a file, but
-# two renames are two operations: between them the weights of step 6 lie beside the averages of step 3, and each file is perfect. **With
-# DONE** there is one operation that decides, the last rename.
+# **In place**, from its first moment until the second file is written. A kill leaves a part of a file, perhaps of length 0, and the old one
+# is gone. If the new file happened to be as long as the old one and were overwritten piece by piece, it would not even look damaged.
+# **Renamed** never damages a file, but two renames are two operations: between them the weights of step 6 lie beside the averages of step
+# 3, and each file is perfect. **With DONE** is never in danger: one operation decides, the last rename.
 #
 # A kill takes the process, not what it has handed to the operating system. If the *power* fails, that is lost, too, and in any order: a
 # rename may be on the disk, and the contents of the file not yet. So before the renames each file is flushed to the disk (`os.fsync`), and
-# the directory with the names before DONE's name. This is the package's version:
+# the directory with the names before DONE's name. This is the package's version. (`group`: the processes of a run on several GPUs; here
+# there is one. A hidden path is what we called `.aside`.)
 
 # %%
 quote(checkpoint._write_hidden, checkpoint._rename_files)
 
 # %% [markdown]
-# And DONE holds the SHA-256 of all other files, so that a file that was altered, cut off or mixed with another one is noticed, and the
-# checkpoint before it is taken. The trainer with a checkpoint after each step, `kill -9` as soon as there is a third one, and a second
-# process that resumes. **Predict**: is the checkpoint of step 3 complete after the kill? That of step 6? And are the bits in the end those
-# of the run that nobody killed?
+# DONE also holds the checksums of all other files, so that a file that was altered, cut off or mixed with another one is noticed, and the
+# checkpoint before it is taken. Now for a real kill: the trainer with a checkpoint after each step, `kill -9` as soon as there is a third
+# one, and a second process that resumes. **Predict**: is the checkpoint of step 3 complete after the kill? That of step 6? And are the bits
+# in the end those of the run that nobody killed?
 
 # %%
 killed = Path(temporary.name, "killed")
@@ -831,7 +880,7 @@ for name in ("model_00000006.bin", "state_00000006_00000.bin"):
 # %% [markdown]
 # Yes, no, and yes. (There may also be hidden files of the checkpoint that was being written; the next one removes them.) One kill proves
 # little. [The drills](../docs/drills.md) kill the trainer before *every* file operation, and in the middle of every write. Last, a single
-# bit of the newest model file:
+# bit of the newest model file is flipped. **Predict**: what does the package say of the checkpoints of steps 6 and 5?
 
 # %%
 path = killed / "model_00000006.bin"
@@ -847,6 +896,8 @@ for step in checkpoint.complete_checkpoints(killed)[:2]:
 temporary.cleanup()
 
 # %% [markdown]
+# Step 6 is refused, with the file and the block of bytes that is wrong; step 5 is intact, and a run can resume from it.
+#
 # ## 10. What surprised us
 #
 # From [the log](../dev/LOG.md) of this package and its records; GPU: one H200.

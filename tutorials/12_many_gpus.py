@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 12 · Many GPUs
 #
-# One GPU is not enough: the model does not fit, or it would take months. **You will learn** how several train one model together: why the
-# mean of their gradients is the gradient of one big batch, what they must send each other and what it costs, how ZeRO lets each of them
-# keep a part only, and what happens if one dies. You do it with *processes* in place of GPUs: two or three of them, on your own computer,
-# train a GPT-2 of this package, with messages that you send yourself.
+# One GPU is not enough if the model does not fit into its memory, or if training would take months. **You will learn** how several train
+# one model together: why the mean of their gradients is the gradient of one big batch, what they must send each other and what it costs,
+# how each can keep only a part of what AdamW needs (*ZeRO*), and what happens if one dies. You do it with *processes* in place of GPUs: two
+# or three of them, on your own computer, train a GPT-2 of this package, with messages that you send yourself.
 #
 # **You need** chapter [01](01_gpt2_on_one_page.ipynb) (the model, AdamW), and sections 2 and 4 of [11](11_bits.ipynb) (why the order of a
-# sum changes its last bits), or take it on trust. No GPU, no MPI. An hour, and an hour and a half for the four exercises. At **Predict**,
-# write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks.
+# sum changes its last bits), or take it on trust. No GPU, and no MPI, the usual library for messages between processes. An hour and
+# a half, and as much again for the four exercises. At **Predict**, write your answer down before you run the next cell. At **Do** there is an
+# exercise, which a program checks.
 #
 # | letter | meaning | here |
 # | --- | --- | --- |
@@ -17,7 +18,8 @@
 # | `B` | sequences of a batch *in one process* | 2 or 4 |
 # | `P` | numbers of all parameters together | 38,272 |
 #
-# (If you know PyTorch: this is `torchrun`, `DistributedDataParallel` and `ZeroRedundancyOptimizer`, seen from inside.)
+# (If you know PyTorch: this is `torchrun`, `DistributedDataParallel` and `ZeroRedundancyOptimizer`, seen from inside; if you use them
+# daily, sections 3, 6, 7 and 8 have the most that is new.)
 
 # %%
 import os
@@ -87,15 +89,16 @@ for first in (2, 1):
 #                            =  (sum of process 0  +  sum of process 1) / N
 #                            =  (N₀ mean of process 0  +  N₁ mean of process 1) / N
 #
-# The means may be averaged if N₀ = N₁, since then both factors are ½. In the second line there is no condition: *divide by the number of
-# all rows, and then add*. That is what the package does: each process divides its loss by the rows of all processes together, and the
-# gradients are only summed.
+# The means may be averaged if N₀ = N₁, since then N₀ / N and N₁ / N are both ½. In the second line there is no condition: *divide by the
+# number of all rows, and then add*. That is what the package does: each process divides its loss by the rows of all processes together, and
+# the gradients are only summed. (`DistributedDataParallel` takes the mean of the means: if padding leaves one process fewer tokens than
+# another, that is the 5.33.)
 #
 # ## 2. Is it true of GPT-2?
 #
 # Nothing in the proof depends on the model: a sum is a sum. Here is a small GPT-2 of the package, and three ways to a gradient for four
-# sequences: all at once; **two micro-steps**, one half after the other, which backward adds to the same arrays; and **two processes**, each
-# with one half, whose gradients are added at the end. (Both processes are this one, in turn. Section 4 has real ones.)
+# sequences: all at once; **two micro-steps**, one half after the other, whose gradients backward adds up in the same arrays; and **two
+# processes**, each with one half, whose gradients are added at the end. (Both processes are this one, in turn. Section 4 has real ones.)
 #
 # **Predict**: do the three agree? To the last bit? And if not all of the 16 tensors do, which ones do not?
 
@@ -127,21 +130,24 @@ micro_steps = gradients(halves, 2)
 process_0, process_1 = gradients(halves[:1], 2), gradients(halves[1:], 2)
 two_processes = {name: process_0[name] + process_1[name] for name in process_0}
 
-print("share of the numbers that have the same bits as those of two processes; largest difference, of the largest number")
+print("two processes against   two micro-steps   all at once   all at once")
+print("                              same bits     same bits   largest difference / largest number")
 for name, gradient in two_processes.items():
     difference = np.abs(gradient - at_once[name]).max() / np.abs(gradient).max()
-    same = [f"{(gradient == other[name]).mean():8.1%}" for other in (at_once, micro_steps)]
-    print(f"{name:<10} at once {same[0]} ({difference:.0e}), two micro-steps {same[1]}")
+    same = [(gradient == other[name]).mean() for other in (micro_steps, at_once)]
+    print(f"{name:<10}{same[0]:>29.1%}{same[1]:>14.1%}{difference:>14.0e}")
 
 # %% [markdown]
 # All at once and in two parts agree to 3e-7 or better, but most numbers differ in their last bits: the same terms are added, in another
 # order. Two micro-steps and two processes have the same bits in 15 tensors, since both are (sum of one half) + (sum of the other half). The
-# exception is `wte`, which is used twice, as embedding and as classifier, and gets two sums for each half, in the order
+# exception is `wte`, which is used twice, as embedding and as classifier, and so gets two terms from each half, one from either use, in the
+# order
 #
 #     two micro-steps    ((classifier₀ + embedding₀) + classifier₁) + embedding₁
 #     two processes       (classifier₀ + embedding₀) + (classifier₁ + embedding₁)
 #
-# So for the learning, processes are like micro-steps, done side by side: one can plan a run for 8 GPUs and try it on one.
+# (Only 21 rows of `wte` can differ, those of tokens in the second half: for the others embedding₁ is 0.) So for the learning, processes are
+# like micro-steps, done side by side: one can plan a run for 8 GPUs and try it on one.
 #
 # *How would one notice a mistake?* Suppose that we forget to divide by the number of processes: all gradients are twice as large.
 # **Predict**: what does that do to the loss of the next 40 steps?
@@ -176,7 +182,8 @@ for factor in (1, 2):
 # 09](09_adamw.ipynb)), and with a factor of 2 that begins too early. So one compares gradients, as above, not losses.
 #
 # Clipping has a trap of its own. Each process can compute the norm of its own gradient, or of the sum; only the second one is the norm that
-# one big batch has, and only it is the same in all processes.
+# one big batch has, and only it is the same in all processes. (So `clip_grad_norm_` comes after `backward`, in which
+# `DistributedDataParallel` has summed.)
 #
 # **Do** [12_mean_of_losses](exercises/12_mean_of_losses.py): a step of several processes, in which two things are wrong that friendly
 # numbers hide.
@@ -193,18 +200,21 @@ for factor in (1, 2):
 #
 # The better idea: cut the array into n parts, and let *everybody* add up something. The processes form a **ring**: each sends to the next
 # one only, and the last to process 0. On paper: four processes, four parts. Process 0 has 1 2 3 4, process 1 has 10 20 30 40, and so on, so
-# that a sum shows who is in it: 1011 lacks process 2. In a step each sends one part to its right neighbour, which adds it to its own.
+# that a sum shows who is in it: 1011 lacks process 2. In a step each sends one part to its right neighbour, the next in the ring, which
+# adds it to its own.
 #
-# *Who sends which part, so that after three steps each process has one whole sum?* Follow one column from panel to panel.
+# *Who sends which part, so that after three steps each process has one whole sum?* A row is a process, a column a part, a panel the state
+# after a step, and the right neighbour is the one below. Follow one column from panel to panel.
 
 # %%
 draw_ring([[1, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400], [1000, 2000, 3000, 4000]])
 
 # %% [markdown]
 # Take the first column, part 0. It begins at process 1, which sends its 10 to process 2 (110), this to process 3 (1110), and this to
-# process 0, where the 1 is added: whole. The other parts do the same, each begun one process further on, so that no link is ever idle, and
-# none carries two parts. After n - 1 steps process r has the whole sum of part r: a **reduce-scatter**. Then the whole sums go round once
-# more and are copied instead of added: an **all-gather**.
+# process 0, where the 1 is added: whole. (What has been sent stays behind, grey, and is not used again.) The other parts do the same, each
+# begun one process further on, so that no link is ever idle, and none carries two parts. After n - 1 steps process r has the whole sum of
+# part r: a **reduce-scatter**. Then the whole sums go round once more and are copied instead of added: an **all-gather**. All three are
+# **collectives**, calls that every process must make.
 #
 # **Predict**: how much does each process send in all, for n = 2, 8, 1000, in units of its array? (A part is 1/n of it.)
 
@@ -218,19 +228,23 @@ for n in (2, 4, 8, 64, 1000):
 
 # %% [markdown]
 # 1, 1.75 and 1.998 arrays: in 2 (n - 1) steps 1/n of it each, so **2 (n - 1) / n**, which never reaches 2. A thousand processes send hardly
-# more, each, than eight. (No way sends less: Patarasuk and Yuan, 2009.) What does grow is the number of steps: a short message costs the
-# time of 2 (n - 1) starts, whatever its length. On 4 H200s, through NVIDIA's library NCCL:
+# more, each, than eight. (With PyTorch's `autocast`, gradients are float32: twice the bytes.) (No way sends less: Patarasuk and Yuan,
+# 2009.) What does grow is the number of steps: a short message costs the time of 2 (n - 1) starts, whatever its length. On 4 H200s, through
+# NCCL, NVIDIA's library for collectives (`backend="nccl"` in PyTorch):
 
 # %%
 record = json.loads((ROOT / "dev/bench/2026-11-22-h200x4-collectives/result.json").read_text(encoding="utf-8"))
 print(f"{record['gpu'][0].partition(',')[0]}, {len(record['gpu'])} of them, {record['date'][:10]}: an all-reduce")
 for row in record["times"]:
     if row["operation"] == "all_reduce" and row["bytes"] in (4096, 65536, 1 << 20, 16 << 20, 256 << 20, 3 << 30):
-        print(f"{row['bytes']:>15,} bytes{1000 * row['ms']:>11,.1f} µs   each sends {row['bus_bytes_per_second'] / 1e9:6.1f} GB/s")
+        print(
+            f"{row['bytes']:>15,} bytes{1000 * row['ms']:>11,.1f} µs   each sends 1.5 arrays, at {row['bus_bytes_per_second'] / 1e9:6.1f} GB/s"
+        )
 
 # %% [markdown]
-# ([The record](../dev/bench/2026-11-22-h200x4-collectives/result.json).) Sixteen times as many bytes, 4,096 to 65,536, take 15 % longer; a
-# good rate needs many megabytes. Remember that for section 6: *few large messages*.
+# ([The record](../dev/bench/2026-11-22-h200x4-collectives/result.json). NVLink, which connects the four, carries at most 450 GB/s each way,
+# says NVIDIA.) Sixteen times as many bytes, 4,096 to 65,536, take 15 % longer; a good rate needs many megabytes. Remember that for section
+# 6: *few large messages*.
 #
 # **Do** [12_ring_all_reduce](exercises/12_ring_all_reduce.py): both rounds, for any number of processes. You are given the function that
 # passes one message to each right neighbour; which part to send, and where the one that comes belongs, is up to you.
@@ -241,12 +255,14 @@ for row in record["times"]:
 # %% [markdown]
 # ## 4. Can real processes do it?
 #
-# What it takes: Python, started several times, each with its rank; a way to find each other; and a line to each neighbour. `start`, below,
-# does the first. In each process [ring.py](ring.py) does the rest. Rank 0 opens a port of this computer, and writes its address into a file
-# in a directory that all know (so do GPUs, with the package's `-pi fs`). The others find rank 0 there, all tell each other their own
-# addresses, and each connects to its right neighbour. The *adding* is done by functions of this chapter, whose text each process is given.
+# What it takes: Python, started several times, each with its rank; a way to find each other; and a connection to each neighbour, the
+# **line**. `start`, below, does the first (you need not read it). In each process [ring.py](ring.py) does the rest. Rank 0 waits for calls
+# at an address of this computer, and writes it into a file in a directory that all know. (`torchrun` has `MASTER_ADDR` for it.) The others
+# find rank 0 there, all tell each other their own addresses, and each connects to its right neighbour. The *adding* is done by functions of
+# this chapter, whose text `start` hands to each process.
 #
-# Here are the two rounds; compare them with yours. How two neighbours exchange a message, `line.exchange`, comes after.
+# Here are the two rounds; compare them with yours. Here there is no loop over processes: each runs the function for itself, with its own
+# `line.rank`. How two neighbours exchange a message, `line.exchange`, comes after.
 
 
 # %%
@@ -321,7 +337,7 @@ show_outcomes(start(2, sizes, send_then_receive, [add_up], hang_timeout=3))
 # Small arrays arrive, large ones hang. The operating system keeps what is sent in a buffer until the neighbour reads it. While it fits,
 # `send` returns at once; if not, `send` waits until the neighbour reads. But the neighbour is in *its* `send`. Each waits for the other: a
 # **deadlock**. A test with friendly sizes finds nothing. (Nothing moved for 3 seconds; then the package's watch, which section 9 is about,
-# ended both. Both hang alike, so it may name one of them or both.)
+# ended both. Both hang alike, so it may name one of them or both. What it says of checkpoints is meant for the trainer.)
 #
 # The cure: not all do the same at the same time. Even ranks send first, odd ranks receive first. **Predict**: does it work for three
 # processes, where rank 2 sends to rank 0, and both are even?
@@ -342,15 +358,16 @@ show_outcomes(start(3, sizes, take_turns, [add_up]))
 
 # %% [markdown]
 # It does: 1 + 2 + 3 = 6 everywhere. Rank 1 reads what rank 0 sends, so rank 0 gets on, and reads what rank 2 sends. One process that reads
-# first is enough to set the ring going. Try it: `if line.rank > 0:` in the first line of `take_turns`. (NCCL does the same between GPUs, in
-# small pieces, so that all links are busy in both halves.)
+# first is enough to set the ring going. Try it: `if line.rank > 0:` in the first line of `take_turns`. (In PyTorch: `dist.send` and
+# `dist.recv`, and `dist.batch_isend_irecv` against the deadlock. NCCL does the same between GPUs, in small pieces, so that all links are
+# busy in both halves.)
 #
 # ## 5. Do they train the same model?
 #
-# Here is a training loop, as in chapter 01, for the package's GPT2. What makes it one of several processes is the `group`, from which GPT2
-# wants three functions: all-reduce, reduce-scatter, all-gather. Ours are made of the two rounds above. Two processes with two sequences
-# each, or one with four: **Predict**, to how many digits do their losses agree? And the parameters of the two processes after five steps,
-# to the last bit?
+# Here is a training loop, as in chapter 01, for the package's GPT2. What makes it one of several processes is the `group`, which offers
+# GPT2 three functions: all-reduce, reduce-scatter, all-gather. Ours are made of the two rounds above. `backward` and `measure` call them;
+# in the loop you see none. (`lost` and `zero_stage` are for later sections.) Two processes with two sequences each, or one with four:
+# **Predict**, to how many digits do their losses agree? And the parameters of the two processes after five steps, to the last bit?
 
 
 # %%
@@ -391,10 +408,10 @@ print("digest of the parameters: rank 0", rank_0["digest"], "  rank 1", rank_1["
 
 # %% [markdown]
 # To nearly seven digits, which is the precision of float32; and the two processes agree in every bit. They must: nobody ever sends
-# parameters. Both begin with the same ones, and each makes the same update with the same sum. If one bit of the sum differed, the two
-# models would drift apart, and no error would say so. With a ring they cannot: each whole sum is made in *one* place, and then copied.
-# Suppose instead that each process adds the arrays as they arrive: each would have another order, and, from three processes on, other last
-# bits.
+# parameters. (`DistributedDataParallel` sends them once, at the start, from rank 0.) Both begin with the same ones, and each makes the same
+# update with the same sum. If one bit of the sum differed, the two models would drift apart, and no error would say so. With a ring they
+# cannot: each whole sum is made in *one* place, and then copied. Suppose instead that each process adds the arrays as they arrive: each
+# would have another order, and, from three processes on, other last bits.
 #
 # ## 6. What does each GPU keep that the others have, too?
 #
@@ -408,8 +425,9 @@ print(f"{count_parameters(d48):,} parameters, 16 bytes each: {16 * count_paramet
 
 # %% [markdown]
 # 24.9 GB. Forward and backward need parameters and gradients. The other 12 of the 16 bytes are touched by the update alone, and all n GPUs
-# make the same update. So share it out: **ZeRO**, stage 1 (Rajbhandari et al. 2019, [arXiv:1910.02054](https://arxiv.org/abs/1910.02054)).
-# Each process updates 1/n of the parameters, and keeps m, v and the master weights of that part only: 4 + 12/n bytes a parameter.
+# make the same update. So share it out: this is **ZeRO**, the "zero redundancy optimizer", stage 1 (Rajbhandari et al. 2019,
+# [arXiv:1910.02054](https://arxiv.org/abs/1910.02054)). Each process updates 1/n of the parameters, and keeps m, v and the master weights
+# of that part only: 4 + 12/n bytes a parameter.
 #
 # For its part it needs the sum of the gradients of its part: that is what a reduce-scatter leaves. Afterwards all need all parameters: an
 # all-gather. Those are the two halves of an all-reduce! **ZeRO-1 is an all-reduce with the update in its middle**, and sends as much. The
@@ -419,7 +437,10 @@ print(f"{count_parameters(d48):,} parameters, 16 bytes each: {16 * count_paramet
 #     -z 1     reduce-scatter gradients, update a part,        all-gather parameters
 #     -z 2     as -z 1, and of the gradients, too, each keeps its part only; so they are sent in every micro-step
 #
-# How does one cut? *Which numbers does each of four processes own?* Here for our small model:
+# (Stage 3 cuts the parameters, too, and gathers those of each layer before it is used: PyTorch's `FSDP`. This package does not have it.)
+#
+# How does one cut? *Which numbers does each of four processes own?* Here for our small model. From left to right: its 38,272 numbers, in
+# the order in which they lie in memory, each matrix first that of block 0, then that of block 1. A row for each process:
 
 # %%
 small = new_model(B=2).config
@@ -428,13 +449,14 @@ print(f"d48 has {len(vectors)} vectors with {sum(vectors) / count_parameters(d48
 draw_shares(lambda rank: Sharing(small, rank, ranks=4, stage=1), ranks=4)
 
 # %% [markdown]
-# Each matrix of each block is cut by itself. (One cut through all of it would be simpler. But then block 1's gradients, which are ready
-# first, would all belong to one or two processes, and the others could not help to add them up.) Each part is a multiple of 8 numbers,
-# since a thread loads 8 bfloat16 at once; so parts may be unequal. The **vectors**, biases and LayerNorms, are the thin red lines:
-# everybody keeps all of them. In d48 they are less than a thousandth of the numbers, but 386 pieces, and section 3 says what small messages
-# cost.
+# Each matrix of each block is cut by itself. (One cut through all of it would be simpler. But then, of 64 processes, each matrix of a block
+# of d48 would belong to one or two, and while its gradients are sent, the others could not help to add them up.) Each part is a multiple of
+# 8 numbers, since a thread loads 8 bfloat16 at once; so parts may be unequal. The **vectors**, biases and LayerNorms, are the thin red
+# bands: their gradients are all-reduced, and everybody updates all of them. In d48 they are less than a thousandth of the numbers, but 386
+# pieces, and section 3 says what small messages cost.
 #
-# Positions have two meanings: where a number is in the model, and where it is in a process's own, packed arrays. In the package:
+# Positions have two meanings: where a number is in the model, and where it is in a process's own, packed arrays. In the package, where a
+# `segment` is a matrix of one block, or a vector, `_unit` is 8, and `cut` names the matrices:
 
 # %%
 quote(Shards._bound, Shards.parts)
@@ -448,7 +470,7 @@ quote(Shards._bound, Shards.parts)
 # %% [markdown]
 # What is gained? The package plans all its arrays before it allocates them, so the plan can be asked, with no GPU at all. **Predict**: d48
 # with 16 sequences of 1,024 tokens in each process: parameters, gradients, AdamW's numbers, activations. Which of the four shrink with more
-# GPUs, and about how much is left with 64?
+# GPUs, and about how much is left with 64? (In GiB, 2³⁰ bytes, in which memory is measured: the 24.9 GB are 23.2 GiB.)
 
 # %%
 OPTIONS = Options(device="gpu", precision="bf16", recompute=0, kernels=KernelSet("fast", "only planned", fused=True))
@@ -479,9 +501,9 @@ for label, plan in plans.items():
 draw_memory(plans)
 
 # %% [markdown]
-# *What does ZeRO-1 take away, and what stays?* The green part goes, all but 0.3 GiB; the others stay. (On 1, 2 and 4 H200s the trainer's
-# plan was [62.5, 53.8 and 49.5 GiB](../docs/many_gpus.md).) What is freed can hold more sequences. The largest B with which d48 can be
-# trained, on cards of several sizes:
+# *What does ZeRO-1 take away, and what stays?* The green part goes, all but 0.3 GiB; the others stay. (On 1, 2 and 4 H200s the trainer took
+# [62.5, 53.8 and 49.5 GiB](../docs/many_gpus.md), with the plan of 2026-11-22.) What is freed can hold more sequences. The largest B with
+# which d48 can be trained, on cards of several sizes:
 
 # %%
 print("memory     one GPU   8 GPUs, -z 0   8 GPUs, -z 1   8 GPUs, -z 2")
@@ -496,7 +518,8 @@ for gigabytes in (24, 40, 80, 141):
 # arrays only; CUDA and NCCL take memory, too.)
 #
 # Clipping has its trap here, too. After the reduce-scatter nobody has the whole gradient, so nobody can compute its norm: each sums the
-# squares of its part, and these n numbers are added up over the processes, in one more message, a short one.
+# squares of its part, and these n numbers are added up over the processes, in one more message, a short one. (Hence
+# `FullyShardedDataParallel.clip_grad_norm_`.)
 #
 # **Do** [12_zero_step](exercises/12_zero_step.py): a step of ZeRO-1, in lists: reduce-scatter, norm, update of a part, all-gather.
 
@@ -507,7 +530,8 @@ for gigabytes in (24, 40, 80, 141):
 # ## 7. Does ZeRO change a bit of the result?
 #
 # The two processes of section 5 have trained with `-z` 0, 1 and 2, each time from the same first weights; then again, with the norm clipped
-# to 1. **Predict**: which of the six digests agree? With which stage does a process send most, in units of its gradients (4 P bytes)?
+# to 1. **Predict**: which of the six digests agree? With which stage does a process send most, in units of its gradients (4 P bytes, in
+# float32)?
 
 # %%
 for (_, arguments), result in zip(runs, results_0):
@@ -527,7 +551,8 @@ for (_, arguments), result in zip(runs, results_0):
 # the last bit of the norm is in every update. The loss does not show it.
 #
 # Two is a friendly number: `a + b` is `b + a`. Three processes: the ring adds up part 0 in the order 1, 2, 0, part 1 in the order 2, 0, 1.
-# Now cut the array elsewhere, as happens between `-z 0` and `-z 1`. **Predict**: which of 24,000 numbers can have other bits than before?
+# Now cut elsewhere, as happens between `-z 0` and `-z 1`, whose parts are multiples of 8. **Predict**: 24,000 numbers are cut at 8,000 and
+# 16,000, and then at 10,000 and 18,000. Which of them can have other bits than before?
 
 # %%
 rng = np.random.default_rng(12)
@@ -554,9 +579,9 @@ for ranks, (one_cut, other_cut) in cuts.items():
     )
 
 # %% [markdown]
-# Those that have changed hands, from 8,000 to 10,000 and from 16,000 to 18,000; and of these only a third, since most sums are rounded to
-# the same number in either order. So with a ring of three, `-z 0` and `-z 1` may train two models that differ in last bits, each as right
-# as the other.
+# Those that have changed hands, from 8,000 to 10,000 and from 16,000 to 18,000: they are in another part now, and so are added in another
+# order. Of these only a third differ, since most sums are rounded to the same number in either order. So with a ring of three, `-z 0` and
+# `-z 1` may train two models that differ in last bits, each as right as the other.
 #
 # Can one have both, the ring's traffic and an order that does not depend on the cut? Yes: send each part *as it is* to the process that
 # owns it, which waits for all, and adds them up in the order of their ranks. Each process sends n - 1 parts of 1/n, as in the ring. The
@@ -567,13 +592,15 @@ for ranks, (one_cut, other_cut) in cuts.items():
 quote(_sum_in_order)
 
 # %% [markdown]
-# On GPUs NCCL adds, in an order of its own. What the package promises there: the same number of GPUs, the same stage, the same bits, run
-# after run, and the same parameters on all of them. Not: the same bits for 4 GPUs as for 8, or for `-z 0` as for `-z 1` on more than two.
+# On GPUs NCCL adds, in an order of its own, over which `torch.use_deterministic_algorithms` has no power, either. What the package promises
+# there: the same number of GPUs, the same stage, the same bits, run after run, and the same parameters on all of them. Not: the same bits
+# for 4 GPUs as for 8, or for `-z 0` as for `-z 1` on more than two.
 #
 # ## 8. Can the messages be hidden?
 #
 # Backward goes through the blocks from the last to the first, and a block's gradients are complete as soon as it is left: they can be sent
-# while the blocks below are still computed. A message is sent once its gradients are made *and* the message before it has arrived:
+# while the blocks below are still computed. (`DistributedDataParallel` does so, in buckets of 25 MB.) A message can leave once its
+# gradients are made *and* the message before it has arrived. So message i has arrived at the time
 #
 #     sent[i] = max(sent[i - 1], made[i]) + message[i]
 #
@@ -602,11 +629,13 @@ draw_timelines({
 
 # %% [markdown]
 # 20 ms, 14, and 19: as long as a message is shorter than a block, only the last one shows; if it is longer, all messages queue up. One
-# thing cannot be hidden: `wte`, whose gradient is complete only when backward ends, since the embedding is the last that it reaches.
+# thing cannot be hidden: `wte`, whose gradient is complete only when backward ends, since the embedding, its second use (section 2), is the
+# last that it reaches.
 #
-# So much for paper. Measured, with four H200s: how much faster than the sum of four that train alone? How long do the messages take, and
-# how much longer do they make the step? **Predict** which of the lines come closest to 100 %: 8 micro-steps (messages once in eight
-# backwards), or 1? d12 or d48, which has twelve times as much to send?
+# So much for paper. Measured, with four H200s: how many tokens per second, as a share of what four cards reach that train alone? How long
+# do the messages take if nothing else runs, and how much longer is a step with them than the same step without? **Predict** which of the
+# lines come closest to 100 %: 8 micro-steps (one message per block in eight backwards; in PyTorch, `no_sync()` in seven of them), or 1? d12
+# or d48, which has twelve times as much to send?
 
 # %%
 print("4 H200s, 2026-11-22    micro-steps   of four alone   ms a step   messages alone, ms   step longer by, ms")
@@ -622,19 +651,20 @@ for folder in ("2026-11-22-h200x4-scaling", "2026-11-22-h200x4-scaling-d48"):
             )
 
 # %% [markdown]
-# The lines with 8 micro-steps, 99.1 to 100.0 %; with one, 96.9 to 98.2. (The last digit is not to be trusted: the cards vary by more than
-# 0.1 % from minute to minute.) d48 sends more, and computes more: it loses no more than d12. But look at the last two columns. Hidden
-# messages should cost nothing. Of d48's 17 ms, 6.6 to 13.9 show; and d12's step gets longer by more than its messages take, in three lines
-# of four. Section 10 has what was tried.
+# The lines with 8 micro-steps, 99.1 to 100.0 %; with one, 96.9 to 98.2. (The last digit is not to be trusted: the four alone were measured
+# at another time, and a card's speed varies by some tenths of a percent. So 100.0 % and "3 ms longer", 0.4 %, can both be right.) d48 sends
+# more, and computes more: it loses no more than d12. But look at the last two columns. Hidden messages should cost nothing. Of d48's 17 ms,
+# 6.6 to 13.9 show; and d12's step gets longer by more than its messages take, in three lines of four. Section 10 has what was tried.
 #
 # ## 9. What happens if one of them dies?
 #
-# The others wait for its message, for ever, unless somebody tells them. And a run on a hundred GPUs will have such a day. So the package
-# has a **watch**: a thread in each process, with a line of its own to rank 0. Once a second each says what it is doing. From that rank 0
-# concludes: *died* (the line is cut), *silent* (no word for a while), or *hangs* (nobody moves, and this is the one that the others wait
-# for, since it has entered the fewest collectives).
+# The others wait for its message, for ever, unless somebody tells them. (PyTorch's default is a timeout, with NCCL ten minutes.) And a run
+# on a hundred GPUs will have such a day. So the package has a **watch** (not the `watch` of chapter 00): a thread in each process, with a
+# line of its own to rank 0. Once a second each says what it is doing. From that rank 0 concludes: *died* (the line is cut), *silent* (no
+# word for a while), or *hangs* (nobody moves, and this is the one that the others wait for, since it has entered the fewest collectives).
 #
-# **Predict**: rank 1 ends without a word in step 3. What does rank 0 say, and which exit code has it?
+# **Predict**: rank 1 ends without a word in step 3 (the `os._exit(9)` in `train`). What does rank 0 say, and with which exit code does it
+# end?
 
 # %%
 calls = [("train", {"B": 2, "steps": 1000, "lost": [1, 3]})]
@@ -661,8 +691,8 @@ show_outcomes(start(2, calls, take_turns, [new_model, train, digest]))
 # - **The first measurement said 98.1 %**, and 16 ms lost to messages that take 1.6. The messages were not the cause: the second card was 2
 #   % slower than the first, and together they go at the pace of the slower. Since then each card is measured alone, in the same run.
 # - **Cutting vectors costs more than it saves.** When ZeRO cut biases and LayerNorms, too, a message had sixteen times as many arrays. On 4
-#   GPUs no difference could be measured. According to [the model](../docs/scaling.md), d12 on 128 GPUs would have reached 37 % of 128 times
-#   one GPU instead of 56 %.
+#   GPUs no difference could be measured. But according to [a model of the cost](../docs/scaling.md), d12 on 128 GPUs would have run at 37 %
+#   of 128 times one GPU's speed, instead of 56 %.
 # - **A factor of two in all gradients changes nothing that one looks at** (section 2), and a deadlock shows only with large arrays (4).
 #
 # ## 11. Where does it live in the package?

@@ -5,9 +5,10 @@
 # threads a multiprocessor holds, and how many it needs; and to read what the compiler makes of a kernel. At the end you know where the 815
 # ms of a training step go, and why the step is at 82 % of what one could hope for.
 #
-# **You need** chapters [00](00_a_gpu_in_numba.ipynb) and [01](01_gpt2_on_one_page.ipynb). No GPU. An hour, and as much again for the five
-# exercises. Sections 1 to 5 are about measured figures, which are recorded; sections 6 to 9 compute and compile, and run on any machine. At
-# **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks.
+# **You need** chapters [00](00_a_gpu_in_numba.ipynb) and [01](01_gpt2_on_one_page.ipynb). No GPU. An hour and a half, and as much again for
+# the five exercises. Sections 1 to 5 are about measured figures, which are recorded; sections 6 to 9 compute and compile, and run on any
+# machine. At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program checks. (If
+# you know PyTorch: `torch.profiler` says how long a kernel takes; this chapter is about how long it should take.)
 #
 # | letter | meaning | GPT-2 124M |
 # | --- | --- | --- |
@@ -52,16 +53,17 @@ print("kernels run on:", device_name())
 print("measured:", *ruler["gpu"], "|", ruler["date"][:10], "|", ruler["command"])
 
 # %% [markdown]
-# `ruler` is what one run of [dev/bench](../dev/bench/README.md) wrote on an H200: GPT-2 124M in bfloat16 (2 bytes a number), 64 sequences
-# of 1,024 tokens at a time, eight times for a step. Everything in this chapter that is called *measured* comes from this file ([as
-# tables](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)), unless another one is named.
+# `ruler` is what one run of [dev/bench](../dev/bench/README.md) wrote on an H200: GPT-2 124M in bfloat16 (2 bytes a number), in
+# micro-batches of 64 sequences of 1,024 tokens, eight of them to a step: 524,288 tokens. Everything in this chapter that is called
+# *measured* comes from this file ([as tables](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)), unless another one is named.
 #
 # ## 1. How long must it take, at least?
 #
 # A kernel must do two things: move numbers between the GPU's memory and its multiprocessors, and compute. So count two numbers. **Bytes**:
 # each input read once, each output written once; an array that is added to (`+=`) is both read and written. **FLOP**, floating-point
-# operations: two for each multiply-add of a matrix product. Neither can be done faster than the fastest that the chip has ever been seen to
-# do it: the **ceilings**, measured with a copy of 1 GiB and with large matrix products.
+# operations: two for each multiply-add of a matrix product. Neither goes faster than the fastest that was measured on this chip: the
+# **ceilings**, from a copy of 1 GiB and from large matrix products. They were launched one at a time, after a rest: in a *burst*. (A TB is
+# 10¹² bytes, a GFLOP 10⁹ operations, a TFLOP 10¹².)
 
 # %%
 COPY, MATMUL = ruler["ceilings"]["burst"]["copy"], ruler["ceilings"]["burst"]["matmul"]  # byte/s, FLOP/s
@@ -93,14 +95,14 @@ for name, (nbytes, flop) in counted.items():
     print(f"    recorded: {launches[name]['bytes'] / 1e6:.0f} MB; measured {launches[name]['ms']:.3f} ms")
 
 # %% [markdown]
-# They move about the same; the product computes 768 times as much. The larger of the two times is the **floor**: no kernel that does this
-# job can be faster. So the first is bounded by memory, and takes 0.101 ms where 0.096 are possible; the second by the tensor cores (the
-# units that multiply small matrices), and takes 0.416 where 0.386 are possible. Floor / time is the **share of the ceiling**, the last
-# column of all ladders in this course. (The recorded bytes are a few more: biases, means. All counts of the package stand in one table,
-# [costs.py](../dev/bench/costs.py).)
+# The product moves a quarter more, and computes 768 times as much. While some warps wait for bytes, others compute, so at best the two
+# times overlap completely, and the larger of them is the **floor**: no kernel can be expected to do this job in less. So the first is
+# bounded by memory, and takes 0.101 ms where 0.096 are possible; the second by the tensor cores (the units that multiply small matrices),
+# and takes 0.416 where 0.386 are possible. Floor / time is the **share of the ceiling**, the last column of all ladders in this course.
+# (The recorded bytes are a few more: biases, means. All counts of the package stand in one table, [costs.py](../dev/bench/costs.py).)
 #
-# Mind what is *not* counted: what a kernel reads twice, or writes only for itself. A kernel that reads its input three times does not get
-# credit for it.
+# Mind what is *not* counted: what a kernel reads twice, or writes only for itself. A kernel that reads its input three times gets no credit
+# for it.
 #
 # **Do** [13_bytes_and_flops](exercises/13_bytes_and_flops.py): three more launches. An array that is added to counts twice.
 
@@ -110,10 +112,10 @@ for name, (nbytes, flop) in counted.items():
 # %% [markdown]
 # ## 2. Memory or arithmetic?
 #
-# Divide FLOP by bytes: the **intensity**, how much a launch computes for each byte that it must move. The two floors are equal where the
-# intensity is `MATMUL / COPY`, the **ridge**. **Predict**: a byte comes in at 4.2 TB/s, and 802 TFLOP/s can be computed. How many
-# operations must there be for each byte, so that the tensor cores are busy? And how many are there in GELU, ten operations for two numbers
-# of two bytes?
+# Divide FLOP by bytes: the **intensity**, how much a launch computes for each byte that it must move. Memory needs `bytes / COPY` seconds,
+# the tensor cores `flop / MATMUL`. The two are equal where `flop / bytes = MATMUL / COPY`; this intensity is the **ridge**. **Predict**:
+# 4.2 TB come in every second, and 802 TFLOP can be computed. How many operations must there be for each byte, so that the tensor cores are
+# busy? And how many are there in GELU, ten operations for two numbers of two bytes?
 
 # %%
 print(f"ridge: {MATMUL / COPY:.0f} FLOP per byte; GELU: {10 / 4} FLOP per byte")
@@ -122,25 +124,27 @@ for name in ("residual_layernorm_forward", "adamw_update", "attention_forward", 
     print(f"{name:<28}{row['flop'] / row['bytes']:7.1f} FLOP per byte: bound by {row['bound']}")
 
 # %% [markdown]
-# 190, and 2.5 for GELU. Only matrix products get beyond the ridge, since they use each number hundreds of times. Here are all launches of a
-# step. Across: the intensity. Upwards: FLOP per second, as measured. But for noise, no point can lie above the roof, whose slope is the
-# memory and whose flat top the tensor cores; this picture is the **roofline** (Williams et al. 2009). *Which kernels are far below the
-# roof?*
+# 191, and 2.5 for GELU. Only matrix products get beyond the ridge (attention is made of them, too), since they use each number hundreds of
+# times. Here are all launches of a step that move more than 10 MB. Across: the intensity. Upwards: FLOP per second, as measured. A launch
+# of intensity x cannot compute faster than its bytes arrive, `x · COPY`, a line that rises with x, nor faster than `MATMUL`, whatever x is.
+# So, but for noise, no point lies above a roof with a slope and a flat top; this picture is the **roofline** (Williams et al. 2009). *Which
+# kernels are far below the roof?*
 
 # %%
 draw_roof([row for row in launches.values() if row["flop"] and row["bytes"] > 1e7], ruler["ceilings"]["burst"])
 
 # %% [markdown]
 # Read it from the left. Blue dots belong to the slope, and most lie close below it (the percentage is the share of the roof at that point;
-# on logarithmic axes 50 % is a small step). Two do not: `encoder_forward`, which section 10 is about, and `encoder_backward`. Red dots are
-# below the flat top, at 68 to 99 %.
+# on logarithmic axes 50 % is a small step). Two do not: `encoder_forward`, which section 10 is about, and `encoder_backward` (chapter
+# [02](02_encoder.ipynb)), which takes a thousandth of the step. Red dots are below the flat top, at 68 to 99 %. GELU has no dot: it is
+# computed within the product of fc, `matmul_gelu_forward` (chapter [07](07_residual_and_fusion.ipynb)).
 #
 # And attention, orange, is at 36 and 34 %, although its products alone would allow nearly three times the speed, and its bytes more. So
 # something else must bound it, that the picture does not know. **Think**: what else does a softmax compute for each pair of tokens?
 
 # %%
 pairs = 64 * 12 * 1024 * 1025 // 2  # of a query and a key that it may see: B · NH · T (T + 1) / 2
-EXPONENTIALS = 16  # per clock and multiprocessor: CUDA C++ Programming Guide, "Arithmetic Instructions", compute capability 9.0
+EXPONENTIALS = 16  # per clock and multiprocessor: CUDA C++ Programming Guide, "Arithmetic Instructions"; H100, H200
 clock = ruler["step"]["as trained"]["sm_clock_mhz"] * 1e6  # cycles per second, in the training step
 exponentials_ms = 1000 * pairs / (132 * EXPONENTIALS * clock)
 products_ms = 1000 * launches["attention_forward"]["flop"] / ruler["ceilings"]["sustained"]["matmul"]
@@ -149,9 +153,10 @@ print(f"exponentials {exponentials_ms:.3f} ms, products {products_ms:.3f} ms, me
 
 # %% [markdown]
 # An exponential. A multiprocessor computes 16 of them in a clock cycle, but [4,096 operations](../gpt2_numba/training/speed.py) of
-# products, so a kernel that does first the ones, then the others, needs 0.27 ms of the 0.36 for these two alone. That is a third ceiling.
-# (FlashAttention-3, Shah et al. 2024, [arXiv:2407.08608](https://arxiv.org/abs/2407.08608), lets one group of warps multiply while another
-# exponentiates.) A roofline says what is impossible. It does not say that what is possible can be reached.
+# products, 256 times as many. A kernel that computes first the products, then the exponentials, needs 0.15 + 0.12 = 0.27 ms of the 0.36 for
+# these two alone. That is a third ceiling. (FlashAttention-3, Shah et al. 2024, [arXiv:2407.08608](https://arxiv.org/abs/2407.08608), lets
+# one group of warps multiply while another exponentiates.) A roofline says what is impossible. It does not say that what is possible can be
+# reached.
 #
 # **Do** [13_roofline](exercises/13_roofline.py): for a list of launches, what bounds each, its share, and the share of all together. The
 # last one is no mean of the others.
@@ -162,8 +167,8 @@ print(f"exponentials {exponentials_ms:.3f} ms, products {products_ms:.3f} ms, me
 # %% [markdown]
 # ## 3. Where does the step's time go?
 #
-# The same launches, measured inside a training step, and added up by kind. **Predict** the share of the matrix products, and that of
-# everything that is neither a product nor attention.
+# The same launches, measured within a training step, and added up by kind, with floor / time at the end of each line. **Predict** the share
+# of the matrix products, and that of everything that is neither a product nor attention.
 
 # %%
 KINDS = {"layernorm": "LayerNorm", "residual": "LayerNorm", "classifier": "classifier"}  # residual_layernorm: fused with the addition
@@ -180,14 +185,16 @@ print(f"step {step_ms:.0f} ms, all floors {ruler['timeline']['floor_ms']:.0f} ms
 draw_step(groups, step_ms)
 
 # %% [markdown]
-# Products 71 %, attention 15 %, all other kernels a tenth. ("classifier" is the loss with its gradient, "LayerNorm" has the additions that
-# are fused into it.) (The floors here are those of a hot chip, section 5. "Gaps" is the step's time minus that of its kernels, which were
-# timed one by one.) Products reach 96 % of their floor; one of them even 112 %, the classifier's, which was faster than the large product
-# that had been taken as the ceiling. A ceiling is a measurement, too.
+# Products 71 %, attention 15 %, all other kernels a tenth; and in the last line the 82 % that this chapter began with. ("classifier" is the
+# loss with its gradient, without its products; "LayerNorm" has the additions that are fused into it. The floors are those of a chip that
+# has been computing for seconds, section 5. "Gaps" is the step's time minus that of its kernels, which were timed one by one; the step is a
+# CUDA graph already, chapter [10](10_training_loop.ipynb).) For all products together, floor / time is 96 %. The classifier's two products
+# even get 112 %: they were faster than the large product, 8192 × 8192 × 8192, that had been taken as the ceiling. A ceiling is a
+# measurement, too.
 #
-# The figure shows the same: the upper bar is the step, the lower one would be left if every launch took its least time. **Predict**, in
-# percent of the step, what three improvements would bring: all kernels that are bound by memory reach their floor; attention gets to half
-# of the products' ceiling, from 39 %; the gaps vanish.
+# The figure shows the same: the upper bar is the step, the lower one is what would be left if every launch took its least time, and there
+# were no gaps. **Predict**, in percent of the step, what three improvements would bring: all kernels that are bound by memory reach their
+# floor; attention gets to half of the products' ceiling, from 39 %; the gaps vanish.
 
 # %%
 parts = ruler["timeline"]["parts"].values()
@@ -200,15 +207,24 @@ for what, ms in saved.items():
     print(f"{what:<44}{ms:6.1f} ms, {ms / step_ms:.1%} of the step")
 
 # %% [markdown]
-# Two to three percent each. A perfect LayerNorm, a perfect AdamW, a perfect encoder, all of them together are worth 2 %: what to work on is
-# in a table of this kind, and seldom where one happens to be looking. It also says when to stop.
+# Two to three percent each. A perfect LayerNorm, a perfect AdamW, a perfect encoder, a perfect loss, all of them together are worth 2 %:
+# what to work on is in a table of this kind, and seldom where one happens to be looking. It also says when to stop. (Of these 17 ms, 11 are
+# the classifier's. Later the same day it got a new kernel, with one exponential for each logit instead of two, which section 7 looks at;
+# the 815 ms are from before.)
 #
 # ## 4. What is "52 % MFU"?
 #
 # Papers report one number for a whole training program: **MFU**, model FLOP utilisation (Chowdhery et al. 2022,
-# [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)): the operations that the *model* needs, per second, divided by the peak in the GPU's
-# data sheet. The model needs 6 for each parameter and token: a multiply-add forward, and two backward (for `dinp` and for `dweight`).
-# **Predict**, with 124 million parameters, 643,000 tokens per second and a peak of 989 TFLOP/s: is it more than half, or less?
+# [arXiv:2204.02311](https://arxiv.org/abs/2204.02311)): the operations that the *model* needs (what a program computes twice does not
+# count), per second, divided by the peak in the GPU's data sheet.
+#
+# - A parameter takes part in one multiply-add for each token forward, and in two backward (for `dinp` and for `dweight`): **6 FLOP** for
+#   each parameter and token.
+# - Attention's products have no parameters. In a layer, a token sees `T / 2` tokens on average, so its q · k are `C T / 2` multiply-adds,
+#   and weight times v as many: `2 C T` FLOP. Backward takes twice as many, so together **6 C T** for each token and layer.
+#
+# **Predict**, with 124 million parameters, 57 million for `6 C T` in 12 layers, 643,000 tokens per second and a peak of 989 TFLOP/s: is it
+# more than half, or less?
 
 # %%
 PEAK = 989e12  # bfloat16, dense, from NVIDIA's data sheet
@@ -217,15 +233,19 @@ parameters = launches["adamw_update"]["shape"][0]
 for_a_token = flops_per_token(parameters, L=12, C=768, T=1024)
 print(f"6 × {parameters:,} = {6 * parameters / 1e6:.0f} million for each token; with attention's products {for_a_token / 1e6:.0f} million")
 print(f"× {speed:,.0f} tokens per second = {for_a_token * speed / 1e12:.0f} TFLOP/s, {for_a_token * speed / PEAK:.1%} of the peak")
+all_pairs = for_a_token + 6 * 12 * 768 * 1024
+print(f"if all T² pairs are counted: {all_pairs * speed / PEAK:.1%}")
 
 # %% [markdown]
-# A little more. Is that bad? *Where do the other 48 % go?*
+# A little more. (The parameters are 36,096 more than chapter 01 counts: `wte` is padded to 50,304 rows. If you know PyTorch: nanoGPT's
+# `estimate_mfu` and the paper count all T² pairs for attention, though half of them are masked: that is the last line. And 100 % in
+# `nvidia-smi` says only that some kernel was running.) Is 52 % bad? *Where do the other 48 % go?*
 
 # %%
 ceilings = ruler["ceilings"]
 rates = {
     "data sheet": PEAK,
-    "best product of the model, once, cool chip": ceilings["burst"]["matmul"],
+    "8192 × 8192 × 8192, in bursts": ceilings["square"]["burst"],
     "8192 × 8192 × 8192, for seconds": ceilings["square"]["sustained"],
     "all products of the model, for seconds": ceilings["all_products"]["sustained"],
     "the training step": for_a_token * speed,
@@ -235,37 +255,43 @@ for name, rate in rates.items():
     print(f"{name:<44}{rate / 1e12:6.0f} TFLOP/s, {rate / PEAK:.0%} of the data sheet")
 
 # %% [markdown]
-# Nobody reaches the data sheet: one product on a cool chip gets to 81 %, and after seconds of products 71 % are left (section 5). A model's
-# own products are of many shapes: 65 %. The last 13 points are all else: attention, LayerNorm, the optimizer, gaps. So MFU is good for
-# comparing programs on one kind of GPU; it does not say how much better a program could be. (To be precise about its count: each layer's
-# attention adds `6 C T` for a token, since a token sees half of the others, on average.)
+# No product here reaches the data sheet: a large one gets to 81 % in bursts, and to 71 % if it is repeated for seconds (section 5). A
+# model's own products are of many shapes: 65 %. The last 13 points are all else: attention, LayerNorm, the optimizer, gaps. So MFU is good
+# for comparing programs on one kind of GPU; it does not say how much better a program could be.
 #
-# ## 5. Why is a hot chip slower?
+# ## 5. Why is a busy chip slower?
 #
-# What it was doing, its clock, its power. The card's limit is 700 W.
+# A chip that computes draws power, and this card has a limit, 700 W. Three things that it did for seconds, each with its clock and its
+# power:
 
 # %%
 for what, row in ("copying", ceilings["copy"]), ("large products", ceilings["square"]), ("the training step", ruler["step"]["as trained"]):
     print(f"{what:<20}{row['sm_clock_mhz']:6.0f} MHz {row['mean_power_w']:5.0f} W")
 joules = ruler["step"]["as trained"]["joules"]
-print(f"a training step: {joules:.0f} J, {1e3 * joules / 524_288:.2f} mJ for each token")
+print(f"a training step: {joules:.0f} J, {1e3 * joules / 524_288:.2f} mJ for each token; at 700 W that takes {joules / 700:.3f} s")
 slower = ceilings["square"]["sm_clock_mhz"] / ceilings["copy"]["sm_clock_mhz"]
 print(f"clock of the products: {slower:.0%}; their rate: {ceilings['square']['sustained'] / ceilings['square']['burst']:.0%} of the burst")
 
 # %% [markdown]
-# Copying leaves power to spare. Products do not: at the limit, the card lowers its clock until the power fits. A training step is at the
-# limit, too, so it does not run against the clock, it runs against the *joules*: what one kernel saves in time, others may lose in clock.
-# **Predict**: two kernels for attention are 10 % apart, measured by themselves on a cool chip. How far apart are they within a training
-# step?
+# Copying leaves power to spare. Products do not: at the limit, the card lowers its clock until the power fits. (The driver named the power
+# limit as the reason, in every sample. Why the products lose a quarter of the clock, but only 13 % of their speed, is not known: the clock
+# in the bursts was not recorded.) A training step is at the limit, too: its 565 J take 0.807 s at 700 W, of the 0.815. So it does not run
+# against the clock, it runs against the *joules*: what one kernel saves in time, others may lose in clock. **Predict**: two kernels for
+# attention are 10 % apart, measured by themselves on a cool chip. How far apart are they within a training step?
 #
-# 1 to 3 % ([LOG](../dev/LOG.md), "attention on wgmma", 2026-11-22). The same for the algorithms of cuBLASLt, NVIDIA's library of products:
-# one product was at 272 TFLOP/s with the first algorithm and at 732 with the best, in a burst; under load, all algorithms well chosen
-# gained 2.1 % over all products of the model (LOG, "which of cuBLASLt's algorithms").
+# 1 to 3 % ([LOG](../dev/LOG.md), "attention on wgmma", 2026-11-22). Likewise with cuBLASLt, NVIDIA's library of products, which has several
+# *algorithms* for each: for one product the first of them reached 272 TFLOP/s and the best 732 in bursts, but 580 and 665 when the chip was
+# busy. Over all products of the model, choosing well gained 2.1 % (LOG, "which of cuBLASLt's algorithms"). (If you know PyTorch:
+# `torch.compile(mode="max-autotune")` times its candidates by themselves, too.)
+#
+# Cards of one name differ, too, by up to 5 %. The 607,000 tokens per second of chapter 00 were measured on 2026-11-28, at 1,455 MHz, the
+# 643,000 here at 1,575. Compare only figures from the same run.
 #
 # ## 6. How much must be on its way?
 #
-# Now one multiprocessor. Its threads ask memory for numbers, and each waits, hundreds of cycles. Here is a toy: some warps; in each cycle
-# one that does not wait may issue a load, and then it waits 20 cycles. **Predict** the loads per cycle for 1, 5, 10, 20 and 40 warps.
+# Now one multiprocessor. Its threads ask memory for numbers, and each waits, hundreds of cycles. Here is a toy with some warps. In each
+# cycle at most one of them, one that does not wait, issues a load, and then it waits 20 cycles. **Predict** the loads per cycle for 1, 5,
+# 10, 20 and 40 warps.
 
 
 # %%
@@ -285,11 +311,12 @@ for warps in (1, 5, 10, 20, 40):
     print(f"{warps:2} warps: {loads_per_cycle(warps):.2f} loads per cycle")
 
 # %% [markdown]
-# 0.05, 0.25, 0.5, 1, and still 1. Up to 20 warps each one adds its share, then the port is full. That is **Little's law**: what is on its
+# 0.05, 0.25, 0.5, 1, and still 1. Up to 20 warps each one adds its share; from then on a load is issued in every cycle, and more there
+# cannot be. At 1 load per cycle and 20 cycles of waiting, 20 loads are on their way at any moment. That is **Little's law**: what is on its
 # way = rate × waiting time. (Ten customers a minute who stay five minutes: fifty are in the shop.) It holds for a GPU as for any queue, so
-# turn it round. **Predict**: 4.2 TB/s, and 500 cycles of waiting, a round number, as in chapter 00, which are a quarter of a microsecond at
-# 1.98 GHz. How many bytes must be on their way at any moment? How many for each thread, if all 2,048 of each of the 132 multiprocessors
-# take part?
+# turn it round. **Predict**: 4.2 TB/s, all of it loads, and 500 cycles of waiting, a round number, as in chapter 00, which are a quarter of
+# a microsecond at 1.98 GHz. How many bytes must be on their way at any moment? How many for each thread, if all 2,048 of each of the 132
+# multiprocessors take part?
 
 # %%
 latency = 500 / (ceilings["copy"]["sm_clock_mhz"] * 1e6)  # seconds
@@ -306,9 +333,9 @@ draw_in_flight(COPY, latency, multiprocessors=132)
 #
 # ## 7. How many threads fit?
 #
-# At most 2,048, 64 warps. But each thread needs registers, each block shared memory, and a multiprocessor has only so much. The warps that
-# fit, of 64, are the **occupancy**. On paper: 65,536 registers, blocks of 256 threads. **Predict**: how many blocks fit, if a thread has 32
-# registers? With 33?
+# At most 2,048, which are 64 warps. But each thread needs registers, each block needs shared memory, and a multiprocessor has only so much.
+# The warps that fit, divided by 64, are the **occupancy**. On paper: 65,536 registers, blocks of 256 threads. **Predict**: how many blocks
+# fit, if a thread has 32 registers? With 33?
 
 
 # %%
@@ -331,11 +358,12 @@ for registers in (32, 33, 40, 64, 128, 255):
     print(f"{registers:3} registers: {blocks} blocks, {8 * blocks} warps, occupancy {8 * blocks / 64:.0%}")
 
 # %% [markdown]
-# 8 blocks, and with one register more 6: a quarter of the threads is gone. (Not 7: registers are handed out by the eight, so 33 are 40, and
-# 40 · 256 · 6 = 61,440.) The limits are those of compute capability 9.0; a test of this chapter compares the function with NVIDIA's own
-# `cuda_occupancy.h`, for a thousand random blocks.
+# 8 blocks, and with one register more 6: a quarter of the threads is gone. (Not 7: registers are handed out by the eight, so 33 are 40; 40
+# · 256 · 6 = 61,440, and 40 · 256 · 7 would be 71,680.) The limits are those of the H100 and H200; a test of this chapter compares the
+# function with NVIDIA's own `cuda_occupancy.h`, for a thousand random blocks.
 #
-# Who says how many registers a thread has? The *assembler*, the last part of the compiler, and it needs no GPU for that. Five real kernels:
+# Who says how many registers a thread has? The *assembler*, the last part of the compiler, and it needs no GPU for that. Five real kernels,
+# each with the types of its arguments (`[:, ::1]`: two dimensions, without gaps):
 
 # %%
 sheet, row32, mean = "float32[:, ::1]", "float32[::1]", "float32[::1]"
@@ -388,10 +416,13 @@ for row in (*recorded("layernorm_forward", "fp32"), *recorded("classifier_forwar
         print(f"{row.function}, {row.rung}, {row.precision}: {row.share:.0%} of the copy rate")
 
 # %% [markdown]
-# Fast LayerNorm, with fewer warps: 87 % against 15. (From a [table](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt) of 2026-11-28,
-# H200.) Occupancy is not the aim, bytes on their way are, and a thread of the fast kernel asks for six loads of 16 bytes before it uses the
-# first. The classifier goes furthest: one block, 128 registers for a thread, in which it keeps a row, and 88 %. Meanwhile the next two
-# rows, of 100 KB each, are copied into its shared memory, and no thread waits for them. **Think**: by Little's law, is that enough?
+# Fast LayerNorm, with fewer warps: 87 % against 15 ([table](../dev/bench/2026-11-28-h200-kernel-sets/ladder.txt) of 2026-11-28, H200). (Its
+# dot is above the staircase, since its blocks have 128 threads, and nine of them fit.) Occupancy is not the aim, bytes on their way are,
+# and a thread of the fast kernel asks for six loads of 16 bytes before it uses the first. (A load of 4 bytes in each of the plain kernel's
+# 48 warps would be 6 KB, three quarters of the 8.1. But a thread that waits at a barrier has nothing on its way, and there are about twenty
+# barriers for a row.) The classifier goes furthest: one block, 128 registers for a thread, in which it keeps a row, and 88 %. (The 84 % in
+# section 2 were its predecessor's.) Meanwhile the next two rows, of 100 KB each, are copied into its shared memory, and no thread waits for
+# them. **Think**: by Little's law, is that enough?
 
 # %%
 rows_ahead = 2 * 50_304 * BF16
@@ -403,8 +434,8 @@ print(f"{rows_ahead / 1e3:.0f} KB on their way for each multiprocessor; needed: 
 # 2026-11-22, for 65,536 rows.) `@cuda.jit(launch_bounds=(threads, blocks))` tells the compiler how many blocks should fit, and it makes do
 # with the registers that this leaves.
 #
-# **Do** [13_occupancy](exercises/13_occupancy.py): the question that `launch_bounds` answers. How many registers may a thread have, so that
-# so many warps fit?
+# **Do** [13_occupancy](exercises/13_occupancy.py): the question that `launch_bounds` answers. How many registers may a thread have, if a
+# given number of warps must fit?
 
 # %%
 # check("13_occupancy")
@@ -413,7 +444,7 @@ print(f"{rows_ahead / 1e3:.0f} KB on their way for each multiprocessor; needed: 
 # ## 8. What does the compiler make of a line?
 #
 # Numba turns a kernel into **PTX**, an assembly language for all of NVIDIA's GPUs, and an assembler turns that into the instructions of one
-# of them. PTX can be read, and needs no GPU. **Predict**: how many instructions is the one line of this kernel?
+# of them. PTX can be read, and needs no GPU. **Predict**: how many instructions are the two lines of this kernel?
 
 
 # %%
@@ -429,10 +460,12 @@ for code in compiled.values():
     print("\n".join(body[:25]))
 
 # %% [markdown]
-# 23, and `ret`, the end. An instruction is a name with types, then a target, then sources; names with `%` are registers, of which PTX has
-# as many as it likes. Find these: `%tid.x`, `%ntid.x`, `%ctaid.x` are threadIdx.x, blockDim.x, blockIdx.x, and `mul`, `add` make `i` of
-# them. `shl.b64 ..., 2` shifts by two bits: times 4, the bytes of a float32. `ld.global.f32` and `st.global.f32` load and store, `add.f32`
-# is the one addition that was asked for. And there are three pairs of `and` and `add`, which nobody asked for; section 9.
+# 23, and `ret`, the end. (If you know PyTorch: the Triton kernels of `torch.compile` become PTX, too.) An instruction is a name with types,
+# then a target, then sources; names with `%` are registers, of which PTX has as many as it likes. (Those that are used but never set, such
+# as `%rd4` and `%rd9`, come from the arguments: an array's length, and where it begins.) Find these: `%tid.x`, `%ntid.x`, `%ctaid.x` are
+# threadIdx.x, blockDim.x, blockIdx.x, `cvt` converts to 64 bits, and `mul`, `add` make `i` of them. `shl.b64 ..., 2` shifts by two bits:
+# times 4, the bytes of a float32. `ld.global.f32` and `st.global.f32` load and store, `add.f32` is the one addition that was asked for. And
+# there are three pairs of `and` and `add`, which nobody asked for; section 9.
 #
 # What to look for in the PTX of a kernel:
 #
@@ -440,7 +473,7 @@ for code in compiled.values():
 # | --- | --- |
 # | `.f64` | float64: a bare number, a division of integers. Never wanted here |
 # | `ld.local`, `st.local` | an array that is in memory instead of registers, since an index of it is no constant |
-# | `ld.global.f32` where `.v4.f32` could be | 4 bytes a load instead of 16 |
+# | `ld.global.f32` where `.v4.f32` could be | 4 bytes a load instead of 16, four numbers at once |
 # | `mul` and then `add` where `fma` could be | two instructions and two roundings instead of one |
 
 
@@ -519,8 +552,10 @@ for name, code in compile_kernels(kernels).items():
 # ## 9. Why does Numba test every index?
 #
 # In Python, `a[-1]` is the last element, and so it is in Numba's kernels. An index that might be negative is therefore looked at: `shr.s64
-# ..., 63` shifts its sign over all bits, `and` makes of that the array's length or 0, and `add` adds it. Three instructions, unless the
-# compiler knows better. Three loops over a row of numbers. **Predict**: which of them has the fewest instructions for each load?
+# ..., 63` fills all 64 bits with its sign, `and` makes of that the array's length or 0, and `add` adds it. With a length of 10, the index
+# -1 has all bits set, `and` gives 10, and -1 + 10 = 9, the last element; 3 has none set, `and` gives 0, and it stays 3. Three instructions,
+# unless the compiler knows better. (CUDA C and Triton have no such test: there an index of -1 is whatever lies in front of the array.) Here
+# are three loops over a row of numbers. **Predict**: which of them has the fewest instructions for each load?
 
 
 # %%
@@ -572,17 +607,17 @@ for name, code in compile_kernels(loops).items():
 # %% [markdown]
 # The second, by far. There the compiler sees that `c` begins at 0 and only grows, so it is never negative; it even sees that neighbouring
 # loads are 4 bytes apart, and computes no address at all. An unknown `offset` brings the test back. And `for ... in range(...)`, which says
-# the same as the `while`, does not: Numba makes it a loop over a *count*, with `c` beside it, and the compiler cannot tell how the two hang
-# together. (Both loops are unrolled: four loads in one round.)
+# the same as the `while`, does not: Numba makes it a loop over a *count*, with `c` beside it, and the compiler cannot tell how the two are
+# related. (It unrolls all three loops: four loads in one round.)
 #
 # Does it matter? In a kernel that waits for memory, perhaps not: other warps run in the meantime. In one that computes from shared memory
-# it did (section 11). What the `while` would gain has not been measured; [dev/kernels](../dev/kernels/README.md) times your kernel beside
-# the package's. The package's fastest kernels use `uint32` for many indices, which cannot be negative; the plain ones use `for`, since they
-# are there to be read.
+# it seems to (section 11). What the `while` would gain has not been measured; [dev/kernels](../dev/kernels/README.md) times your kernel
+# beside the package's. The package's fastest kernels use `uint32` for many indices, which cannot be negative; the plain ones use `for`,
+# since they are there to be read.
 #
 # ## 10. How does one measure?
 #
-# `encoder_forward` looks up a row for each token. Three times for the same launch on the same card, in the same run:
+# `encoder_forward` looks up a row for each token. Three timings of the same launch on the same card, in the same run:
 
 # %%
 row, part = launches["encoder_forward"], ruler["timeline"]["parts"]["encoder_forward"]
@@ -597,11 +632,12 @@ print(f"in the training step: {part['ms'] / part['calls']:.3f} ms, {part['share'
 #   are queued before and after, and while the host queues them all, the GPU is kept busy with something else.
 # - **With a cold cache.** The second of two launches finds some of its input in the cache that all multiprocessors share. In the training
 #   step it would not, so other data are copied before each launch.
-# - **Medians**, since one late launch spoils a mean, and the smallest is luck.
+# - **Medians**, since one late launch spoils a mean, and the smallest is luck. Here not even the median was safe: at least half of the
+#   launches were disturbed. So each launch is timed in the step as well.
 # - **In turns**, if two versions are compared: A, B, A, B. *Why not first A, then B?*
 #
-# Here is a chip that gets slower as it gets hot, by 3 % in 200 launches, and two versions, of which B takes 1 % less. **Predict** who wins
-# if A is timed first.
+# Here is a chip that gets slower as it works, by 3 % in 200 launches, and two versions, of which B takes 1 % less. **Predict** who wins if
+# A is timed first.
 
 # %%
 random = np.random.default_rng(13)
@@ -617,12 +653,12 @@ for title, chosen in is_b.items():
 draw_drift(times)
 
 # %% [markdown]
-# A wins, by half a percent; in turns B wins by 1 %, as it should. (The dashed lines are medians.) That chip is invented, but its heat is
-# not: the one of section 5 lost a quarter of its clock.
+# A wins, by half a percent; in turns B wins by 1 %, as it should. (The dashed lines are medians.) That chip is invented, but chips do slow
+# down: the one of section 5 lost a quarter of its clock.
 #
 # And the last rule: **write the prediction down first**. A measurement that nobody predicted confirms whatever one likes. (If you know
-# PyTorch: these events are `torch.cuda.Event`. NVIDIA's Nsight Compute draws the roofline of a single kernel, and counts its registers and
-# warps.)
+# PyTorch: these events are `torch.cuda.Event`, and `triton.testing.do_bench` empties the cache before each launch, too. NVIDIA's Nsight
+# Compute draws the roofline of a single kernel, and counts its registers and warps.)
 #
 # ## 11. What surprised us
 #
@@ -633,14 +669,14 @@ draw_drift(times)
 # | plain matrix products, a step of GPT-2 124M with B = 4 | 0.7 s | 1.736 s | 2026-11-28 |
 # | plain attention, the same step | 80 ms | 653 ms | 2026-11-28 |
 # | LayerNorm's backward, share of the copy rate at 768 channels | 90 to 95 % | 78 to 80 % | 2026-11-22 |
-# | cuBLASLt sums a bias gradient as well (DGELU_BGRAD) | 5 to 15 % faster | three times as slow | 2026-11-22 |
-# | the classifier's next row, over the elements just written | 95 % | 70 % | 2026-11-22 |
-# | attention in TF32, forward + backward | 0.85 to 1.05 ms | 0.25 + 0.84 ms | 2026-11-22 |
+# | a product of cuBLASLt that also sums a bias gradient (DGELU_BGRAD instead of DGELU) | 5 to 15 % faster | three times as slow | 2026-11-22 |
+# | the classifier, if the next row is copied over the numbers of this one that are done: share of the copy rate | 95 % | 70 % | 2026-11-22 |
+# | attention in TF32 (float32 rounded to 10 bits of fraction, for the tensor cores), forward + backward | 0.85 to 1.05 ms | 0.25 + 0.84 ms | 2026-11-22 |
 #
 # None of the six was right, though the last came close. What was learned:
 #
-# - **A floor is not a prediction.** 0.7 s was half of what shared memory allows. The loop was not unrolled, and each index was tested: some
-#   ten instructions for one load, which is section 9.
+# - **A floor is not a prediction.** The 0.7 s assumed half of the speed that shared memory allows. But the loop was not unrolled, and each
+#   index was tested: some ten instructions for one load, as in section 9.
 # - **Overlap gained nothing** (2026-11-22). Messages between 4 GPUs, sent while others compute, or all at the end: 110.3 and 110.0 ms. A
 #   message costs the same energy whenever it is sent, and the cards are at their limit; at least that is the likely reason.
 # - **One kernel, two answers** (CUDA 13.5, 2026-11-28, no GPU). The classifier's kernel has 128 registers. Assembled as a whole program, as
@@ -652,6 +688,10 @@ for name, code in codes.items():
         print(f"{name.rpartition('.')[2]}: {code.registers} registers, {code.local_bytes} bytes of local memory for each thread")
 
 # %% [markdown]
+# So "no spills" is true of one way to assemble a kernel. Which one trains? Ask the kernel itself, on a GPU, after its first launch:
+# `kernel.get_regs_per_thread()`, `kernel.get_local_mem_per_thread()`. On an H200 (numba-cuda 0.30.4, 2026-11-28), after two steps of GPT-2
+# 124M in bfloat16, it says 128 registers and 0 bytes, and so do all 19 kernels that had run: no local memory. It is the first way.
+#
 # ## 12. Where does it live, and where to go from here?
 #
 # | here | there |

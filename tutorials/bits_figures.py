@@ -61,7 +61,7 @@ def draw_orders():
     present(figure, "Two trees of additions over eight numbers: a slanted chain of seven, and a balanced one of three levels.")
 
 
-def draw_errors(lengths, one_by_one, in_pairs, worst, expected):
+def draw_errors(lengths, one_by_one, in_pairs, all_equal, worst, expected):
     """Measured errors of sums and two bounds, against their length; both axes logarithmic. All are (len(lengths),)."""
     figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -69,11 +69,13 @@ def draw_errors(lengths, one_by_one, in_pairs, worst, expected):
     axes.loglog(lengths, expected, "-", color=GREEN, linewidth=1.8)
     axes.loglog(lengths, one_by_one, "o", color=RED, markersize=6)
     axes.loglog(lengths, in_pairs, "s", color=BLUE, markersize=5)
+    axes.loglog(lengths, all_equal, "^", color=ORANGE, markersize=6)
     for values, text, colour in (
         (worst, "worst case:\nN - 1 roundings", GREY),
+        (all_equal, "one by one,\nall equal", ORANGE),
         (expected, "6 times the root\nof N: the bound", GREEN),
-        (one_by_one, "one by one,\nmeasured", RED),
-        (in_pairs, "in pairs,\nmeasured", BLUE),
+        (one_by_one, "one by one,\nrandom numbers", RED),
+        (in_pairs, "in pairs,\nrandom numbers", BLUE),
     ):
         axes.text(lengths[-1] * 1.35, values[-1], text, color=colour, va="center", fontsize=9.5)
     axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 14)
@@ -82,7 +84,9 @@ def draw_errors(lengths, one_by_one, in_pairs, worst, expected):
     axes.set_xlabel("N, how many numbers are added")
     axes.set_ylabel("error divided by u S")
     axes.spines[["top", "right"]].set_visible(False)
-    present(figure, "Errors against length: the worst case is far above; the bound with the root of N is a little above one-by-one sums.")
+    present(
+        figure, "Errors against length: the worst case is far above; the bound with the root of N is above random numbers, not equal ones."
+    )
 
 
 def draw_kills(outcomes):

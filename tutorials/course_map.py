@@ -21,10 +21,10 @@ CHAPTERS = {
     "07": ("Residual, fusion", 1.5, (2, 1)),
     "08": ("Classifier and loss", 2, (2, 2)),
     "09": ("AdamW, bf16", 2, (2, 3)),
-    "10": ("The training loop", 2, (3, 0)),
-    "11": ("Bits, and resuming", 2, (3, 1)),
-    "12": ("Many GPUs", 2.5, (3, 2)),
-    "13": ("How fast could it be?", 2, (3, 3)),
+    "10": ("The training loop", 2.5, (3, 0)),
+    "11": ("Bits, and resuming", 2.5, (3, 1)),
+    "12": ("Many GPUs", 3, (3, 2)),
+    "13": ("How fast could it be?", 3, (3, 3)),
 }
 COLUMNS = (
     ("begin here", BLUE),

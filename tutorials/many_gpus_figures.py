@@ -131,8 +131,8 @@ def draw_shares(sharing, ranks):
             for segment in blocks if len(blocks) > 1 else ():
                 axes.text((segment.start + segment.stop) / 2, -0.42, f"{segment.layer}", ha="center", va="top", fontsize=8.5, color=GREY)
     axes.text(-0.008 * count, -0.42, "block", ha="right", va="top", fontsize=8.5, color=GREY)
-    axes.text(0, ranks + 0.1, "blue: a matrix, the part that this process updates", color=BLUE, fontsize=9.5, va="center")
-    axes.text(count, ranks + 0.1, "red: vectors, which all update", color=RED, fontsize=9.5, ha="right", va="center")
+    axes.text(0, ranks + 0.1, "blue: the part of each matrix that this process updates", color=BLUE, fontsize=9.5, va="center")
+    axes.text(count, ranks + 0.1, "red: vectors, which all processes update", color=RED, fontsize=9.5, ha="right", va="center")
     present(figure, "Each matrix is cut into as many parts as there are processes, and each process has one part of each.")
 
 

@@ -60,7 +60,7 @@ def draw_roof(launches, ceilings):
 
 
 def draw_step(groups, step_ms):
-    """The step as a bar of its groups of launches, and below it their floors. groups: {name: (ms, floor ms)}; the rest are gaps."""
+    """The step as a bar of its groups of launches, and below it their floors. groups: {name: (ms, floor ms)}; the rest of the step, hatched, are gaps."""
     figure = Figure(figsize=(10.5, 2.5), layout="constrained")
     axes = figure.add_subplot(xlabel="ms")
     colours = {**COLOURS, "LayerNorm": GREEN, "classifier": BLUE, "others": DARK}
@@ -68,11 +68,11 @@ def draw_step(groups, step_ms):
         left = 0.0
         for name, times in groups.items():
             axes.barh(y, times[which], 0.6, left=left, color=colours[name], alpha=alpha, edgecolor="white")
-            if times[which] > 60:
+            if times[which] > 45:
                 axes.text(
                     left + times[which] / 2,
                     y,
-                    f"{name}\n{times[which]:.0f} ms",
+                    f"{name}\n{times[which]:.0f} ms" if times[which] > 60 else f"{times[which]:.0f}",
                     ha="center",
                     va="center",
                     color="black" if which else "white",
@@ -80,6 +80,9 @@ def draw_step(groups, step_ms):
                 )
             left += times[which]
         axes.text(left, y + 0.42, f"{left:.0f}", ha="right", va="center", color=DARK, fontsize=9)
+        if y:
+            axes.barh(y, step_ms - left, 0.6, left=left, color="white", edgecolor=GREY, hatch="////", linewidth=0.7)
+            gaps = step_ms - left
     axes.axvline(step_ms, color=DARK, linewidth=1, linestyle=":")
     axes.text(step_ms + 4, 1.42, f"step {step_ms:.0f}", color=DARK, fontsize=9, va="center")
     small = [(name, colours[name]) for name, times in groups.items() if times[0] <= 60]
@@ -92,6 +95,7 @@ def draw_step(groups, step_ms):
             fontsize=9,
             va="center",
         )
+    axes.text(890, 1.1 - 0.35 * len(small), f"▨ gaps, {gaps:.0f} ms", color=DARK, fontsize=9, va="center")
     axes.set_yticks([0, 1], ["floors", "measured"])
     axes.set(xlim=(0, 1120), ylim=(-0.5, 1.6))
     axes.spines[["top", "right"]].set_visible(False)
@@ -165,7 +169,7 @@ def draw_drift(times):
             axes.plot(moments, ms, "o", color=colour, markersize=3.5, label=version)
             axes.plot([moments[0], moments[-1]], [np.median(ms)] * 2, color=colour, linewidth=1.5, linestyle="--")
         axes.set_title(title, fontsize=11)
-        axes.set_xlabel("when it was timed")
+        axes.set_xlabel("launches, in the order in which they were timed")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("ms")
     panels[0].legend(loc="upper left", frameon=False)

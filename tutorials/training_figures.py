@@ -37,26 +37,25 @@ def draw_samples(text, B, T):
     present(figure, "A shard cut into samples of B times T tokens; the targets of each are the same tokens moved by one.")
 
 
-def draw_accuracy(sizes, errors):
-    """Distance of a batch's gradient from the mean of many, against the number of micro-batches; both axes logarithmic."""
+def draw_accuracy(row_counts, errors):
+    """Distance of a batch's gradient from the mean of many, against the number of its rows; both axes logarithmic."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.loglog(sizes, errors, "o", color=BLUE, markersize=7)
-    axes.loglog(sizes, errors[0] / np.sqrt(sizes), "--", color=GREY, linewidth=1.2)
-    axes.text(
-        sizes[1] / 1.15, errors[0] / np.sqrt(sizes[1]) / 1.25, "divided by the root\nof their number", color=GREY, ha="right", fontsize=9.5
-    )
-    for size, error in zip(sizes, errors):
-        axes.annotate(f"{error:.0%}", (size, error), xytext=(7, 6), textcoords="offset points", fontsize=9.5, color=BLUE)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.loglog(row_counts, errors, "o", color=BLUE, markersize=7)
+    line = errors[0] / np.sqrt(np.array(row_counts) / row_counts[0])
+    axes.loglog(row_counts, line, "--", color=GREY, linewidth=1.2)
+    axes.text(row_counts[1] / 1.15, line[1] / 1.25, "falls as the root of\nthe number of rows", color=GREY, ha="right", fontsize=9.5)
+    for rows, error in zip(row_counts, errors):
+        axes.annotate(f"{error:.0%}", (rows, error), xytext=(7, 6), textcoords="offset points", fontsize=9.5, color=BLUE)
+    axes.set_xticks(row_counts, [str(rows) for rows in row_counts])
     axes.set_yticks([0.1, 0.2, 0.5, 1], ["10 %", "20 %", "50 %", "100 %"])
     axes.minorticks_off()
-    axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 2.4)
+    axes.set_xlim(row_counts[0] / 1.2, row_counts[-1] * 2.4)
     axes.set_ylim(min(errors) / 2, max(errors) * 1.5)
-    axes.set_xlabel("micro-batches of two rows in the batch")
-    axes.set_ylabel("distance from the mean\nof many, of its size")
+    axes.set_xlabel("rows in the batch")
+    axes.set_ylabel("distance from the mean of\nmany, as a share of its length")
     axes.spines[["top", "right"]].set_visible(False)
-    present(figure, "Points that fall along a line: four times as many micro-batches halve the error.")
+    present(figure, "Points that fall along a line: four times as many rows halve the error.")
 
 
 def smoothed(losses):
@@ -91,7 +90,7 @@ def draw_schedules(rates, warmup_steps):
     axes.set_ylim(0, 1.08)
     axes.set_xlim(0, len(values) - 1)
     axes.set_xlabel("step")
-    axes.set_ylabel("learning rate, of its peak")
+    axes.set_ylabel("learning rate, as a share of its peak")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1))
     present(figure, "Three curves rise in a line and then fall in different ways to a tenth; one is flat.")
@@ -166,10 +165,13 @@ def draw_timelines(timelines):
     what: "launch", "wait" or "report" for the host; the number of the step for the GPU.
     """
     colours = {"launch": GREY, "wait": "white", "report": GREEN}
-    figure = Figure(figsize=(10.4, 0.75 + 1.35 * len(timelines)))
+    figure = Figure(figsize=(10.4, 1 + 1.35 * len(timelines)))
     right = max(end for spans in timelines.values() for line in spans.values() for _, end, _ in line)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.075 * right, 1.03 * right), ylim=(-1.4, len(timelines) * 2.9 - 0.1))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.075 * right, 1.03 * right), ylim=(-1.95, len(timelines) * 2.9 - 0.1))
     axes.axis("off")
+    for time in range(0, right + 1, 5):
+        axes.plot((time, time), (-0.1, len(timelines) * 2.9 - 0.95), color="#e3e7ea", linewidth=0.8, zorder=0)
+        axes.text(time, -0.3, str(time), ha="center", va="top", fontsize=9, color=GREY)
     for number, (title, spans) in enumerate(timelines.items()):
         bottom = (len(timelines) - 1 - number) * 2.9
         axes.text(0, bottom + 2.2, title, fontsize=10.5)
@@ -184,6 +186,6 @@ def draw_timelines(timelines):
     for place, (colour, label) in enumerate(legend):
         x = place * right / 5
         style = {"facecolor": "white", "hatch": "////", "edgecolor": "#b0b5bc"} if colour == "wait" else {"facecolor": colour}
-        axes.add_patch(Rectangle((x, -1.15), 0.02 * right, 0.6, **style))
-        axes.text(x + 0.028 * right, -0.85, label, va="center", fontsize=9.5)
+        axes.add_patch(Rectangle((x, -1.75), 0.02 * right, 0.6, **style))
+        axes.text(x + 0.028 * right, -1.45, label, va="center", fontsize=9.5)
     present(figure, "Lines of boxes: where the host waits for each loss, the GPU has gaps; reading the loss a step later closes them.")

@@ -1,8 +1,8 @@
 """How much must a launch move and compute, at least?
 
 For each of the three launches below, return a pair (bytes, FLOP). Bytes: each array that is read [r] or overwritten [w] counts once, one
-that is added to [+] twice, since it is read and written. All numbers have `itemsize` bytes, but `lse` has 4. FLOP: two for each multiply-add
-of the matrix products; nothing else counts. Rows: N = B * T.
+that is added to [+] twice, since it is read and written. A number has `itemsize` bytes, but 4 in `lse`, which keeps a number of each query
+and head for backward. FLOP: two for each multiply-add of the matrix products; nothing else counts. Rows: N = B * T.
 
     residual_forward     out [w] = inp + branch [r]; all are (N, C). No product.
     matmul_backward      dinp [w] (N, C) = dout weight          dweight [+] (OC, C) += doutᵀ inp          dbias [+] (OC,) += sum of dout's rows

@@ -2,14 +2,15 @@
 
 The mean loss of a batch, and its gradient, from micro-batches of at most ROWS rows.
 
-`add_gradient(grads, weights, x, y, scale)` stands for a forward and a backward pass. It takes at most ROWS rows at a time, since more do not
-fit into memory; it *adds* to `grads` the gradient of the mean loss of these rows, times `scale`, and returns the mean loss of these rows, not
-scaled. Write `accumulate(grads, weights, x, y)`: cut the rows of the batch, from the first to the last, into pieces of ROWS rows; if their
-number is not a multiple of ROWS, the last piece is shorter. At the end `grads` must hold the gradient of the mean loss of *all* rows, and the
-function returns that mean loss, a number: the result of a machine with memory for the whole batch.
+`add_gradient(grads, weights, x, y, scale)` is a small forward and backward pass in one. It takes at most ROWS rows at a time, since more do
+not fit into memory; it *adds* to `grads` the gradient of the mean loss of these rows, times `scale`, and returns the mean loss of these
+rows, not scaled. Write `accumulate(grads, weights, x, y)`: cut the rows of the batch, from the first to the last, into pieces of ROWS rows;
+if their number is not a multiple of ROWS, the last piece is shorter. At the end `grads` must hold the gradient of the mean loss of *all*
+rows, and the function returns that mean loss, a number: the result of a machine with memory for the whole batch.
 
-All arrays are float64: [w] `grads` (C,), in which NaN stand before the call; [r] `weights` (C,), `x` (rows, C), `y` (rows,), for any number of
-rows > 0. On paper: ROWS = 4 and six rows, whose losses are 1, 1, 1, 1, 4, 4. What is their mean, and what is the mean of the two means?
+All arrays are float64: [w] `grads` (C,), which is full of NaN before the call; [r] `weights` (C,), `x` (rows, C), `y` (rows,), for any
+number of rows > 0. On paper: ROWS = 4 and six rows, whose losses are 1, 1, 1, 1, 4, 4. What is their mean, and what is the mean of the two
+means?
 
     python -m tutorials.check 10_accumulate
 """

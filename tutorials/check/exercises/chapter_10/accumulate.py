@@ -60,7 +60,7 @@ EXERCISE = host_exercise(
             "add_gradient adds. What does it add to, in the first micro-batch?",
             "NaN plus anything is NaN: set grads to zero first, in place, grads[:] = 0; and return the loss.",
         ),
-        "error": ("A slice that goes beyond the end is cut off there: y[start : start + ROWS] may have fewer rows.",),
+        "error": ("A name that is not defined must be imported. A slice that goes beyond the end is cut off there: y[start : start + ROWS] may have fewer rows.",),
         "input": ("Only grads may change; an expression such as weights -= ... changes the caller's array.",),
     },
     mistakes=(

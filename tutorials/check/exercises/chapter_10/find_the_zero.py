@@ -42,7 +42,7 @@ def zeroed(*places):
 
 ZERO = "        grads[:] = 0\n"
 NOWHERE = {ZERO: ""}
-STOPPED = "The losses differ only because the data do: the weights do not move at all. The gradients are thrown away before they are used."
+STOPPED = "The losses differ only because the data do: the weights do not move at all. The gradients are thrown away before they are used. (grads = 0 would be another array: it must be grads[:] = 0.)"
 # For `wrong`: the line before each of the other places.
 LINES = {
     BEFORE_THE_LOOP: "x.shape[1]\n    # your lines:\n",

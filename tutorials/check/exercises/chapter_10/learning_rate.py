@@ -60,7 +60,7 @@ EXERCISE = host_exercise(
     ),
     hints={
         "": (
-            "Write the six numbers of the example beside the steps 0 to 5. What is the first one a fraction of?",
+            "Write the six numbers of the example beside the steps 0 to 5. Which are warm-up, and which fraction of the peak is each?",
             "Warm-up: peak (step + 1) / warmup_steps. Progress: how many steps after the warm-up is this one, of how many?",
             "progress = (step - warmup_steps) / (max_steps - warmup_steps)",
         ),

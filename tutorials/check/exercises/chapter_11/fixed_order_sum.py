@@ -65,12 +65,18 @@ EXERCISE = Exercise(
             "it is right but for the last digits, the order is another one: which additions are made first, with one block, and with eight?",
             "Thread i of a piece takes elements i and i + 32, not 2 i and 2 i + 1. The partials are added from the first to the last.",
         ),
-        "race": ("All threads have the sum, and one of them writes it: if i == 0.",),
+        "race": (
+            "Two threads of a block? All have the sum, and one of them writes it: if i == 0. Two blocks? Then both take the same piece: a block "
+            "takes pieces blockIdx.x, blockIdx.x + gridDim.x, ...",
+        ),
         "barrier": (
             "block_sum has barriers, and all threads of the block must call it equally often: not under a condition on i, and in the loop over "
             "the pieces, not in the one over the elements, which some threads leave earlier.",
         ),
-        "bounds": ("The last piece may be shorter than 64: its end is min((piece + 1) * PIECE, inp.shape[0]).",),
+        "bounds": (
+            "Beyond the end of partials? There may be more blocks than pieces. Beyond the end of inp? The last piece may be shorter than 64: it "
+            "ends at min((piece + 1) * PIECE, inp.shape[0]).",
+        ),
     },
     mistakes=(
         Mistake(
@@ -99,6 +105,9 @@ EXERCISE = Exercise(
         Wrong("all threads write", {WRITE: "        partials[piece] = total\n"}, "race", "one of them writes it"),
         Wrong("a block sum for each element", {"            total += inp[n]\n        total = block_sum(total)\n": "            total += "
             "block_sum(inp[n])\n"}, "barrier", "leave earlier"),
+        Wrong("every block takes every piece", {LOOP: "range(partials.shape[0])"}, "race", "both take the same piece"),
+        Wrong("a piece for each block, if there is one or not", {LOOP: "range(cuda.blockIdx.x, cuda.blockIdx.x + 1)"}, "bounds",
+            "more blocks than pieces"),
         Wrong("the last piece is full", {"min((piece + 1) * PIECE, inp.shape[0])": "(piece + 1) * PIECE"}, "bounds", "may be shorter"),
         Wrong("atomically", {WRITE: "        if i == 0:\n            cuda.atomic.add(partials, 0, total)\n"}, "value"),
         Wrong("the last piece is left out", {"(inp.shape[0] + PIECE - 1) // PIECE": "max(1, inp.shape[0] // PIECE)"}, "value"),

@@ -6,7 +6,8 @@ from tutorials.check.exercise import Mistake, Wrong
 from tutorials.check.host_exercises import host_exercise
 
 SMALLEST, LARGEST = np.float32(1e-45), np.finfo(np.float32).max
-# Pairs: neighbours, on both sides of a power of two; across zero; the ends; and two that are more than 2**31 steps apart.
+# Pairs: neighbours, on both sides of a power of two; across zero; the ends; and two that are more than 2**31 steps apart. They come first, in
+# the order of the exercise's docstring, so that the number of a wrong element says which pair it is.
 PAIRS = np.array(
     [(1, np.nextafter(np.float32(1), np.float32(2))), (1, np.nextafter(np.float32(1), np.float32(0))), (0.0, -0.0), (SMALLEST, -SMALLEST),
      (-0.0, SMALLEST), (LARGEST, np.inf), (-1, 1), (-2.5, -2.25), (-np.inf, np.inf)],
@@ -20,7 +21,7 @@ def arguments(random, N):
     for _ in range(N % 5 + 1):
         b = np.nextafter(b, np.float32(np.inf))
     b[::3] = random.standard_normal(len(b[::3]))
-    return {"a": np.concatenate([a, PAIRS[:, 0]]), "b": np.concatenate([b, PAIRS[:, 1]])}
+    return {"a": np.concatenate([PAIRS[:, 0], a]), "b": np.concatenate([PAIRS[:, 1], b])}
 
 
 def distances(a, b, kind=np.int64, negative=True, zeros_apart=0):

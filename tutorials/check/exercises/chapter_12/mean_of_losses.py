@@ -14,7 +14,9 @@ def arguments(random, rows, max_norm):
     return {"weights": random.standard_normal(C), "parts": parts, "max_norm": max_norm, "learning_rate": 0.5}
 
 
-def stepped(weights, parts, max_norm, learning_rate, mean_of_means=False, local_norm=False, undivided=False, norms_added=False):
+def stepped(
+    weights, parts, max_norm, learning_rate, mean_of_means=False, local_norm=False, undivided=False, norms_added=False, of_norms=None
+):
     """The step, or one with usual mistakes."""
     rows = sum(len(y) for _, y in parts)
     counts = [len(y) * (1 if undivided else len(parts)) if mean_of_means or undivided else rows for _, y in parts]
@@ -23,6 +25,8 @@ def stepped(weights, parts, max_norm, learning_rate, mean_of_means=False, local_
     norms = [np.linalg.norm(gradient) if local_norm else np.linalg.norm(total) for gradient in gradients]
     if norms_added:
         norms = [np.sqrt(sum(gradient @ gradient for gradient in gradients))] * len(parts)
+    if of_norms:
+        norms = [of_norms([np.linalg.norm(gradient) for gradient in gradients])] * len(parts)
     return {"return": np.array([weights - learning_rate * min(1, max_norm / norm) * total for norm in norms])}
 
 
@@ -37,6 +41,10 @@ MEANS = (
 LOCAL = (
     "The rows of the result differ from each other, or the gradient is clipped although its norm is small enough (or the reverse). Whose norm "
     "decides? It must be the same number in all processes."
+)
+NORMS = (
+    "One number for all processes, but made of their norms: the gradients of two processes may point in opposite directions, and then "
+    "their sum is small. Add up first, then take the norm."
 )
 FACTOR = "factor = 1 / all_reduce([len(other_y) for _, other_y in parts])"
 NORM = "norm = np.sqrt((total**2).sum())"
@@ -72,6 +80,9 @@ EXERCISE = host_exercise(
             "The squares of the processes' gradients, added up: but those gradients are terms of one sum, and may cancel. The norm is that of "
             "the sum.",
         ),
+        Mistake(mistaken(of_norms=sum), NORMS),
+        Mistake(mistaken(of_norms=np.mean), NORMS),
+        Mistake(mistaken(of_norms=max), NORMS),
     ),
     wrong=(
         Wrong("as it was given", {FACTOR: "", NORM: ""}, "value", "whoever has it"),
@@ -81,7 +92,7 @@ EXERCISE = host_exercise(
         Wrong("not divided", {FACTOR: "factor = 1"}, "value"),
         Wrong("divided by the largest part", {FACTOR: "factor = 1 / max(len(b) for _, b in parts) / len(parts)"}, "value"),
         Wrong("squares of the terms", {NORM: "norm = np.sqrt(sum((g**2).sum() for g in gradients))"}, "value", "may cancel"),
-        Wrong("the mean of the norms", {NORM: "norm = np.mean([np.linalg.norm(g) for g in gradients])"}, "value"),
+        Wrong("the mean of the norms", {NORM: "norm = np.mean([np.linalg.norm(g) for g in gradients])"}, "value", "Add up first"),
         Wrong("the norm of process 0", {NORM: "norm = np.linalg.norm(gradients[0])"}, "value"),
         Wrong("never clipped", {NORM: "norm = max_norm"}, "value"),
         Wrong("always scaled", {"min(1, max_norm / norm)": "max_norm / norm"}, "value"),

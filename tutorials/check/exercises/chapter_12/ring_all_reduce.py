@@ -19,13 +19,13 @@ def all_reduced(parts):
     return {"parts": [list(sums) for _ in parts], "return": sent}
 
 
-def rounds(parts, second=True, copies=True):
-    """The first round, and the second one, perhaps with `+=` in place of a copy."""
+def rounds(parts, second=True, copies=True, sends=1, adds_to=2):
+    """The first round, and the second one, or those of a usual mistake. In the first, a rank sends part rank - sends, and adds to part rank - adds_to."""
     ranks = len(parts)
     for step in range(ranks - 1):
-        messages = [np.array(parts[rank][(rank - 1 - step) % ranks]) for rank in range(ranks)]
+        messages = [np.array(parts[rank][(rank - sends - step) % ranks]) for rank in range(ranks)]
         for rank in range(ranks):
-            parts[rank][(rank - 2 - step) % ranks] += messages[rank - 1]
+            parts[rank][(rank - adds_to - step) % ranks] += messages[rank - 1]
     for step in range(ranks - 1 if second else 0):
         messages = [np.array(parts[rank][(rank - step) % ranks]) for rank in range(ranks)]
         for rank in range(ranks):
@@ -38,6 +38,10 @@ FIRST = "parts[rank][(rank - 1 - step) % ranks] for rank"
 ADD = "parts[rank][(rank - 2 - step) % ranks] += received[rank]"
 SECOND = "parts[rank][(rank - step) % ranks] for rank"
 COPY = "parts[rank][(rank - 1 - step) % ranks] = received[rank]"
+OFF_BY_ONE = (
+    "In the first round one of your two formulas is off by one part. A process begins with part rank - 1, not with part rank; and what comes is "
+    "what the left neighbour has sent, whose rank is one less, so it is the part one before that which you send."
+)
 
 EXERCISE = host_exercise(
     function="ring_all_reduce",
@@ -66,6 +70,8 @@ EXERCISE = host_exercise(
         ),
     },
     mistakes=(
+        Mistake(lambda parts: rounds(parts, sends=0, adds_to=1), OFF_BY_ONE),
+        Mistake(lambda parts: rounds(parts, adds_to=1), OFF_BY_ONE),
         Mistake(lambda parts: rounds(parts, second=False), "That is the first round: each process has one whole sum. Now they go round once more."),
         Mistake(
             lambda parts: rounds(parts, copies=False),
@@ -86,7 +92,8 @@ EXERCISE = host_exercise(
         Wrong("copies in the first round", {"] += received": "] = received"}, "value"),
         Wrong("one step too few", {"for step in range(ranks - 1):\n        received = pass_to_the_right([parts[rank][(rank - 1":
             "for step in range(ranks - 2):\n        received = pass_to_the_right([parts[rank][(rank - 1"}, "value"),
-        Wrong("the part that was sent", {ADD: "parts[rank][(rank - 1 - step) % ranks] += received[rank]"}, "value"),
+        Wrong("the part that was sent", {ADD: "parts[rank][(rank - 1 - step) % ranks] += received[rank]"}, "value", "off by one part"),
+        Wrong("the first round begins with part rank", {FIRST: SECOND, ADD: ADD.replace("rank - 2", "rank - 1")}, "value", "off by one part"),
         Wrong("the second round begins with another part", {SECOND: FIRST, COPY: COPY.replace("rank - 1 - step", "rank - 2 - step")}, "value"),
         Wrong("a part of four is fixed", {FIRST: "parts[rank][(rank - 1 - step) % 4 % ranks] for rank"}, "value"),
         Wrong("nobody sends anything", {

@@ -10,7 +10,9 @@ def arguments(random, lengths, rank, ranks):
     return {"lengths": [int(length) for length in lengths.split(" and ")], "rank": rank, "ranks": ranks}
 
 
-def cut(lengths, rank, ranks, unit=UNIT, within=False, unpacked=False, equal=False, first_ones=False):
+def cut(
+    lengths, rank, ranks, unit=UNIT, within=False, unpacked=False, equal=False, first_ones=False, early=False, empty=True, fractions=False
+):
     """The parts, or those of a usual mistake."""
     parts, local, matrix = [], 0, 0
     for length in lengths:
@@ -21,8 +23,13 @@ def cut(lengths, rank, ranks, unit=UNIT, within=False, unpacked=False, equal=Fal
         if first_ones:
             share, left_over = divmod(length // unit, ranks)
             first, last = (unit * (share * r + min(r, left_over)) for r in (rank, rank + 1))
+        if early:
+            first, last = (unit * (length // unit // ranks * r) for r in (rank, rank + 1))
+        if fractions:
+            first, last = (unit * int(r / ranks * (length // unit)) for r in (rank, rank + 1))
         start = first if within else matrix + first
-        parts.append((start if unpacked else local, start, last - first))
+        if empty or last > first:
+            parts.append((start if unpacked else local, start, last - first))
         local += last - first
         matrix += length
     return {"return": parts}
@@ -31,6 +38,11 @@ def cut(lengths, rank, ranks, unit=UNIT, within=False, unpacked=False, equal=Fal
 def mistaken(**mistakes):
     return lambda **given: cut(**given, **mistakes)
 
+
+TOO_EARLY = (
+    "Rounded too early: with units // ranks units for each, the units that are left over all go to the last process, or to nobody. Multiply "
+    "first, then divide; then parts differ by one unit at most."
+)
 
 EXERCISE = host_exercise(
     function="shares",
@@ -65,10 +77,13 @@ EXERCISE = host_exercise(
             mistaken(first_ones=True),
             "Units that are left over go to the first ranks here. The formula of the text spreads them: it says which ranks get one more.",
         ),
-        Mistake(mistaken(equal=True), "The last process gets all that is left over. Parts must differ by one unit at most."),
+        Mistake(mistaken(early=True), TOO_EARLY),
+        Mistake(mistaken(empty=False), "A matrix of which this process has nothing is in the list, too, with the length 0."),
+        Mistake(mistaken(fractions=True), "1 / 49 * 49 is less than 1 in floating point, and int() rounds it down to 0. Integers have no such trouble: //."),
+        Mistake(mistaken(equal=True), TOO_EARLY),
     ),
     wrong=(
-        Wrong("fractions", {"units * r // ranks": "int(r / ranks * units)"}, "value"),
+        Wrong("fractions", {"units * r // ranks": "int(r / ranks * units)"}, "value", "less than 1 in floating point"),
         Wrong("the first ones get what is left over", {"first, last = (UNIT * (units * r // ranks) for r in (rank, rank + 1))":
             "share, rest = divmod(units, ranks)\n        first = UNIT * (share * rank + min(rank, rest))\n        last = first + UNIT * (share + (rank < rest))"},
             "value", "which ranks get one more"),
@@ -77,9 +92,9 @@ EXERCISE = host_exercise(
         Wrong("not packed", {"(local, matrix_start": "(matrix_start + first, matrix_start"}, "value", "without gaps"),
         Wrong("the last one gets the rest", {"first, last = (UNIT * (units * r // ranks) for r in (rank, rank + 1))":
             "first = UNIT * (units // ranks) * rank\n        last = first + UNIT * (units // ranks) if rank + 1 < ranks else matrix_length"},
-            "value", "The last process gets"),
-        Wrong("rounded too early", {"units * r // ranks": "units // ranks * r"}, "value"),
-        Wrong("empty parts are left out", {"        parts.append(": "        if last > first: parts.append("}, "value"),
+            "value", "Multiply first"),
+        Wrong("rounded too early", {"units * r // ranks": "units // ranks * r"}, "value", "Multiply first"),
+        Wrong("empty parts are left out", {"        parts.append(": "        if last > first: parts.append("}, "value", "with the length 0"),
         Wrong("the end in place of the length", {"last - first))": "last))"}, "value"),
         Wrong("the first ones get more", {"units * r // ranks": "-(-units * r // ranks)"}, "value"),
         Wrong("local grows by the matrix", {"local += last - first": "local += matrix_length"}, "value"),

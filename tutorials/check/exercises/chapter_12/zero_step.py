@@ -30,26 +30,33 @@ def updated(params, grads, m, v, learning_rate, t):
     return params - learning_rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8), m, v
 
 
-def stepped(params, grads, m, v, bounds, learning_rate, max_norm, t, own_gradients=False, own_norm=False, gathered=True, divided=False):
-    """The step, or one with usual mistakes."""
-    total = sum(grads) / (len(grads) if divided else 1)
+def stepped(params, grads, m, v, bounds, learning_rate, max_norm, t, mistake=""):
+    """The step, or one with a usual mistake."""
+    total = sum(grads) / (len(grads) if mistake == "divided" else 1)
     new, new_m, new_v = [], [], []
     for rank, (start, stop) in enumerate(pairwise(bounds)):
-        part = (grads[rank] if own_gradients else total)[start:stop]
-        norm = np.linalg.norm(
-            part if own_norm else np.concatenate([g[a:b] for g, (a, b) in zip(grads, pairwise(bounds))]) if own_gradients else total
-        )
-        results = updated(params[rank][start:stop], min(1, max_norm / max(norm, 1e-300)) * part, m[rank], v[rank], learning_rate, t)
+        part, norm = total[start:stop], np.linalg.norm(total)
+        if mistake == "own gradients":
+            part, norm = grads[rank][start:stop], np.linalg.norm(np.concatenate([g[a:b] for g, (a, b) in zip(grads, pairwise(bounds))]))
+        elif mistake == "own norm":
+            norm = np.linalg.norm(part)
+        elif mistake == "norms added":
+            norm = sum(np.linalg.norm(total[a:b]) for a, b in pairwise(bounds))
+        elif mistake == "squares before the sum":
+            norm = np.linalg.norm(grads)
+        scale = max_norm / max(norm, 1e-300)
+        scale = {"never scaled": 1, "always scaled": scale}.get(mistake, min(1, scale))
+        results = updated(params[rank][start:stop], scale * part, m[rank], v[rank], learning_rate, t)
         for found, result in zip((new, new_m, new_v), results):
             found.append(result)
     everywhere = [np.concatenate(new)] * len(params)
-    if not gathered:
+    if mistake == "not gathered":
         everywhere = [np.concatenate([values[: bounds[r]], new[r], values[bounds[r + 1] :]]) for r, values in enumerate(params)]
     return {"params": everywhere, "m": new_m, "v": new_v}
 
 
-def mistaken(**mistakes):
-    return lambda **given: stepped(**given, **mistakes)
+def mistaken(mistake):
+    return lambda **given: stepped(**given, mistake=mistake)
 
 
 SUMS = "sums = reduce_scatter(grads, bounds)"
@@ -82,13 +89,24 @@ EXERCISE = host_exercise(
         "input": ("The gradients are only to be read: scale * part is a new array, part *= scale is not.",),
     },
     mistakes=(
-        Mistake(mistaken(gathered=False), "Each process has its own part right, and old numbers elsewhere: the all-gather is missing, or its result is."),
-        Mistake(mistaken(own_norm=True), "A process has scaled by the norm of its own part. The norm is that of all parts: an all_reduce of squares."),
+        Mistake(mistaken("not gathered"), "Each process has its own part right, and old numbers elsewhere: the all-gather is missing, or its result is."),
+        Mistake(mistaken("own norm"), "A process has scaled by the norm of its own part. The norm is that of all parts: an all_reduce of squares."),
         Mistake(
-            mistaken(own_gradients=True),
+            mistaken("own gradients"),
             "Each process has used its own gradients, those of its own rows. It needs the sum over all processes: reduce_scatter.",
         ),
-        Mistake(mistaken(divided=True), "The gradients are divided already: they are added up, and that is all."),
+        Mistake(mistaken("divided"), "The gradients are divided already: they are added up, and that is all."),
+        Mistake(mistaken("never scaled"), "The norm is larger than max_norm here, and the update has used the gradients unscaled: see point 2 of the task."),
+        Mistake(mistaken("always scaled"), "The norm is smaller than max_norm here: then the factor is 1, so it is min(1, max_norm / norm)."),
+        Mistake(
+            mistaken("norms added"),
+            "The norms of the parts have been added up. Norms do not add up, their squares do: an all_reduce of the sums of squares, then the root.",
+        ),
+        Mistake(
+            mistaken("squares before the sum"),
+            "Those are the squares of the gradients before they were summed over the processes. The norm is that of the sums, whose parts "
+            "reduce_scatter has returned.",
+        ),
     ),
     wrong=(
         Wrong("nothing is gathered", {GATHER: "for rank in range(len(params)): params[rank][bounds[rank] : bounds[rank + 1]] = updated[rank]"},
@@ -97,10 +115,11 @@ EXERCISE = host_exercise(
             UPDATE: UPDATE.replace("scale", "min(1, max_norm / max(norms[rank], 1e-30))")}, "value", "norm of its own part"),
         Wrong("its own gradients", {SUMS: "sums = [g[a:b] for g, a, b in zip(grads, bounds, bounds[1:])]"}, "value", "its own rows"),
         Wrong("a mean", {SUMS: "sums = [part / len(grads) for part in reduce_scatter(grads, bounds)]"}, "value", "divided already"),
-        Wrong("the norms are added", {NORM: "norm = all_reduce([np.sqrt((part * part).sum()) for part in sums])"}, "value"),
+        Wrong("the norms are added", {NORM: "norm = all_reduce([np.sqrt((part * part).sum()) for part in sums])"}, "value", "their squares do"),
+        Wrong("squares of what was not summed", {NORM: NORM.replace("in sums", "in grads")}, "value", "before they were summed"),
         Wrong("the root is missing", {NORM: NORM.replace("np.sqrt(", "(")}, "value"),
-        Wrong("never clipped", {"min(1, max_norm / norm)": "1"}, "value"),
-        Wrong("always scaled", {"min(1, max_norm / norm)": "max_norm / norm"}, "value"),
+        Wrong("never clipped", {"min(1, max_norm / norm)": "1"}, "value", "unscaled"),
+        Wrong("always scaled", {"min(1, max_norm / norm)": "max_norm / norm"}, "value", "then the factor is 1"),
         Wrong("the scaled gradients twice", {"scale * part": "scale * scale * part"}, "value"),
         Wrong("m and v are thrown away", {"m[rank], v[rank], learning_rate": "m[rank].copy(), v[rank].copy(), learning_rate"}, "value"),
         Wrong("t is forgotten", {"learning_rate, t)\n        updated": "learning_rate, 1)\n        updated"}, "value"),

@@ -35,6 +35,7 @@ EXERCISE = Exercise(
         "float64": (
             "Four doors: the first number of a sum gives the sum its type; an integer as divisor; ** with a bare 0.5; a bare number in min.",
             "An integer plus a float32 is a float64 for Numba, and so is a float32 divided by an integer.",
+            "The compiler moves instructions: a line that is named may be innocent, and the door be one line above or below.",
         ),
         "error": ("A name that the kernel uses must be defined outside of it, in the first place that is marked.",),
         "value": ("P = 1 is the first size: then rms is the root of the one number, and scale[n] is never above 1.",),

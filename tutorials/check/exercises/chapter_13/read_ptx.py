@@ -48,10 +48,10 @@ LINES = (
 KNOWN = {line: numbers for line, *numbers in LINES}
 
 
-def arguments(random, every, count):
-    """A kernel of the first `every` kinds of lines, and `count` random ones."""
-    lines = [line for line, *_ in LINES[:every]] + [LINES[int(k)][0] for k in random.integers(len(LINES), size=count)]
-    return {"ptx": "\n".join([*HEAD, *lines, "}"]) + "\n"}
+def arguments(random, lines, more):
+    """A kernel of the first `lines` kinds of lines, and `more` random ones."""
+    body = [line for line, *_ in LINES[:lines]] + [LINES[int(k)][0] for k in random.integers(len(LINES), size=more)]
+    return {"ptx": "\n".join([*HEAD, *body, "}"]) + "\n"}
 
 
 def reference(ptx):
@@ -68,11 +68,32 @@ def words_counted(ptx):
     return {"return": answer | {"loads": sum("ld.global" in line for line in lines), "float64": sum(".f64" in line for line in lines)}}
 
 
+def misread(ptx, *, condition="@", v2=2, bits=8, local=("ld.local", "st.local"), whole_line=False, at_the_end=False):
+    """What a program finds that leaves something out, or looks at the wrong thing."""
+    answer = dict.fromkeys(("loads", "bytes loaded", "local", "float64"), 0)
+    for line in (line for line in ptx.splitlines() if line in KNOWN):
+        words = line.split()
+        if not words or words[0].startswith((".", "//")) or line.endswith(":"):
+            continue
+        name = (words[1] if words[0].startswith(condition) else words[0]).rstrip(";")
+        if name.startswith("ld.global"):
+            numbers = 4 if ".v4" in name else v2 if ".v2" in name else 1
+            answer["loads"] += 1
+            answer["bytes loaded"] += numbers * int(name.rpartition(".")[2][1:]) // bits
+        answer["local"] += name.startswith(local)
+        answer["float64"] += name.endswith(".f64") if at_the_end else ".f64" in (line if whole_line else name)
+    return {"return": answer}
+
+
+def mistaken(**changed):
+    return lambda ptx: misread(ptx, **changed)
+
+
 EXERCISE = host_exercise(
     function="read_ptx",
     arguments=arguments,
     reference=reference,
-    sizes=({"every": 3, "count": 0}, {"every": 8, "count": 0}, {"every": 27, "count": 0}, {"every": 0, "count": 200}),
+    sizes=({"lines": 3, "more": 0}, {"lines": 8, "more": 0}, {"lines": 10, "more": 0}, {"lines": 15, "more": 0}, {"lines": 27, "more": 0}, {"lines": 0, "more": 200}),
     tolerance=0,
     hints={
         "": (
@@ -80,7 +101,10 @@ EXERCISE = host_exercise(
             "The name is words[0], or words[1] if words[0] begins with @. Then ask name.startswith(...) and '.f64' in name.",
             "The bits of a type: re.search(r'\\d+$', name) finds the digits at the end of the name.",
         ),
-        "value": ("Declarations, comments and labels also contain such words. Which lines do you leave out, and what do you look at in the rest?",),
+        "value": (
+            "Too many? Declarations, comments and labels also contain such words. Too few? An instruction may begin with a condition.",
+            "print(line) shows what the check gives you: a few `lines` of instructions at first, all kinds of them, then 200 `more` at random.",
+        ),
         "error": ("An empty line has no first word.",),
     },
     mistakes=(
@@ -89,19 +113,25 @@ EXERCISE = host_exercise(
             lambda ptx: {"return": reference(ptx)["return"] | {"bytes loaded": 4 * reference(ptx)["return"]["loads"]}},
             "That is 4 bytes for each load: .v4 loads four numbers, and .b64 has 8 bytes.",
         ),
+        Mistake(mistaken(condition="none"), "An instruction may begin with a condition, @%p1 ld.global.f32: then its name is words[1]."),
+        Mistake(mistaken(v2=1), "An instruction with .v2 in its name loads two numbers."),
+        Mistake(mistaken(bits=1), "The number at the end of a type is its bits: .f32 has 32 of them, 4 bytes."),
+        Mistake(mistaken(local=("ld.local",)), "st.local counts, too."),
+        Mistake(mistaken(whole_line=True), "Look for .f64 in the instruction's name only: parameters and labels may contain it, too."),
+        Mistake(mistaken(at_the_end=True), ".f64 may be anywhere in the name: cvt.f64.f32 converts to float64."),
     ),
     wrong=(
         Wrong("comments count", {'(".", "//", "{"': '(".", "{"', "        name = words": "        words = words[1:] if words[0] == '//' else words\n        name = words"}, "value"),
         Wrong("labels count", {' or line.rstrip().endswith(":")': ""}, "value"),
-        Wrong("conditions are not seen", {'words[1] if words[0].startswith("@") else words[0]': "words[0]"}, "value"),
+        Wrong("conditions are not seen", {'words[1] if words[0].startswith("@") else words[0]': "words[0]"}, "value", "begin with a condition"),
         Wrong("a number a load", {"4 if \".v4\" in name else 2 if \".v2\" in name else 1": "1"}, "value"),
-        Wrong("no pairs", {" else 2 if \".v2\" in name else 1": " else 1"}, "value"),
-        Wrong("bits", {" // 8": ""}, "value"),
+        Wrong("no pairs", {" else 2 if \".v2\" in name else 1": " else 1"}, "value", "loads two numbers"),
+        Wrong("bits", {" // 8": ""}, "value", "32 of them"),
         Wrong("4 bytes", {"numbers * int(re.search(r\"\\d+$\", name)[0]) // 8": "4"}, "value", "4 bytes for each load"),
         Wrong("all loads", {'name.startswith("ld.global")': 'name.startswith("ld.") and name[-1].isdigit()'}, "value"),
-        Wrong("stores to local memory are not counted", {'("ld.local", "st.local")': '"ld.local"'}, "value"),
-        Wrong("float64 at the end only", {'".f64" in name': 'name.endswith(".f64")'}, "value"),
-        Wrong("the whole line", {'".f64" in name': '".f64" in line'}, "value"),
+        Wrong("stores to local memory are not counted", {'("ld.local", "st.local")': '"ld.local"'}, "value", "st.local counts"),
+        Wrong("float64 at the end only", {'".f64" in name': 'name.endswith(".f64")'}, "value", "anywhere in the name"),
+        Wrong("the whole line", {'".f64" in name': '".f64" in line'}, "value", "in the instruction's name only"),
         Wrong("empty lines", {"not words or ": ""}, "error", "no first word"),
     ),
 )  # fmt: skip
