@@ -27,6 +27,13 @@ def user_path(text):
     return Path(os.path.expanduser(text))  # of an unknown user, ~name remains as it is
 
 
+def file_name(name):
+    """`name`, if it can begin the name of a file; for argparse."""
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        raise argparse.ArgumentTypeError(f"must be a file name without a directory, got {name!r}")
+    return name
+
+
 def exit_code(run, argv):
     """Call run(argv), the body of a program. Returns its result, 0 for None, or 2 after printing a UserError."""
     try:

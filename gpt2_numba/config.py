@@ -52,7 +52,7 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB_SIZE):
     """The GPT2Config that a descriptor names.
 
     text       d6 ... d84 (also gpt2:dX), gpt3:cX, or the free form L=..,NH=..,C=..[,T=..][,V=..]
-    default_T  longest context, and default_V  vocabulary size, if the free form omits them
+    default_T  longest context, if the free form omits it; default_V  vocabulary size, unless the free form has one
     Raises UserError for anything else, and for incompatible sizes.
     """
     name = text.strip()
@@ -62,13 +62,13 @@ def parse_descriptor(text, default_T=1024, default_V=GPT2_VOCAB_SIZE):
     number = _positive(size[1:])
     if family in ("", "gpt2") and size[:1] == "d" and number in _GPT2_SIZES:
         C, NH = _GPT2_SIZES[number]
-        return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=GPT2_VOCAB_SIZE)
+        return GPT2Config(L=number, NH=NH, C=C, max_T=1024, V=default_V)
     if family == "gpt3" and size[:1] == "c" and number in _GPT3_SIZES:
         L, HS = _GPT3_SIZES[number]
-        return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=GPT2_VOCAB_SIZE)
+        return GPT2Config(L=L, NH=number // HS, C=number, max_T=2048, V=default_V)
     raise UserError(
         f"unknown model {text[:80]!r}: known are {', '.join(f'd{d}' for d in _GPT2_SIZES)}; "
-        f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}"
+        f"{', '.join(f'gpt3:c{c}' for c in _GPT3_SIZES)}; or sizes such as {_FREE_FORM}; or FILE.bin, gpt2, a Hugging Face folder"
     )
 
 

@@ -80,7 +80,7 @@ def test_invalid_files_are_refused(tmp_path, content, reason):
 
 def test_the_message_for_a_text_file_says_how_to_make_a_shard(tmp_path):
     (tmp_path / "text.txt").write_text("text " * 1000)
-    with pytest.raises(UserError, match="python -m dev.data.tokenize_text"):
+    with pytest.raises(UserError, match="python -m gpt2_numba.data"):
         Shard(tmp_path / "text.txt")
 
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 from dev.bench.machine import gpus
-from dev.data import tokenize_text
 from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
+from gpt2_numba.data import __main__ as data
 from gpt2_numba.errors import UserError
 
 FLAGS = "-t 1024 -r 0 -ge 1 -l 0.0006 -u 700 -q 0.1 -c 0.1 -v 0 -s 0 -x 15"
@@ -63,8 +63,8 @@ def measure(argv):
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     # The shard that llm.c's script for Tiny Shakespeare makes.
-    tokens = "--tokenizer gpt2 --split-on-blank-lines --val-tokens 32768 --name ts".split()
-    if tokenize_text.main([str(arguments.text), "--out", str(arguments.out), *tokens]):
+    tokens = "--tokenizer gpt2 --split blank-line --val-tokens 32768 --name ts".split()
+    if data.main([str(arguments.text), "--out", str(arguments.out), *tokens]):
         return 2
     shard = arguments.out / "ts_train_000000.bin"
     results = {"gpu": gpus(), "flags": FLAGS}

@@ -10,11 +10,12 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from dev.data import hellaswag, tokenize_text
 from dev.drills.questions import questions_as_json_lines
 from dev.drills.report import Lost
 from gpt2_numba import doctor, plot
 from gpt2_numba.config import count_parameters, parse_descriptor
+from gpt2_numba.data import __main__ as data
+from gpt2_numba.data import tokenizers
 from gpt2_numba.training.settings import Settings, parse_settings, with_defaults
 
 ODD_WORDS = [
@@ -54,9 +55,9 @@ def targets():
         ("model descriptors", _descriptors(), lambda _directory, text: count_parameters(parse_descriptor(text))),
         ("plot's arguments", command_lines(["--out", "--help"]), _plot),
         ("doctor's arguments", command_lines(["--check", "--warm", "--help"]), _doctor),
-        ("tokenize_text's arguments", command_lines(["--tokenizer", "--split-on-blank-lines", "--val-fraction", "--val-tokens", "--shard-size",
-                                                     "--out", "--name", "--help"]), _tokenize),
-        ("hellaswag's arguments", command_lines(["--out", "--limit", "--tokenizer", "--help"]), _hellaswag),
+        ("data's arguments", command_lines(["--tokenizer", "--split", "--field", "--replace-invalid", "--val-fraction", "--val-tokens", "--tokens",
+                                            "--shard-size", "--out", "--name", "--help"]), _tokenize),
+        ("hellaswag's arguments", command_lines(["--out", "--limit", "--longest", "--name", "--tokenizer", "--help"]), _hellaswag),
     ]  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def working_directory(directory):
 def _plot(directory, argv):
     """Where the log of a run is the working directory."""
     (directory / "main.log").write_text("s:0 trl:5.0 lr:0.001 norm:1.0\n")
-    with working_directory(directory), mock.patch("gpt2_numba.plot.plot_losses"):
+    with working_directory(directory), mock.patch("gpt2_numba.plot.draw", return_value=[]):
         _ends_well(plot.main, argv)
 
 
@@ -104,15 +105,15 @@ def _doctor(_directory, argv):
 def _tokenize(directory, argv):
     """With a text, and bytes instead of GPT-2's tokenizer, which may have to be downloaded."""
     (directory / "book.txt").write_text("To be, or not to be\n\n" * 20)
-    _with_bytes(directory, tokenize_text.main, argv)
+    _with_bytes(directory, data.main, argv)
 
 
 def _hellaswag(directory, argv):
     (directory / "questions.jsonl").write_bytes(questions_as_json_lines())
-    _with_bytes(directory, hellaswag.main, argv)
+    _with_bytes(directory, data.main, ["hellaswag", "--questions", "questions.jsonl", *argv])
 
 
 def _with_bytes(directory, main, argv):
-    byte_encoding = tokenize_text.ENCODINGS["bytes"]
-    with working_directory(directory), mock.patch.dict(tokenize_text.ENCODINGS, gpt2=byte_encoding):
+    byte_encoding = tokenizers.ENCODINGS["bytes"]
+    with working_directory(directory), mock.patch.dict(tokenizers.ENCODINGS, gpt2=byte_encoding):
         _ends_well(main, argv)

@@ -19,14 +19,14 @@ import numpy as np
 
 from gpt2_numba.data.loader_state import LoaderState, check_position, check_samples, rank_state, same_fraction
 from gpt2_numba.data.shard_check import ShardCheck
-from gpt2_numba.data.token_shards import Shard, TokenArray
+from gpt2_numba.data.token_shards import as_shard
 from gpt2_numba.errors import UserError
 
 
 class DataLoader:
     """An endless sequence of batches: a new epoch begins after the last sample of the last shard.
 
-    shards      list of paths of token shards, or of 1-D uint16 arrays of tokens
+    shards      list of paths of token shards, of 1-D uint16 arrays of tokens, or of ArrivingShards
     B, T        rows of a batch, tokens of a row
     rank, ranks index of this process, and number of processes that share the data
     shuffle     permute shards and samples; validation never does
@@ -41,7 +41,7 @@ class DataLoader:
 
     # Nine parameters: each is a separate setting, all but the first three have defaults, and every call passes them by keyword.
     def __init__(self, shards, B, T, rank=0, ranks=1, shuffle=False, seed=42, vocab_size=None, name="built-in corpus"):
-        self.shards = [TokenArray(shard, name) if isinstance(shard, np.ndarray) else Shard(shard) for shard in shards]
+        self.shards = [as_shard(shard, name) for shard in shards]
         self.B, self.T = B, T
         self.rank, self.ranks = rank, ranks
         self.shuffle = shuffle

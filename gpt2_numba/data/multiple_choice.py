@@ -34,7 +34,7 @@ START_OF_EXAMPLE = 2**16 - 1  # therefore not a valid token
 MOST_EXAMPLES = 2**16 - 1  # the index is a uint16
 LONGEST_EXAMPLE = 2**16 - 2  # bytes; the size is a uint16 too
 NORMAL_95 = 1.959964  # 95 % of a normal distribution lies within this many standard deviations
-HOW_TO_MAKE_ONE = "Make one from HellaSwag's JSON lines: python -m dev.data.hellaswag --help"
+HOW_TO_MAKE_ONE = "Make one: python -m gpt2_numba.data hellaswag"
 
 
 class Example(NamedTuple):

@@ -6,6 +6,8 @@ batch ahead is enough, because a step takes far longer than reading a batch.
 
 from concurrent.futures import ThreadPoolExecutor
 
+from gpt2_numba.data.arriving_shards import ArrivingShard
+
 
 class Prefetcher:
     """The batches of a DataLoader in the same order, each read in advance.
@@ -55,8 +57,15 @@ class Prefetcher:
         finally:
             self._read_ahead()
 
+    def stop_waiting(self):
+        """Wait for no shard that is still arriving: a batch that needs one raises StoppedWaiting. May be called in a signal handler."""
+        for shard in self.loader.shards:
+            if isinstance(shard, ArrivingShard):
+                shard.arrivals.give_up()
+
     def close(self):
         """End the thread after the batch it is reading; no more batches can be read."""
+        self.stop_waiting()
         self._thread.shutdown()
 
     def _read_ahead(self):

@@ -25,7 +25,7 @@ LARGEST_COUNT = 2**31 - 1  # the header stores the count as int32
 LARGEST_TOKEN = 2**16 - 1
 SCANNED_TOGETHER = 2**22  # tokens that are in memory at a time while a whole shard is read
 
-HOW_TO_MAKE_ONE = "Make one from a text file: python -m dev.data.tokenize_text --help"
+HOW_TO_MAKE_ONE = "Make one from a text file: python -m gpt2_numba.data --help"
 
 
 def write_shard(path, tokens):
@@ -179,6 +179,13 @@ class TokenArray:
         """Nothing is open."""
 
 
+def as_shard(data, name):
+    """What a DataLoader reads: an array becomes a TokenArray of this name, a path a Shard; anything else is used like one already."""
+    if isinstance(data, np.ndarray):
+        return TokenArray(data, name)
+    return Shard(data) if isinstance(data, str | os.PathLike) else data
+
+
 def check_vocabulary(name, tokens, vocab_size, first=0):
     """Raise UserError if a token is not below `vocab_size` (None: any is fine): the model would read beyond wte.
 
@@ -206,7 +213,7 @@ def find_shards(pattern):
         reason = getattr(error, "strerror", None) or error
     raise UserError(
         f"token shards: a pattern must match at least one file, {pattern!r} matches none: {reason}. Check the path, or make shards: "
-        "python -m dev.data.tokenize_text --help"
+        "python -m gpt2_numba.data --help"
     )
 
 

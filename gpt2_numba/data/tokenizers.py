@@ -9,6 +9,7 @@ End-of-text (`encoding.eot_token`) begins every document, and sampling starts fr
 import concurrent.futures
 import threading
 
+import numpy as np
 import tiktoken
 
 from gpt2_numba.config import GPT2_VOCAB_SIZE
@@ -51,6 +52,10 @@ def gpt2_encoding(patience=PATIENCE):
         raise _no_vocabulary(type(error).__name__) from error
 
 
+ENCODINGS = {"bytes": byte_encoding, "gpt2": gpt2_encoding}
+VOCAB_SIZES = {"bytes": BYTE_VOCAB_SIZE, "gpt2": GPT2_VOCAB_SIZE}
+
+
 def encoding_for_vocab(vocab_size):
     """Return the tokenizer of a model with `vocab_size` tokens: bytes for 257, gpt2 for 50,257, None for any other.
 
@@ -70,6 +75,13 @@ def encode(encoding, text):
     pieces, one after another: a piece ends after each block (characters 100,000 * i to 100,000 * (i + 1)) that is nothing but whitespace.
     """
     return [token for piece in _pieces(text) for token in encoding.encode_ordinary(piece)]
+
+
+def encode_to_array(encoding, text):
+    """Return the token ids of `text`, as `encode` does, in a uint16 array."""
+    if encoding.name == "bytes":  # token i is byte i
+        return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint16)
+    return np.array(encode(encoding, text), dtype=np.uint16)
 
 
 def _pieces(text):

@@ -5,6 +5,7 @@ import traceback
 import warnings
 
 from gpt2_numba.command_line import one_line
+from gpt2_numba.data.arriving_shards import StoppedWaiting
 from gpt2_numba.errors import SharedError, UserError
 from gpt2_numba.parallel.group import only_first_prints
 from gpt2_numba.parallel.start import join
@@ -34,6 +35,12 @@ def run_training(train, argv):
         if group.rank == 0:
             print(ending, file=sys.stderr)
         code = ending.code
+    except StoppedWaiting as stopped:
+        print(f"{stopped}; with a log directory, the last whole step is saved: add -y 1 to the command to continue", file=sys.stderr)
+        if group.ranks > 1:
+            group.fail(one_line(stopped))
+            end_process(STOPPED)
+        code = STOPPED
     except SharedError:
         group.close()
         if group.rank == 0:

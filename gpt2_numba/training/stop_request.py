@@ -15,7 +15,7 @@ class StopRequest:
     """Use in a `with` statement around the training loop.
 
     After a first signal Ctrl-C stops at once, as usual; other signals are still caught, since systems send several. Outside the main
-    thread, where Python delivers no signals, it does nothing. The handler only sets a flag: a signal may arrive in the middle of any other
+    thread, where Python delivers no signals, it does nothing. The handler only sets flags: a signal may arrive in the middle of any other
     function, even of a print.
     """
 
@@ -23,8 +23,9 @@ class StopRequest:
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
     )  # not all on Windows
 
-    def __init__(self):
-        self._signal, self._announced = None, False
+    def __init__(self, on_signal=lambda: None):
+        """on_signal: called at the first signal, in its handler."""
+        self._signal, self._announced, self._on_signal = None, False, on_signal
 
     def __enter__(self):
         self._handlers = {}
@@ -50,5 +51,6 @@ class StopRequest:
 
     def _handle(self, signum, _frame):
         self._signal = self._signal or signal.Signals(signum).name
+        self._on_signal()
         if signal.SIGINT in self._handlers:
             signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
