@@ -9,15 +9,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from gpt2_numba.config import GPT2_VOCAB_SIZE, count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.data.arriving_shards import Arrivals
 from gpt2_numba.data.builtin_corpus import builtin_corpus
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.multiple_choice import MultipleChoice
 from gpt2_numba.data.token_shards import find_shards
-from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, encoding_for_vocab
+from gpt2_numba.data.tokenizer_record import check_vocabulary_size, tokenizer_of_shards
+from gpt2_numba.data.tokenizers import VOCAB_SIZES, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
 from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
+from gpt2_numba.huggingface import huggingface_config, huggingface_files, is_huggingface, read_huggingface
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.attention import choose_engine, engine_name
@@ -88,7 +91,9 @@ def prepare(settings, group):
     train_loader, val_loader = each(make_loaders, settings, config, group)
     questions = each(make_questions, settings, config, group)
     check_agreement(
-        group, facts_of_files(data_files(settings)) | {"checkpoint to resume from": None if start_from is None else start_from.step}
+        group,
+        facts_of_files(data_files(settings))
+        | {"checkpoint to resume from": None if start_from is None else start_from.step, "model sizes": str(config)},
     )
     tokens_per_step = settings.batch_size * settings.sequence_length * grad_accum_steps * group.ranks
     max_steps = settings.max_steps if settings.max_steps > 0 else max(1, train_loader.num_tokens // tokens_per_step)
@@ -118,7 +123,7 @@ def choose_machine(settings):
 
 
 def open_start(settings, group):
-    """What the run starts from: a Checkpoint (-y 1), one with only config and params (-e FILE.bin), or None for a fresh model."""
+    """What the run starts from: a Checkpoint (-y 1), one with only a model (-e FILE.bin, or Hugging Face's), or None for a fresh model."""
     if settings.resume and not settings.log_dir:
         raise UserError("-y 1 (resume) needs the log directory of the run to resume: add -o DIR")
     steps = agreed_checkpoints(settings.log_dir, group) if settings.log_dir else []
@@ -135,19 +140,24 @@ def open_start(settings, group):
         )
     if settings.model.endswith(".bin"):
         return Checkpoint(0, *read_model_file(settings.model, share=(group.rank, group.ranks)))
+    if is_huggingface(settings.model):
+        config, pieces = read_huggingface(settings.model, report=group.doing)
+        return Checkpoint(0, config, None, pieces=pieces)
     return None
 
 
 def choose_model(settings, start_from):
-    """Settings with the model decided, its GPT2Config, and its tokenizer: None if none has a vocabulary of V, or no samples are printed."""
+    """Settings with the model decided, its GPT2Config, and the tokenizer of its samples: None if it is not known, or none are printed."""
+    tokenizer = "bytes" if settings.train_data is None else tokenizer_of_shards(token_files(settings))
+    vocabulary = VOCAB_SIZES.get(tokenizer)
     if start_from:
         config = start_from.config
         if start_from.step and _names_another(settings, config):
             print(f"the model is the checkpoint's, {config}, not {settings.model} (-e)")
             settings = replace(settings, model=str(config))
     else:
-        default_V = BYTE_VOCAB_SIZE if settings.train_data is None else GPT2_VOCAB_SIZE
-        config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=default_V)
+        config = parse_descriptor(settings.model, default_T=settings.sequence_length, default_V=vocabulary or GPT2_VOCAB_SIZE)
+    check_vocabulary_size(config.V, tokenizer, is_fresh=start_from is None)
     if settings.sequence_length > config.max_T:
         raise UserError(
             f"the sequence length (-t) must be at most the model's longest context, {config.max_T}, got {settings.sequence_length}"
@@ -155,7 +165,7 @@ def choose_model(settings, start_from):
     if not settings.sample_every:
         return settings, config, None
     try:
-        return settings, config, encoding_for_vocab(config.V)
+        return settings, config, encoding_for_vocab(vocabulary or config.V)
     except UserError as error:
         print(f"samples will be printed as token numbers: {error}")
         return settings, config, None
@@ -165,6 +175,8 @@ def _names_another(settings, config):
     """Whether -e was given and names another model than a checkpoint's, of this GPT2Config. Sizes that it omits are the checkpoint's."""
     if settings.model.endswith(".bin"):
         return Path(settings.model).exists() and read_model_file(settings.model, share=None)[0] != config
+    if is_huggingface(settings.model):
+        return huggingface_config(settings.model) not in (None, config)
     defaults = (SHARD_DEFAULTS.model, BUILT_IN_CPU_DEFAULTS.model, BUILT_IN_GPU_DEFAULTS.model)
     return settings.model not in defaults and parse_descriptor(settings.model, default_T=config.max_T, default_V=config.V) != config
 
@@ -232,8 +244,15 @@ def accumulation_steps(settings, ranks):
 
 def data_files(settings):
     """The files that determine the run: token shards, questions, the model file to start from."""
-    files = [] if settings.train_data is None else [*find_shards(settings.train_data), *find_shards(settings.val_data)]
-    return files + [settings.eval_file] * settings.hellaswag + [settings.model] * settings.model.endswith(".bin")
+    files = [] if settings.train_data is None else token_files(settings)
+    files += [settings.eval_file] * settings.hellaswag + [settings.model] * settings.model.endswith(".bin")
+    return files + (huggingface_files(settings.model) if is_huggingface(settings.model) else [])
+
+
+def token_files(settings):
+    """The token shards for training and validation or, while they arrive, the manifests that list them."""
+    find = Arrivals().find_manifests if settings.wait_for_shards else find_shards
+    return [*find(settings.train_data), *find(settings.val_data)]
 
 
 def make_loaders(settings, config, group):
@@ -244,7 +263,8 @@ def make_loaders(settings, config, group):
     if settings.train_data is None:
         train_shards, val_shards = ([tokens] for tokens in builtin_corpus())
     else:
-        train_shards, val_shards = find_shards(settings.train_data), find_shards(settings.val_data)
+        find = Arrivals(group.doing).find if settings.wait_for_shards else find_shards
+        train_shards, val_shards = find(settings.train_data), find(settings.val_data)
     sizes = {"B": settings.batch_size, "T": settings.sequence_length, "vocab_size": config.V}
     share = {"rank": group.rank, "ranks": group.ranks}
     val_loader = DataLoader(val_shards, **sizes)

@@ -61,15 +61,19 @@ class RunState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; its large arrays are read-only memory maps. A model file alone gives one without states."""
+    """An open checkpoint; its large arrays are read-only memory maps. A model file alone gives one without states.
+
+    Of a model from elsewhere there are `pieces`, an iterator for GPT2.load_pieces, instead of `params`.
+    """
 
     step: int
     config: GPT2Config
-    params: np.ndarray
+    params: np.ndarray | None
     states: tuple = ()  # a TrainingState for each rank that wrote it
     loss_window: tuple | list = ()
     norm_window: tuple | list = ()
     facts: dict = field(default_factory=dict)  # of the run that wrote it (run_facts.py); none in llm.c's
+    pieces: object | None = None
 
 
 def save(directory, step, model, position, run_state, keep=0, major_every=0, facts=None):
@@ -187,6 +191,9 @@ def restore(checkpoint, model, loader, run_state):
     model is set. loader: None if the data start over.
     """
     states = checkpoint.states
+    if checkpoint.pieces:
+        model.load_pieces(checkpoint.pieces)
+        return
     if not states:
         _load(model, "params", checkpoint.params)
         _load(model, "master", checkpoint.params)
