@@ -37,8 +37,8 @@ def prepare_backward(model, acts, inputs):
     model.write_numbers(acts.pieces, pieces)
 
 
-def forward(model, acts):
-    """From acts.inputs to acts.logits."""
+def forward(model, acts, attend=None):
+    """From acts.inputs to acts.logits. attend(l): does the attention of block l if it is not within the batch (inference.py)."""
     p, L = model.params, model.config.L
     encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
     residual = acts.encoded
@@ -46,7 +46,7 @@ def forward(model, acts):
     layernorm_forward(inp=residual, **ln1)
     for l in range(L):
         matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l])
-        attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
+        attend(l) if attend else attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
         matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
         ln2 = dict(out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], weight=p.ln2w[l], bias=p.ln2b[l])
         residual_layernorm_forward(residual=acts.residual2[l], inp=residual, branch=acts.branch, **ln2)

@@ -26,15 +26,15 @@ def prepare_backward(model, acts, inputs):
     """A hook for work on the host before backward: this order needs none."""
 
 
-def forward(model, acts):
-    """From acts.inputs to acts.logits."""
+def forward(model, acts, attend=None):
+    """From acts.inputs to acts.logits. attend(l): does the attention of block l if it is not within the batch (inference.py)."""
     k, p, L = model.kernels.functions, model.params, model.config.L
     k.encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
     residual = acts.encoded
     for l in range(L):
         k.layernorm_forward(out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l], inp=residual, weight=p.ln1w[l], bias=p.ln1b[l])
         k.matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l])
-        k.attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l])
+        attend(l) if attend else k.attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l])
         k.matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l])
         k.residual_forward(acts.residual2[l], residual, acts.branch)
 

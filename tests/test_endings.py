@@ -90,8 +90,10 @@ def test_questions_stop_after_the_batch_in_hand(counted_model, tmp_path):
     assert evaluation.answer_questions(counted_model, questions, StopAt(99)).examples == 4
 
 
-def test_sampling_stops_after_the_token_in_hand(counted_model):
-    assert evaluation.sample(counted_model, None, 9, StopAt(3)) is None and counted_model.forwards == 3
+def test_sampling_stops_after_the_token_in_hand(counted_model, monkeypatch):
+    steps, step = [], evaluation.Decoder.step
+    monkeypatch.setattr(evaluation.Decoder, "step", lambda decoder, tokens: steps.append(tokens) or step(decoder, tokens))
+    assert evaluation.sample(counted_model, None, 9, StopAt(3)) is None and len(steps) == 3
     assert len(evaluation.sample(counted_model, None, 9, StopAt(99)).split()) == 9
 
 

@@ -170,7 +170,8 @@ def test_layer_functions():
     assert layer_functions("classifier") == ("classifier_forward", "classifier_forward_backward")
     assert layer_functions("mean loss") == ("accumulate_mean",)
     assert layer_functions("global norm") == ("sum_of_squares", "norm_and_scale")
-    assert len({name for layer in LAYERS for name in layer_functions(layer)}) == 18
+    assert layer_functions("attention one query") == ("attention_one_query",)
+    assert len({name for layer in LAYERS for name in layer_functions(layer)}) == 19
 
 
 def test_an_impossible_check_is_refused():

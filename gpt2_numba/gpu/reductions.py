@@ -35,6 +35,10 @@ if SIMULATING:
         """The largest `value` of the 32 threads of a warp, returned to every thread. Twin for the simulator."""
         return butterfly(value, np.maximum)
 
+    def exchange(value, distance):
+        """The `value` of the lane whose number differs in the bit `distance`. Twin for the simulator."""
+        return butterfly(value, lambda own, other: other, (distance,))
+
 else:
 
     @cuda.jit(device=True)
@@ -50,6 +54,11 @@ else:
         for distance in (16, 8, 4, 2, 1):
             value = maximum(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
         return value
+
+    @cuda.jit(device=True)
+    def exchange(value, distance):
+        """The `value` (float32) of the lane whose number differs in the bit `distance`: 1, 2, 4, 8 or 16. All 32 must call it."""
+        return cuda.shfl_xor_sync(ALL_LANES, value, distance)
 
 
 @cuda.jit(device=True)

@@ -6,7 +6,19 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, SIMULATING, bfloat16_supported, gpu_available, real_gpu
 from gpt2_numba.gpu.gemm import allow_tf32, tf32_allowed
-from gpt2_numba.layer_checks import adamw, attention, classifier, encoder, gelu, global_norm, layernorm, matmul, mean_loss, residual
+from gpt2_numba.layer_checks import (
+    adamw,
+    attention,
+    classifier,
+    encoder,
+    gelu,
+    global_norm,
+    layernorm,
+    matmul,
+    mean_loss,
+    one_query,
+    residual,
+)
 from gpt2_numba.layer_checks.rows import format_table
 from gpt2_numba.layer_checks.running import check_call
 from gpt2_numba.layer_checks.sizes import REFERENCE_SIZES, production_sizes, small_sizes
@@ -18,6 +30,7 @@ _FILES = {
     "matmul": (matmul, {}),
     "matmul without bias": (matmul, {"has_bias": False}),
     "attention": (attention, {}),
+    "attention one query": (one_query, {}),
     "gelu": (gelu, {}),
     "residual": (residual, {}),
     "classifier": (classifier, {}),

@@ -3,13 +3,11 @@
 Each takes a while, and ends early when the run is asked to stop: `stop` is its StopRequest. The result is then None.
 """
 
-import numpy as np
-
 from gpt2_numba.data.multiple_choice import Score
+from gpt2_numba.inference import Decoder
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 
 SAMPLING_SEED = 1337
-SHORTEST_CONTEXT = 32  # sampling pads the context to 32, 64, 128, ... tokens: few different shapes, little wasted work
 
 
 def validate(model, loader, batches, stop):
@@ -48,21 +46,15 @@ def answer_questions(model, questions, stop):
 def sample(model, encoding, count, stop):
     """Text of `count` tokens that the model generates after end-of-text, always with the same random numbers.
 
-    encoding: a tokenizer; None returns token numbers. Each token takes a forward pass over the whole context; the logits at the last
-    position give the probabilities of the next token.
+    encoding: a tokenizer; None returns token numbers. Once there are more than T tokens, each is predicted from the newest T.
     """
-    coins = Xorshift64Star(SAMPLING_SEED)
-    tokens = [model.config.V - 1]  # end-of-text is the last token of both tokenizers
+    coins, decoder = Xorshift64Star(SAMPLING_SEED), Decoder(model, slide=1)
+    vocabulary = encoding.n_vocab if encoding else model.config.V  # the model's may count padding
+    tokens = [vocabulary - 1]  # end-of-text is the last token of both tokenizers
     for index in range(count):
         if stop.requested:
             return None
         model.group.doing(f"sampling, token {index + 1}")
-        context = tokens[-model.T :]
-        length = SHORTEST_CONTEXT
-        while length < len(context):
-            length *= 2
-        inputs = np.zeros((1, min(length, model.T)), np.int32)
-        inputs[0, : len(context)] = context  # the padding after it has no effect, since attention is causal
-        model.forward(inputs)
-        tokens.append(sample_from_logits(model.last_logits(len(context) - 1), coins.next_coin()))
+        (logits,) = decoder.step(tokens[-1:])
+        tokens.append(sample_from_logits(logits[:vocabulary], coins.next_coin()))
     return " ".join(map(str, tokens[1:])) if encoding is None else encoding.decode(tokens[1:])

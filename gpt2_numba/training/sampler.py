@@ -34,6 +34,52 @@ class Xorshift64Star:
         return (self.next_u32() >> 8) / 2**24
 
 
+def choose_token(logits, coin, temperature=1.0, top_k=0, top_p=1.0):
+    """Draw one token from softmax(logits / temperature), after leaving out unlikely ones. Returns it as a Python int.
+
+    logits       [r] (V,) float32     coin  [r] uniform in [0, 1)
+    temperature  below 1 the likely tokens become likelier still; 0 takes the likeliest, whatever the coin
+    top_k        only the k likeliest remain; 0: all do
+    top_p        of these, only the likeliest whose probabilities add up to at least top_p: "nucleus sampling" (Holtzman et al. 2020,
+                 arXiv:1904.09751). 1: all remain
+    Among equally likely tokens, those with the lowest numbers remain. With the defaults it is sample_from_logits, to the bit.
+    Raises UserError if a logit is NaN or infinite.
+    """
+    tokens = None
+    _check_finite(logits)
+    if temperature == 0:
+        return int(np.argmax(logits))
+    if 0 < top_k < logits.size:
+        tokens = _largest(logits, top_k)
+        logits = logits[tokens]
+    if temperature != 1:
+        logits = logits.astype(np.float64) / temperature
+    if top_p < 1:
+        nucleus = _nucleus(np.exp(logits.astype(np.float64) - np.float64(logits.max())), top_p)
+        tokens = nucleus if tokens is None else tokens[nucleus]
+        logits = logits[nucleus]
+    place = sample_from_logits(logits, coin)
+    return place if tokens is None else int(tokens[place])
+
+
+def _largest(values, k):
+    """Indices of the k largest values, ascending; of equal ones the first."""
+    smallest = np.partition(values, values.size - k)[values.size - k]
+    chosen = values > smallest
+    chosen[np.flatnonzero(values == smallest)[: k - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)
+
+
+def _nucleus(weights, top_p):
+    """Indices, ascending, of the fewest weights (of those, the largest, and of equal ones the first) that make up top_p of their sum."""
+    needed = top_p * weights.sum()
+    # Weights that are together less than 1 - top_p of the sum are never needed: few remain to be sorted.
+    candidates = np.flatnonzero(weights * weights.size >= (1 - top_p) * weights.sum())
+    order = candidates[np.argsort(-weights[candidates], kind="stable")]
+    count = np.searchsorted(np.cumsum(weights[order]), needed) + 1
+    return np.sort(order[:count])
+
+
 def sample_from_logits(logits, coin):
     """Draw one token from softmax(logits).
 
@@ -43,14 +89,18 @@ def sample_from_logits(logits, coin):
     The probabilities, laid end to end, fill the interval from 0 to 1; the token is the one on whose piece the coin falls. Returns it as a
     Python int. Raises UserError if a logit is NaN or infinite.
     """
+    _check_finite(logits)
+    # Softmax depends only on differences of logits; subtracting the largest keeps exp from overflowing.
+    weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
+    cumulative = np.cumsum(weights)
+    # side="right": the first token whose piece ends after the coin, so that an empty piece is never chosen.
+    return int(np.searchsorted(cumulative, coin * cumulative[-1], side="right"))
+
+
+def _check_finite(logits):
     finite = np.isfinite(logits)
     if not finite.all():
         raise UserError(
             f"sampling needs finite logits, got {np.count_nonzero(~finite)} of {logits.size} that are not: "
             f"the training has diverged; try a lower learning rate (-l)"
         )
-    # Softmax depends only on differences of logits; subtracting the largest keeps exp from overflowing.
-    weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
-    cumulative = np.cumsum(weights)
-    # side="right": the first token whose piece ends after the coin, so that an empty piece is never chosen.
-    return int(np.searchsorted(cumulative, coin * cumulative[-1], side="right"))
