@@ -17,8 +17,8 @@ from gpt2_numba.plot import plot_losses
 from gpt2_numba.training.endings import Diverged, NotSaved, Stopped, raise_shared_problem
 from gpt2_numba.training.evaluation import answer_questions, sample, validate
 from gpt2_numba.training.gpu_info import gpu_info
-from gpt2_numba.training.log import MainLog
 from gpt2_numba.training.log_directory import log_directory
+from gpt2_numba.training.logs import Logs
 from gpt2_numba.training.not_finite import explain
 from gpt2_numba.training.preparation import peak_tokens_per_second, prepare
 from gpt2_numba.training.program import run_training
@@ -45,14 +45,14 @@ def train(settings, group=None):
 def training_loop(run, group, lock):
     """All steps of a PreparedRun, whose log directory is locked. Returns the trained GPT2."""
     settings, model, run_state = run.settings, run.model, run.run_state
-    log = together(group, lambda: MainLog(settings.log_dir if group.rank == 0 else None, append=run.first_step > 0))
+    log = together(group, lambda: Logs(run))
     reports = StepReports(
         run.max_steps, run.tokens_per_step, log, overlap=settings.device == "gpu",
         peak_tokens_per_second=peak_tokens_per_second(settings, model.config, group), explain=functools.partial(explain, model),
     )  # fmt: skip
 
     step, interrupted = run.first_step, False
-    with Prefetcher(run.train_loader) as batches, StopRequest() as stop, Saver(run, reports, lock) as saver:
+    with log, Prefetcher(run.train_loader) as batches, StopRequest(batches.stop_waiting) as stop, Saver(run, reports, lock) as saver:
 
         def asked_to_stop():  # several processes must stop at the same step, and a signal may reach only one: a step's results tell all
             return stop.requested if group.ranks == 1 else reports.stopping or interrupted
@@ -123,6 +123,7 @@ def training_loop(run, group, lock):
                 micro_batches.append((inputs, targets))
                 model.forward(inputs)
                 model.backward(targets, run.grad_accum_steps, last=micro_step + 1 == run.grad_accum_steps)
+            log.write_layers(step)  # statistics of gradients and activations, if they are due
             rate = learning_rate(
                 settings.schedule, step, run.max_steps,
                 peak=settings.learning_rate, warmup_steps=settings.warmup_steps, final_fraction=settings.final_lr_fraction,

@@ -31,9 +31,11 @@ FAST_BUILDS = {"float32": ("float32", COMPUTE_CAPABILITY), "uint16": ("uint16", 
 PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 
 # Arguments: arrays as a letter and the number of axes (m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32), scalars
-# by type. After the bar: what must be 16 bytes wide. Kernels with nothing after it read only a few elements.
+# by type. After the bar: what must be 16 bytes wide. Kernels with nothing after it read only a few elements, or arrays
+# that begin anywhere.
 FAST_KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
+    "tensor_statistics.tensor_statistics_kernel": "f2 m1 |",
     "fast.adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
     "fast.delta.delta_kernel": "f3 m2 m2 | load",
     "fast.matmuls.split_heads_kernel": "f5 m2 | load store",
@@ -46,6 +48,8 @@ FAST_KERNELS = {
     "fast.tf32.attention_forward_kernel": "f2 f3 f2 | store",
     "fast.tf32.attention_backward_queries_kernel": "f2 f2 f3 f3 f2 | store",
     "fast.tf32.attention_backward_keys_kernel": "f2 f2 f3 f3 f2 | store",
+    "fast.one_query.attention_one_query_kernel": "m2 f1 m3 m2 n1 | load store",
+    "fast.one_query.combine_blocks_kernel": "m2 f1 n1 int |",
     "fast.wgmma.attention_forward_kernel": "b2 f3 b2 int | store",
     "fast.wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
     "fast.wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
@@ -75,6 +79,7 @@ PLAIN_KERNELS = {
     "attention.attention_forward_kernel": "f4 f3 f5 float",
     "attention.attention_backward_queries_kernel": "f5 f4 f4 f3 f5 float",
     "attention.attention_backward_keys_kernel": "f5 f4 f4 f3 f5 float",
+    "one_query.attention_one_query_kernel": "f3 f5 f4 n1 float",
     "classifier.classifier_forward_kernel": "f1 f2 n1 int",
     "classifier.classifier_forward_backward_kernel": "f1 f2 n1 float int",
     "classifier.accumulate_mean_kernel": "f1 f1",
@@ -105,6 +110,7 @@ MADE = {
     ),
 }
 
+MADE["fast.one_query.attention_one_query_kernel"] = ("make_one_query_kernel", ((8,), (64,), (80,), (128,), (320,)))
 MADE |= {
     f"fast.{file}.attention_{name}_kernel": (f"make_{name}_kernel", ((64,), (80,), (96,), (128,)))
     for file in ("mma", "tf32")
@@ -127,6 +133,7 @@ ALSO_NARROW = {
     "fast.matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
     "fast.mma.attention_forward_kernel": "a row's lse",
     "fast.tf32.attention_forward_kernel": "a row's lse",
+    "fast.one_query.attention_one_query_kernel": "the position, the output, results for combine_blocks_kernel",
     "fast.wgmma.attention_forward_kernel": "a row's lse",
     "fast.wgmma.attention_backward_queries_kernel": "a row's lse and delta",
     "fast.layernorm.layernorm_forward_kernel": "a row's mean and rstd",
@@ -295,7 +302,7 @@ def test_every_kernel_is_in_the_table(ptx):
 
 def test_plain_and_fast_kernels_do_not_mix():
     assert not [name for name in PLAIN_KERNELS if name.startswith("fast.")]
-    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions"}
+    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions", "tensor_statistics"}
 
 
 @every_build

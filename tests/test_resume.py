@@ -77,7 +77,7 @@ def run(data, monkeypatch):
             return f"step {step + 1}/{max_steps}"
 
         monkeypatch.setattr("gpt2_numba.training.step_reports.step_line", note_step)
-        monkeypatch.setattr(trainer.MainLog, "write_validation", lambda _, step, loss: validations.update({step: loss}))
+        monkeypatch.setattr(trainer.Logs, "write_validation", lambda _, step, loss: validations.update({step: loss}))
         model = stopped = None
         try:
             model = trainer.train(choose_machine(parse_settings([*data, *map(str, flags)])))
@@ -484,6 +484,9 @@ def test_a_signal_between_any_two_lines_loses_no_step(run, tmp_path, monkeypatch
 
     class LateRequest:
         left = reads
+
+        def __init__(self, *_):
+            pass
 
         @property
         def requested(self):

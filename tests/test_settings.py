@@ -1,6 +1,8 @@
 """The trainer's command line: what it accepts, what it refuses and with which message, and the defaults it promises."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from gpt2_numba.training.settings import (
 FLAGS = [
     ("-i", "--train-data", "a_*.bin", "train_data", "a_*.bin"),
     ("-j", "--val-data", "b_*.bin", "val_data", "b_*.bin"),
+    (None, "--wait-for-shards", "on", "wait_for_shards", True),
     ("-e", "--model", "L=4,NH=4,C=128", "model", "L=4,NH=4,C=128"),
     ("-o", "--log-dir", "some/log", "log_dir", "some/log"),
     ("-b", "--batch-size", "3", "batch_size", 3),
@@ -45,6 +48,8 @@ FLAGS = [
     ("-h", "--hellaswag", "1", "hellaswag", True),
     (None, "--eval-file", "some.bin", "eval_file", "some.bin"),
     ("-lg", "--gpu-info-every", "5", "gpu_info_every", 5),
+    (None, "--stats-every", "50", "stats_every", 50),
+    (None, "--track", "wandb", "track", "wandb"),
     ("-n", "--checkpoint-every", "8", "checkpoint_every", 8),
     ("-nk", "--keep-checkpoints", "3", "keep_checkpoints", 3),
     ("-nm", "--major-checkpoint-every", "90", "major_checkpoint_every", 90),
@@ -68,6 +73,12 @@ FLAGS = [
     (None, "--seed", "0", "seed", 0),
 ]
 DATA_FLAGS = ["-i", "train.bin", "-j", "val.bin"]
+
+
+@pytest.fixture(autouse=True)
+def wandb(monkeypatch):
+    """As if it were installed: --track is a package that is."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(__spec__=object()))
 
 
 def test_without_flags_nothing_is_set():
@@ -245,6 +256,7 @@ def test_only_settings_with_a_meaning_for_none_lack_a_default(defaults):
         "gpus_per_node",
         "server_address",
         "shared_path",
+        "track",
     }
 
 

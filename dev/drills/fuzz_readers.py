@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from dev.data.hellaswag import read_questions
 from dev.drills.questions import questions_as_json_lines, write_questions
 from dev.drills.training import FLAGS, B, T, V, train
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.multiple_choice import MultipleChoice
+from gpt2_numba.data.questions import read_questions
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.training.checkpoint import read_outliers
 from gpt2_numba.training.debug_state_file import DebugState, read_debug_state, write_debug_state
 from gpt2_numba.training.log import read_main_log
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.resume import open_newest
+from gpt2_numba.training.run_log import read_run_log
 from gpt2_numba.training.state_file import read_state_file
 
 CONFIG = parse_descriptor(FLAGS["-e"])
@@ -96,7 +97,7 @@ def json_text(original):
 def targets():
     """(name, strategy of a file's bytes, use): use(directory, those bytes, or a path) reads them."""
     right = {name: (_log() / name).read_bytes() for name in ("model_00000002.bin", "state_00000002_00000.bin", "outliers_00000002.json",
-                                                             "DONE_00000002", "main.log")}  # fmt: skip
+                                                             "DONE_00000002", "main.log", "run.jsonl")}  # fmt: skip
     return [
         ("a model file", damaged(right["model_00000002.bin"]), _reads(lambda path: np.sum(read_model_file(path)[1]))),
         ("a state file", damaged(right["state_00000002_00000.bin"]), _reads(lambda path: np.sum(read_state_file(path, CONFIG).m))),
@@ -104,8 +105,13 @@ def targets():
         ("DONE", json_text(right["DONE_00000002"].decode()), _resumes),
         ("a token shard", damaged(_made(_shard)), _reads(_batches)),
         ("questions", damaged(_made(write_questions)), _reads(lambda path: list(MultipleChoice(path, B, T, vocab_size=V)))),
-        ("questions as JSON lines", json_text(questions_as_json_lines().decode()), _reads(lambda path: list(read_questions(path, None)))),
+        (
+            "questions as JSON lines",
+            json_text(questions_as_json_lines().decode()),
+            _reads(lambda path: list(read_questions(path, "hellaswag"))),
+        ),
         ("main.log", damaged_text(right["main.log"].decode()), _reads(read_main_log)),
+        ("run.jsonl", json_text(right["run.jsonl"].decode()), _run_log),
         ("a debug state", damaged(_made(_debug_state)), _reads(lambda path: read_debug_state(path, CONFIG, parameter_shapes(CONFIG)))),
     ]
 
@@ -130,6 +136,15 @@ def _resumes(directory, content):
     shutil.copytree(_log(), directory / "log")
     (directory / "log" / "DONE_00000002").write_bytes(content)
     open_newest(directory / "log")
+
+
+def _run_log(directory, content):
+    """A log directory whose run.jsonl has this content, or is this path."""
+    if isinstance(content, Path):
+        (directory / "run.jsonl").symlink_to(content)
+    else:
+        (directory / "run.jsonl").write_bytes(content)
+    read_run_log(directory)
 
 
 def _batches(path):

@@ -6,7 +6,7 @@ main.log has llm.c's format, so that either program can plot the other's. One li
     s:STEP eval:ACCURACY                accuracy of an evaluation
     s:STEP trl:LOSS lr:RATE norm:NORM   training loss, learning rate, gradient norm of one step
 
-Steps count from 0, losses are in nats per token.
+Steps count from 0, losses are in nats per token. What else is known of a step, run.jsonl holds beside it (run_log.py).
 """
 
 import io
@@ -19,47 +19,26 @@ import numpy as np
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
 
+MAIN_LOG, RUN_LOG = "main.log", "run.jsonl"
+
 # The keys of main.log, and the names under which read_main_log returns them.
 _SERIES_NAMES = {"tel": "val_loss", "eval": "eval_accuracy", "trl": "train_loss", "lr": "learning_rate", "norm": "norm"}
 
 
-class MainLog:
-    """Writes DIRECTORY/main.log, or nothing if the directory is None."""
+class LogFile:
+    """A text file to which a run appends a line per event. A line that cannot be written costs one warning."""
 
-    def __init__(self, directory, append=False):
-        """Begin the log of a run.
-
-        directory   created if absent
-        append      continue its main.log; otherwise a main.log that is there is kept under another name, main.1.log or the next free number
-        Raises UserError if it cannot be written.
-        """
-        self.path, self._warned = None, False
-        if directory is None:
-            return
-        self.path = Path(directory) / "main.log"
+    def __init__(self, path):
+        """path: created if absent. Raises UserError if it cannot be written."""
+        self.path, self._warned = Path(path), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not append:
-                _keep(self.path)
             open_regular(self.path, "a").close()
         except OSError as error:
             raise UserError(f"{self.path} must be a file that can be written ({error.strerror}): name another directory (-o)") from error
 
-    def write_validation(self, step, loss):
-        """Log a validation: its step and mean loss (nats per token)."""
-        self._append(f"s:{step} tel:{loss:.4f}")
-
-    def write_accuracy(self, step, accuracy):
-        """Log an evaluation: its step and the fraction of questions answered correctly."""
-        self._append(f"s:{step} eval:{accuracy:.4f}")
-
-    def write_train_step(self, step, loss, learning_rate, norm):
-        """Log a training step: its mean loss (nats per token), learning rate, and gradient norm before clipping."""
-        self._append(f"s:{step} trl:{loss:.4f} lr:{learning_rate:.6f} norm:{norm:.2f}")
-
-    def _append(self, line):
-        if self.path is None:
-            return
+    def append(self, line):
+        """Write a line, a str without its end."""
         try:
             with open_regular(self.path, "ab+") as file:  # opened for every line, so that none is lost if the run is killed
                 file.write(_fresh_line(file) + line.encode() + b"\n")
@@ -69,14 +48,6 @@ class MainLog:
                 print(f"warning: {self.path} cannot be written ({error.strerror}): lines of the log are lost", file=sys.stderr)
 
 
-def _keep(path):
-    """Rename the main.log of an earlier run, unless it is empty."""
-    if path.is_file() and path.stat().st_size:
-        kept = next(name for name in (path.with_name(f"main.{n}.log") for n in itertools.count(1)) if not name.exists())
-        path.rename(kept)
-        print(f"the log of an earlier run is now {kept}")
-
-
 def _fresh_line(file):
     """What a new line must begin with: a line end if the last one is a stump, left by a full disk or a machine that went down."""
     if file.seek(0, io.SEEK_END):
@@ -84,8 +55,74 @@ def _fresh_line(file):
     return b"" if file.read(1) in (b"", b"\n") else b"\n"
 
 
-def read_main_log(path):
+class MainLog:
+    """Writes DIRECTORY/main.log, or nothing if the directory is None."""
+
+    def __init__(self, directory, append=False):
+        """Begin the log of a run.
+
+        directory   created if absent
+        append      continue its main.log; otherwise a main.log that is there is kept under another name, main.1.log or the next free
+                    number, and its run.jsonl under the same
+        Raises UserError if it cannot be written.
+        """
+        self.path, self._file = None, None
+        if directory is None:
+            return
+        self.path = Path(directory) / MAIN_LOG
+        if not append:
+            keep_earlier_logs(self.path.parent)
+        self._file = LogFile(self.path)
+
+    def write_validation(self, step, loss):
+        """Log a validation: its step and mean loss (nats per token)."""
+        self._append(f"s:{step} tel:{loss:.4f}")
+
+    def write_accuracy(self, step, accuracy):
+        """Log an evaluation: its step and the fraction of questions answered correctly."""
+        self._append(f"s:{step} eval:{accuracy:.4f}")
+
+    def write_train_step(self, step, loss, learning_rate, norm, **others):
+        """Log a training step: its mean loss (nats per token), learning rate, and gradient norm before clipping.
+
+        others  what run.jsonl says besides
+        """
+        self._append(f"s:{step} trl:{loss:.4f} lr:{learning_rate:.6f} norm:{norm:.2f}")
+
+    def _append(self, line):
+        if self._file:
+            self._file.append(line)
+
+
+def keep_earlier_logs(directory):
+    """Rename the logs of an earlier run that are not empty, all with the same free number: main.1.log, run.1.jsonl.
+
+    Raises UserError if that is not possible.
+    """
+    logs = [directory / name for name in (MAIN_LOG, RUN_LOG)]
+
+    def kept(log, number):
+        return log.with_name(f"{log.stem}.{number}{log.suffix}")
+
+    try:
+        earlier = [log for log in logs if log.is_file() and log.stat().st_size]
+        if earlier:
+            number = next(number for number in itertools.count(1) if not any(kept(log, number).exists() for log in logs))
+            for log in earlier:
+                log.rename(kept(log, number))
+            print(f"the log of an earlier run is now {kept(earlier[0], number)}")
+    except OSError as error:
+        raise UserError(
+            f"the logs of an earlier run in {directory} cannot be renamed ({error.strerror}): name another directory (-o)"
+        ) from error
+
+
+def read_main_log(path, resumptions=(), warn=True):
     """Read a main.log, ours or llm.c's.
+
+    resumptions  [(bytes, step)]: at that length of the file, a run was resumed from that step. What had been logged of later ones does not
+                 count
+    warn         print a warning about damaged lines
 
     Returns a dict with the keys val_loss, eval_accuracy, train_loss, learning_rate and norm; each value is a pair (steps (n,) int64,
     ascending; values (n,) float64), empty if the log has none. If a step occurs twice (a resumed run appends to its log), the later line
@@ -94,13 +131,18 @@ def read_main_log(path):
     """
     path = Path(path)
     try:
-        with open_regular(path, "r", encoding="utf-8", errors="replace") as file:
-            lines = file.read().split("\n")
+        with open_regular(path, "rb") as file:
+            lines = file.read().split(b"\n")
     except OSError as error:
         raise UserError(f"main.log must be readable, got {str(path)!r} ({error.strerror}): give the log directory of a run") from error
 
     by_step, bad = {name: {} for name in _SERIES_NAMES.values()}, []
+    waiting, offset = sorted(resumptions), 0
     for number, line in enumerate(lines, start=1):
+        while waiting and offset >= waiting[0][0]:
+            cut_resumed(by_step, waiting.pop(0)[1])
+        offset += len(line) + 1
+        line = line.decode("utf-8", errors="replace")
         if not line.strip():
             continue
         try:
@@ -115,9 +157,20 @@ def read_main_log(path):
             f"a main.log has lines like 's:STEP trl:LOSS lr:RATE norm:NORM', got {bad[0]} of {str(path)!r}, and no better one: give the log "
             "directory of a run"
         )
-    if bad:
+    if bad and warn:
         print(f"warning: skipping {len(bad)} damaged line{'s' * (len(bad) > 1)} of {path}, the first is {bad[0]}", file=sys.stderr)
     return {name: _as_series(points) for name, points in by_step.items()}
+
+
+def cut_resumed(by_step, first_step):
+    """Remove what a run resumed from first_step does again: all from that step on, but not the evaluations before it, of the checkpoint.
+
+    by_step  name of a series -> {step: value}, changed in place
+    """
+    for name, points in by_step.items():
+        last = first_step if name in ("val_loss", "eval_accuracy") else first_step - 1
+        for step in [step for step in points if step > last]:
+            del points[step]
 
 
 def _parse_line(line):

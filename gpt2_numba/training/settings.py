@@ -8,12 +8,14 @@ device. The help text is generated from the same declarations.
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
 from gpt2_numba.training.schedules import SCHEDULES
+from gpt2_numba.training.tracking import TRACKERS
 
 MODEL_HELP = """\
 model descriptors (-e):
@@ -23,6 +25,13 @@ model descriptors (-e):
   L=4,NH=4,C=128,T=128,V=257         any other size: layers, heads, channels (a multiple of the heads), longest context
                                      (tokens), vocabulary size. T and V may be omitted: T is then the sequence length
                                      (-t), V the tokenizer's vocabulary size. In memory V is rounded up to a multiple of 128
+
+models to start from (-e):
+  FILE.bin                           a model file of a checkpoint, ours or llm.c's
+  gpt2 gpt2-medium gpt2-large        GPT-2 as published, from Hugging Face's cache, or downloaded into it
+  gpt2-xl
+  OWNER/NAME                         any other GPT-2 on Hugging Face's hub
+  DIR                                a folder with config.json and weights of a GPT2LMHeadModel
 
 examples:
   python -m gpt2_numba.train                                          built-in corpus, no network, no GPU needed
@@ -117,6 +126,18 @@ def _or_word(word, convert):
     return convert_or_word
 
 
+def _installed(*packages):
+    """Rule: one of the given packages, installed."""
+    one_of = _one_of(*packages)
+
+    def convert(text):
+        if importlib.util.find_spec(one_of(text)) is None:
+            raise ValueError(f"a package that is installed (pip install {text}), or left out")
+        return text
+
+    return convert
+
+
 def _switch(text):
     if text not in ("0", "1"):
         raise ValueError("0 (off) or 1 (on)")
@@ -157,9 +178,21 @@ class Settings:
         unset="the built-in corpus",
     )
     val_data: str | None = _setting("-j", "data", "PATTERN", _path, "token shards for validation; requires -i", unset="the built-in corpus")
+    wait_for_shards: bool | None = _setting(
+        None,
+        "data",
+        "on|off",
+        _on_off,
+        "on = train while python -m gpt2_numba.data is still fetching the shards: order and sizes come from its manifest, and a shard that "
+        "is missing is waited for; the bits are the same",
+    )
 
     model: str | None = _setting(
-        "-e", "model", "MODEL", _name_or_path, "model descriptor (see below), or a model file FILE.bin to start from"
+        "-e",
+        "model",
+        "MODEL",
+        _name_or_path,
+        "model descriptor, or a model to start from: FILE.bin, gpt2, or another of Hugging Face's (see below)",
     )
     recompute: int | None = _setting(
         "-r",
@@ -227,12 +260,27 @@ class Settings:
         "-h", "progress", "0|1", _switch, "1 = measure accuracy on multiple-choice questions at every validation but the first"
     )
     eval_file: str | None = _setting(
-        None, "progress", "FILE", _path, "the questions for -h, a file made by python -m dev.data.hellaswag or by llm.c"
+        None, "progress", "FILE", _path, "the questions for -h, a file made by python -m gpt2_numba.data hellaswag or by llm.c"
     )
     sample_every: int | None = _setting("-s", "progress", "STEPS", _integer(0), "print a sample every STEPS steps and at the end; 0 = off")
     sample_tokens: int | None = _setting("-g", "progress", "TOKENS", _integer(1), "tokens per sample")
     log_dir: str | None = _setting(
-        "-o", "progress", "DIR", _path, "directory for main.log, the loss plot and the checkpoints", unset="none"
+        "-o", "progress", "DIR", _path, "directory for main.log, run.jsonl, the loss plot and the checkpoints", unset="none"
+    )
+    stats_every: int | None = _setting(
+        None,
+        "progress",
+        "STEPS",
+        _integer(0),
+        "log statistics of every layer's gradients and activations every STEPS steps, for the plots; 0 = off",
+    )
+    track: str | None = _setting(
+        None,
+        "progress",
+        "PACKAGE",
+        _installed(*TRACKERS),
+        f"send the results to {', '.join(TRACKERS)} as well, whichever is named and installed",
+        unset="none",
     )
     gpu_info_every: int | None = _setting(
         "-lg",
@@ -353,6 +401,7 @@ class Settings:
 
 # llm.c's defaults, for runs on token shards.
 SHARD_DEFAULTS = Settings(
+    wait_for_shards=False,
     model="d12",
     recompute=1,
     seed=42,
@@ -372,7 +421,8 @@ SHARD_DEFAULTS = Settings(
     sample_every=20,
     sample_tokens=64,
     hellaswag=False,
-    eval_file="dev/data/hellaswag/hellaswag_val.bin",
+    eval_file="data/hellaswag_val.bin",
+    stats_every=0,
     gpu_info_every=-1,
     checkpoint_every=0,
     final_checkpoint=True,

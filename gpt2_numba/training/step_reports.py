@@ -49,7 +49,7 @@ class StepReports:
     """Prints and logs the results of steps in order; with overlap, each after the next step has been queued."""
 
     def __init__(self, max_steps, tokens_per_step, log, overlap, peak_tokens_per_second=None, explain=None):
-        """log: MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU.
+        """log: Logs, or MainLog. overlap: report a step after the next is queued, not at once. peak_tokens_per_second: of all chips, for MFU.
 
         explain: function of the micro-batches of a step that is not finite; returns a line that says where that begins (not_finite.py).
         """
@@ -88,7 +88,10 @@ class StepReports:
             seconds_left=self._throughput.seconds_left(self._max_steps - result.step - 1),
         )  # fmt: skip
         print(line)
-        self._log.write_train_step(result.step, loss, result.learning_rate, norm)
+        self._log.write_train_step(
+            result.step, loss, result.learning_rate, norm,
+            loss_z=loss_z, norm_z=norm_z, ms=1000 * seconds, tokens_per_second=self._tokens_per_step / seconds, mfu=mfu,
+        )  # fmt: skip
         self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm) else self.not_finite + 1
         if self.not_finite:
             print(f"warning: step {result.step + 1} has updated nothing, since its loss or gradient norm is not finite", flush=True)
