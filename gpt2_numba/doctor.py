@@ -1,4 +1,7 @@
-"""What this machine has, what is missing, and the command that fixes it:  python -m gpt2_numba.doctor
+"""What this machine has, what is missing or too old, and the command that fixes it:  python -m gpt2_numba.doctor
+
+A line begins with [ok], with [!!] for what a run needs and does not find, or with [--] for what it can do without (machine_checks.py). Exit
+code: 0 if no line has [!!] and no check failed, otherwise 1; 2 for a mistake in the command line.
 
 With --check it also checks every layer and prints tables of the largest errors: the NumPy references against finite differences, and both
 sets of kernels, plain and fast, against the references, on the GPU or, without one, in Numba's simulator at tiny sizes.
@@ -10,140 +13,29 @@ With --verify DIR it checks the files of all checkpoints in a log directory inst
 """
 
 import contextlib
-import importlib.metadata
 import io
 import multiprocessing
 import os
-import platform
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 from gpt2_numba.command_line import Parser, exit_code, main_program
-from gpt2_numba.gpu.detect_gpu import count_gpus, simulate_without_gpu
+from gpt2_numba.gpu.detect_gpu import simulate_without_gpu
+from gpt2_numba.machine_checks import BAD, findings
 
 WARM_MODELS = ("d12", "d48")  # some kernels are specialised for the number of channels: those of other models are compiled on first use
 MAX_PROCESSES = 16  # each takes half a GiB of GPU memory
 
-# What a run needs: distribution -> (purpose, how to install it). The second table counts only if there is a GPU.
-NEEDED = {
-    "numpy": ("arrays, and training on a CPU", "pip install ."),
-    "numba": ("the kernels", "pip install ."),
-    "ml_dtypes": ("bfloat16 on the host", "pip install ."),
-    "tiktoken": ("tokenizers", "pip install ."),
-    "matplotlib": ("the plot of the loss", "pip install ."),
-}
-NEEDED_FOR_GPU = {
-    "numba-cuda": ("kernels on a GPU", "pip install '.[cuda13]'   (driver 580 or later; '.[cuda12]' for older ones)"),
-    "nvmath-python": ("matrix products by cuBLASLt", "pip install '.[cuda13]'"),
-}
-# Only for several processes.
-OPTIONAL = {"mpi4py": ("several processes", "pip install '.[mpi]'")}
-OPTIONAL_FOR_GPUS = {"nccl4py": ("several GPUs", "pip install '.[nccl13]'   ('.[nccl12]' with CUDA 12)")}
-
-
-def version(distribution):
-    """The installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
 
 def examine():
-    """Print one line for each thing that a run needs. Returns True if all are present and work."""
-    gpus = count_gpus()
+    """Print what this machine has, a line for each check. Returns True if nothing that a run needs is missing, too old or wrong."""
     all_ok = True
-
-    def report(ok, what, found, remedy=""):
-        nonlocal all_ok
-        all_ok = all_ok and ok
-        print(f"[{'ok' if ok else '!!'}] {what:<16}{found}" + ("" if ok else f"\n     to fix it: {remedy}"))
-
-    report((3, 10) <= sys.version_info[:2] <= (3, 13), "Python", platform.python_version(), "install Python 3.10 to 3.13")
-    for distribution, (purpose, remedy) in {**NEEDED, **(NEEDED_FOR_GPU if gpus else {})}.items():
-        found = version(distribution)
-        report(found is not None, distribution, f"{found or 'missing'}   ({purpose})", remedy)
-    for distribution, (purpose, remedy) in {**OPTIONAL, **(OPTIONAL_FOR_GPUS if gpus > 1 else {})}.items():
-        found = version(distribution)
-        print(f"[{'ok' if found else '--'}] {distribution:<16}{found or 'not installed'}   ({purpose}{'' if found else ': ' + remedy})")
-    if all_ok:
-        examine_cpu_cache()
-    if gpus == 0:
-        print("[--] GPU             none: training runs on the CPU, kernels run in Numba's simulator (NUMBA_ENABLE_CUDASIM=1)")
-    elif all_ok:
-        examine_gpu(report)
-    if all_ok:
-        print(f"[ok] kernels         {which_kernels()}")
+    for finding in findings():
+        print(finding, flush=True)  # a later check may take seconds
+        all_ok = all_ok and finding.state != BAD
     return all_ok
-
-
-def examine_cpu_cache():
-    """Print where functions compiled for the processor are kept between runs."""
-    from gpt2_numba.cpu_cache import cache_directory, njit_cached
-
-    directory = cache_directory(njit_cached()(version))  # of any function of the package; it is not compiled
-    advice = "none, every run compiles for a second or two: set NUMBA_CACHE_DIR to a writable directory"
-    print(f"[{'ok' if directory else '--'}] {'CPU cache':<16}{directory or advice}")
-
-
-def which_kernels():
-    """The set of kernels that training uses on this machine, and why."""
-    from gpt2_numba.gpu.backend import real_gpu
-    from gpt2_numba.kernel_sets import choose_kernels
-
-    chosen = choose_kernels("auto", "gpu" if real_gpu() else "cpu")
-    return f"{chosen.name}: {chosen.reason} (for others use --kernels: docs/kernels.md)"
-
-
-def examine_gpu(report):
-    """Print the GPU's properties, and whether a kernel and a matrix product give correct results on it. report: as in examine."""
-    import numpy as np
-    from numba import cuda
-
-    from gpt2_numba.gpu.arena import free_gpu_bytes
-    from gpt2_numba.gpu.backend import SIMULATING, bfloat16_supported, copy_to_host, device_name, gpu_available, to_device
-    from gpt2_numba.gpu.gemm import gemm
-    from gpt2_numba.layers.residual import residual_forward
-
-    if SIMULATING:
-        print("[--] GPU             not used: NUMBA_ENABLE_CUDASIM is set, kernels run in the simulator")
-        return
-    report(gpu_available(), "GPU", "works" if gpu_available() else "Numba cannot use it", "pip install --upgrade '.[cuda13]'")
-    if not gpu_available():
-        return
-    major, minor = cuda.get_current_device().compute_capability
-    memory = f"{free_gpu_bytes() / 2**30:.1f} GiB free"
-    print(f"[ok] {'':<16}{device_name()}, compute capability {major}.{minor}, {memory}, bf16 {'yes' if bfloat16_supported() else 'no'}")
-    examine_kernel_cache(report)
-    matrix = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    a, out = to_device(matrix), to_device(np.zeros_like(matrix))
-    try:
-        residual_forward(out, a, a)
-        kernel_is_correct = np.array_equal(copy_to_host(out), matrix + matrix)
-        report(kernel_is_correct, "a kernel", "correct" if kernel_is_correct else "wrong", "pip install --upgrade '.[cuda13]'")
-        gemm(out, a, a, rows=64, columns=64, inner=64)
-        product_is_correct = np.allclose(copy_to_host(out), matrix @ matrix, atol=0.1)  # TF32 may be in use
-        report(product_is_correct, "cuBLASLt", "correct" if product_is_correct else "wrong", "pip install --upgrade '.[cuda13]'")
-    except Exception as error:  # whatever the libraries raise is reported as a finding
-        report(False, "trial run", f"{type(error).__name__}: {error}", "pip install --upgrade '.[cuda13]'")
-
-
-def examine_kernel_cache(report):
-    """Print the number of compiled kernels on disk, and whether more can be written."""
-    from gpt2_numba.gpu import kernel_cache
-
-    try:
-        kept, where = kernel_cache.files(), kernel_cache.directory()
-        kernel_cache.write(where / "trial", b"")
-        (where / "trial").unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        report(False, "kernel cache", f"every run compiles again: {error}", "set XDG_CACHE_HOME to a writable directory")
-        return
-    advice = "" if kept else "   (python -m gpt2_numba.doctor --warm compiles them in advance)"
-    report(True, "kernel cache", f"{len(kept)} kernels, {sum(size for _, size, _ in kept) / 2**20:.1f} MiB in {where}{advice}")
 
 
 # --------------------------------------------------------------------------------------- kernels, compiled in advance

@@ -59,16 +59,17 @@ def check_memory(config, B, T, options, free_bytes, sharing=None):
     needed = memory_needed(config, B, T, options, sharing)
     if needed <= free_bytes:
         return
+    on_gpu = options.device == "gpu"
     message = (
-        f"too little {'GPU ' if options.device == 'gpu' else ''}memory: {config} with B={B}, T={T}, {options.precision}, recompute "
+        f"too little {'GPU ' if on_gpu else ''}memory: {config} with B={B}, T={T}, {options.precision}, recompute "
         f"{options.recompute} needs "
         f"{needed / 2**30:.2f} GiB, but {free_bytes / 2**30:.2f} GiB are free. "
     )
+    more = "; python -m gpt2_numba.plan with the same flags shows all ways" if on_gpu else ""
     if options.recompute < 2 and memory_needed(config, B, T, replace(options, recompute=2), sharing) <= free_bytes:
-        raise UserError(message + "With recompute 2 (-r 2) it fits")
+        raise UserError(message + "With recompute 2 (-r 2) it fits" + more)
     fitting = largest_batch(config, T, options, free_bytes, sharing)
     if fitting:
-        raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) fits; more micro-steps keep the total (-d)")
-    on_gpu = "a shorter context (-t), a smaller model (-e) or bf16"
-    remedies = on_gpu if options.device == "gpu" else "a shorter context (-t) or a smaller model (-e)"
-    raise UserError(message + f"Not even a micro-batch of 1 fits: use {remedies}")
+        raise UserError(message + f"A micro-batch of {fitting} (-b {fitting}) fits; more micro-steps keep the total (-d)" + more)
+    remedies = "a shorter context (-t), a smaller model (-e) or bf16" if on_gpu else "a shorter context (-t) or a smaller model (-e)"
+    raise UserError(message + f"Not even a micro-batch of 1 fits: use {remedies}" + more)

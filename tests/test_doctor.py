@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from gpt2_numba import doctor, kernel_sets
+from gpt2_numba import doctor
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.gpu import backend, kernel_cache
-from gpt2_numba.gpu.backend import SIMULATING, gpu_available, real_gpu
+from gpt2_numba.gpu import kernel_cache
+from gpt2_numba.gpu.backend import gpu_available, real_gpu
 from gpt2_numba.layer_checks import LAYERS
+from gpt2_numba.machine_checks import BAD, GOOD, OPTIONAL, Finding
 from gpt2_numba.model import GPT2
 from gpt2_numba.training import resume
 from gpt2_numba.training.settings import parse_settings
@@ -21,32 +22,19 @@ from gpt2_numba.training.settings import parse_settings
 TINY = "L=1,NH=1,C=16,T=64,V=37"
 
 
+@pytest.mark.parametrize("states, ok", [((GOOD, OPTIONAL), True), ((GOOD, BAD, GOOD), False)])
+def test_a_line_for_each_finding_and_a_verdict(states, ok, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "findings", lambda: [Finding(state, "a thing", "found", "do this" * (state != GOOD)) for state in states])
+    assert doctor.main([]) == (0 if ok else 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[1:3] for line in lines if line.startswith("[")] == list(states)
+    assert lines.count("     to fix it: do this") == len([state for state in states if state != GOOD])
+
+
 @pytest.mark.skipif(real_gpu(), reason="there is a GPU")
 def test_without_a_gpu_there_is_nothing_to_warm(capsys):
     assert doctor.main(["--warm"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("nothing to warm")
-
-
-@pytest.mark.parametrize("gpus, optional", [(0, ["mpi4py"]), (2, ["mpi4py", "nccl4py"])])
-def test_distributions_for_several_processes_are_optional(gpus, optional, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(doctor, "examine_gpu", lambda line: None)
-    monkeypatch.setattr(doctor, "version", lambda distribution: None if distribution in optional else "1.0")
-    assert doctor.examine()
-    missing = [line for line in capsys.readouterr().out.splitlines() if "not installed" in line]
-    assert [line.split()[1] for line in missing] == optional and all(line.startswith("[--]") and "pip install" in line for line in missing)
-
-
-def test_it_reports_the_set_of_kernels_and_why(monkeypatch):
-    if not real_gpu():
-        assert doctor.which_kernels().startswith("reference: NumPy, on the CPU (for others use --kernels")
-    monkeypatch.setattr(backend, "real_gpu", lambda: True)
-    monkeypatch.setattr(kernel_sets, "device_name", lambda: "NVIDIA T4")
-    monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: False)
-    expected = "plain, cublaslt: the fast ones need compute capability 8.0, and NVIDIA T4 has less (for others use --kernels"
-    assert doctor.which_kernels().startswith(expected)
-    monkeypatch.setattr(kernel_sets, "bfloat16_supported", lambda: True)
-    assert doctor.which_kernels().startswith("fast: ")
 
 
 def test_tasks_cover_every_layer_in_both_precisions_and_then_the_trainer():
@@ -88,18 +76,6 @@ def test_table_of_kernels():
     _, adamw, gelu = doctor.format_uses(uses).splitlines()
     assert adamw.split() == ["adamw.adamw_kernel", "0", "0.0", "1", "2.0"]
     assert gelu.split() == ["gelu.gelu_forward_kernel", "2", "2.8", "1", "4.0"]
-
-
-@pytest.mark.skipif(not SIMULATING, reason="needs no GPU")
-def test_the_kernel_cache_is_examined(monkeypatch, tmp_path, capsys):
-    reported = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    doctor.examine_kernel_cache(lambda *line: reported.append(line))
-    assert reported[0][0] and str(tmp_path) in reported[0][2] and "--warm" in reported[0][2]
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    doctor.examine_kernel_cache(lambda *line: reported.append(line))
-    assert not reported[1][0] and "compiles again" in reported[1][2] and "XDG_CACHE_HOME" in reported[1][3]
 
 
 # --- Checkpoints ---

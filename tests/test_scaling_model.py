@@ -1,18 +1,23 @@
-"""The model of the step time on many GPUs (dev/scaling): its formulas checked by hand, and the documents against its results."""
+"""The model of the step time on many GPUs (gpt2_numba/planning, dev/scaling): its formulas checked by hand, and the documents against its results."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
-from dev.scaling import collectives, one_gpu, report, step
-from dev.scaling.collectives import Fabric, message_ms
-from dev.scaling.figures import FIGURES, ONE_GPU, OUR_RUNS, PUBLISHED_RUNS
-from dev.scaling.one_gpu import BENCH, measured, micro_step_share
+from dev.scaling import report, step
+from dev.scaling.figures import ONE_GPU, OUR_RUNS, PUBLISHED_RUNS
+from dev.scaling.one_gpu import BENCH, measured
 from gpt2_numba.config import parse_descriptor
 from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.shards import Sharing
+from gpt2_numba.planning import collectives, many_gpus
+from gpt2_numba.planning.collectives import Fabric, message_ms
+from gpt2_numba.planning.figures import FIGURES
 
 KINDS = "all_reduce", "reduce_scatter", "all_gather"
 FABRIC = Fabric(gpus_per_host=8, nvlink={kind: {8: 400} for kind in KINDS}, network=200, latency=1)  # GB/s, GB/s, µs
@@ -42,7 +47,18 @@ def figures(put):
 @pytest.mark.parametrize("document", ["scaling.md", "many_gpus.md"])
 def test_the_document_is_up_to_date(document):
     text = (report.DOCS / document).read_text()
-    assert text == report.with_blocks(text, report.blocks()[document]), "run: python -m dev.scaling --write"
+    assert text == report.with_blocks(text, report.BLOCKS[document]()), "run: python -m dev.scaling --write"
+
+
+def test_the_document_about_planning_is_up_to_date():
+    """In a process of its own: in the simulator some scratch of the kernels has another size."""
+    code = "import sys; from dev.scaling.report import BLOCKS, with_blocks; text = sys.stdin.read(); print(with_blocks(text, BLOCKS['planning.md']()), end='')"
+    text = (report.DOCS / "planning.md").read_text()
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=text, env=environment, cwd=report.DOCS.parent, capture_output=True, encoding="utf-8"
+    )
+    assert done.stdout == text, done.stderr or "run: python -m dev.scaling --write"
 
 
 def test_the_picture_is_up_to_date():
@@ -122,18 +138,18 @@ def test_a_small_all_reduce_between_many_hosts_uses_the_tree(figures):
 
 def test_contents_of_the_gradient_messages(monkeypatch):
     calls = []
-    monkeypatch.setattr(step, "message_ms", lambda *call: calls.append(call) or 0.0)
-    step._gradient_messages(Sharing(parse_descriptor("d48"), 0, 8, 1), FABRIC)
-    embeddings, vectors, layer = calls
+    monkeypatch.setattr(many_gpus, "message_ms", lambda *call: calls.append(call) or 0.0)
+    many_gpus._gradient_messages(measured("d48"), Sharing(parse_descriptor("d48"), 0, 8, 1), FABRIC)
+    vectors, layer, embeddings = calls
     assert layer[:3] == ("reduce_scatter", 2 * 12 * 1600**2, 8)
     assert embeddings[:3] == ("reduce_scatter", 2 * (50304 + 1024) * 1600, 8)
     assert vectors[:3] == ("all_reduce", 2 * (48 * 13 + 2) * 1600, 8)
 
 
 def test_parameters_are_sent_while_the_next_are_updated(monkeypatch):
-    monkeypatch.setattr(step, "message_ms", lambda kind, nbytes, *_: nbytes / 2)
+    monkeypatch.setattr(many_gpus, "message_ms", lambda kind, nbytes, *_: nbytes / 2)
     gpu, sharing = measured("d12"), Sharing(parse_descriptor("d12"), 0, 4, 1)
-    pieces = step._parameter_messages(gpu, sharing, FABRIC)
+    pieces = many_gpus._parameter_messages(gpu, sharing, FABRIC)
     update_ms = [n / sharing.state.global_count * gpu.adamw for n in (50304 * 768 / 4, 1024 * 768 / 4)]
     assert [ms for ms, _ in pieces[:2]] == pytest.approx(update_ms) and len(pieces) == 7
     assert [message for _, message in pieces] == [50304 * 768, 1024 * 768, *(12 * n * 768**2 for n in (3, 1, 4, 4)), 0.0]
@@ -145,21 +161,21 @@ def test_parameters_are_sent_while_the_next_are_updated(monkeypatch):
 
 def test_the_step_waits_for_messages_that_compute_does_not_hide(figures, put):
     pieces = [(2.0, 1.0), (2.0, 3.0), (1.0, 2.0)]  # made at 2, 4, 5; sent from 2 to 3, 4 to 7, 7 to 9
-    assert step.overlap(pieces) == (0, 4)
-    assert step.overlap([(9.0, 1.0), (9.0, 0.0)]) == (0, 0)
+    assert many_gpus.overlap(pieces) == (0, 4)
+    assert many_gpus.overlap([(9.0, 1.0), (9.0, 0.0)]) == (0, 0)
     # One buffer: the third piece is made at 5, but compute waits until 7 for the second to be sent; then it sends the third until 9.
-    assert step.overlap(pieces, keep_step=True) == (0, 4)
-    assert step.overlap([*pieces, (3.0, 0.0)]) == (0, 1) and step.overlap([*pieces, (3.0, 0.0)], keep_step=True) == (0, 2)
+    assert many_gpus.overlap(pieces, keep_step=True) == (0, 4)
+    assert many_gpus.overlap([*pieces, (3.0, 0.0)]) == (0, 1) and many_gpus.overlap([*pieces, (3.0, 0.0)], keep_step=True) == (0, 2)
     # Half of the time under a message is lost: 0.5 of the second piece, which is made at 4.5; 0.5 of the third, made at 6; sent until 7.5, 9.5.
     put(DURING, 0.5)
-    assert step.overlap(pieces) == (1.0, 3.5)
+    assert many_gpus.overlap(pieces) == (1.0, 3.5)
     # A tenth more for pieces with a concurrent message: those of 2 and 1, which are then made at 4.7 and 6.3.
     put(PER_LAYER, 0.1)
-    assert step.overlap(pieces) == pytest.approx((1.3, 3.4))
-    assert step.overlap([(9.0, 0.0), (9.0, 0.0)]) == (0, 0)
+    assert many_gpus.overlap(pieces) == pytest.approx((1.3, 3.4))
+    assert many_gpus.overlap([(9.0, 0.0), (9.0, 0.0)]) == (0, 0)
     # The message of the first piece, 1 of 2, makes the second take 2.5 + 20 %: the second is sent until 7.9, the third until 9.9.
     put(PER_LAYER_Z2, 0.2)
-    assert step.overlap(pieces, keep_step=True) == pytest.approx((0.9 + 0.7, 9.9 - 6.6))
+    assert many_gpus.overlap(pieces, keep_step=True) == pytest.approx((0.9 + 0.7, 9.9 - 6.6))
 
 
 @pytest.mark.parametrize("model", ["d12", "d48"])
@@ -173,14 +189,14 @@ def test_on_one_gpu_the_step_is_the_measured_one(model):
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("model", ["d12", "d48"])
 def test_without_message_time_n_gpus_are_n_times_as_fast_as_one(monkeypatch, model, stage):
-    monkeypatch.setattr(step, "message_ms", lambda *_: 0.0)
+    monkeypatch.setattr(many_gpus, "message_ms", lambda *_: 0.0)
     gpu = measured(model)
     tokens = 4 * gpu.B * gpu.T
     one = step.step(model, ranks=1, tokens=tokens, stage=0, fabric=FABRIC)
     many = step.step(model, ranks=64, tokens=64 * tokens, stage=stage, fabric=FABRIC)
     sharing = Sharing(parse_descriptor(model), 0, 64, stage)
     everything, own, counted = sharing.state.global_count, sharing.state.local_count(), sharing.counted.local_count()
-    more = 4 * step._sharded_gradients(gpu, sharing)
+    more = 4 * many_gpus._sharded_gradients(gpu, sharing)
     assert many.ms == pytest.approx(one.micro_steps + more + (one.norm * counted + one.adamw * own) / everything)
     assert (more > 0) == (stage == 2)
 
@@ -204,21 +220,19 @@ def test_tokens_that_cannot_be_divided_are_refused():
         step.step("d12", ranks=8, tokens=4096, stage=0, fabric=FABRIC)
 
 
-def test_measured_micro_batches_are_used_as_measured(monkeypatch):
+def test_measured_micro_batches_are_used_as_measured():
     gpu = measured("d12")
-    assert micro_step_share("d12", 64) == pytest.approx(1)
-    full = gpu.forward + gpu.head + 12 * gpu.layer + gpu.tail
-    assert micro_step_share("d12", 8) * full == pytest.approx(
-        (112.764 - gpu.norm - gpu.adamw) / 8
-    )  # 112.764 ms from the file, 8 micro-steps
-    monkeypatch.setattr(one_gpu, "smaller_micro_batches", lambda model: {8: 20.0, 16: 30.0})
-    assert micro_step_share("d12", 12) * full == pytest.approx(25)
+    assert gpu.micro_step_share(64) == pytest.approx(1)
+    eight_rows = (112.764 - gpu.norm - gpu.adamw) / 8  # 112.764 ms from the file, 8 micro-steps
+    assert gpu.micro_step_share(8) * gpu.micro_step == pytest.approx(eight_rows)
+    assert gpu._replace(shares=((8, 0.2), (16, 0.3))).micro_step_share(12) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("model, sizes", [("d12", [1, 2, 4, 8, 16, 32]), ("d48", [1, 2, 4, 8])])
+@pytest.mark.parametrize("model, sizes", [("d12", [1, 2, 4, 8, 16, 32, 64]), ("d48", [1, 2, 4, 8, 16])])
 def test_micro_batches_were_measured_down_to_one_row(model, sizes):
-    assert sorted(one_gpu.smaller_micro_batches(model)) == sizes
-    shares = [micro_step_share(model, B) / B for B in [*sizes, measured(model).B]]
+    gpu = measured(model)
+    assert [rows for rows, _ in gpu.shares] == sizes
+    shares = [gpu.micro_step_share(B) / B for B in sizes]
     assert shares == sorted(shares, reverse=True)  # the fewer the rows, the longer each takes
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Picture
 
-from dev.scaling.collectives import fabric
-from dev.scaling.figures import FIGURES, NETWORKS, OUR_RUNS, PUBLISHED_RUNS, Run
+from dev.scaling.figures import OUR_RUNS, PUBLISHED_RUNS, Run
 from dev.scaling.one_gpu import BENCH, measured
+from dev.scaling.planning_tables import planning_blocks, table
 from dev.scaling.step import memory_gib, step
+from gpt2_numba.planning.collectives import fabric
+from gpt2_numba.planning.figures import FIGURES, NETWORKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PICTURE = DOCS / "scaling.png"
@@ -51,12 +53,6 @@ def losses(model, per_gpu, ranks, stage, network):
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-
-
-def table(header, rows):
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def inputs_table():
@@ -276,13 +272,20 @@ def draw(path):
 # --------------------------------------------------------------------------------------------------------- the documents
 
 
-def blocks():
-    """The generated tables: document -> {name of the block: table}."""
-    scaling_tables = {
+def scaling_blocks():
+    """The generated tables of docs/scaling.md: name of the block -> table."""
+    return {
         "inputs": inputs_table(), "one GPU": one_gpu_table(), "checks": checks_table(), "messages": messages_table(), "parts": parts_table(), "limits": limits_table(),
         **{f"{model} {kind}": scaling_table(model, kind == "per GPU") for model in MODELS for kind in ("per step", "per GPU")},
     }  # fmt: skip
-    return {"scaling.md": scaling_tables, "many_gpus.md": {"measured": our_table(), "memory": memory_table()}}
+
+
+def many_gpus_blocks():
+    """Those of docs/many_gpus.md."""
+    return {"measured": our_table(), "memory": memory_table()}
+
+
+BLOCKS = {"scaling.md": scaling_blocks, "many_gpus.md": many_gpus_blocks, "planning.md": planning_blocks}  # document -> its tables
 
 
 def with_blocks(text, tables):
@@ -298,7 +301,7 @@ def with_blocks(text, tables):
 
 def write():
     """Update the blocks of the documents, and the picture."""
-    for document, tables in blocks().items():
+    for document, tables in BLOCKS.items():
         path = DOCS / document
-        path.write_text(with_blocks(path.read_text(), tables))
+        path.write_text(with_blocks(path.read_text(), tables()))
     draw(PICTURE)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dev.scaling.figures import PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
+from gpt2_numba.planning.figures import PLATEAU, PROTOCOLS, TREE_CORRECTION, figure
 
 
 class Fabric(NamedTuple):
