@@ -38,24 +38,43 @@ class Block(nn.Module):
 
 
 class TorchGPT2(nn.Module):
-    """GPT-2. L, NH, C, max_T and V are those of the package's GPT2Config; the vocabulary is not padded."""
+    """GPT-2. L, NH, C, max_T and V are those of the package's GPT2Config.
 
-    def __init__(self, L, NH, C, max_T, V):
+    wte_rows        rows of wte, V or more; no token has those beyond V, and their logits are cut off. None: V
+    residual_dtype  the type to which the sum of both embeddings is rounded and which, under autocast, the residual stream then keeps. None:
+                    the type of the parameters
+    """
+
+    def __init__(self, L, NH, C, max_T, V, wte_rows=None, residual_dtype=None):
         super().__init__()
-        self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(max_T, C)
+        self.V, self.residual_dtype = V, residual_dtype
+        self.wte, self.wpe = nn.Embedding(wte_rows or V, C), nn.Embedding(max_T, C)
         self.blocks = nn.ModuleList(Block(C, NH) for _ in range(L))
         self.lnf = nn.LayerNorm(C, eps=1e-5)
 
-    def logits(self, tokens):
-        """Logits (B, T, V) of tokens (B, T)."""
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+    def residual_stream(self, tokens):
+        """What leaves the last block, (B, T, C), for tokens (B, T)."""
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        x = x.to(self.residual_dtype or x.dtype)
         for block in self.blocks:
             x = block(x)
-        return self.lnf(x) @ self.wte.weight.T
+        return x
+
+    def classify(self, x):
+        """Logits (B, T, V) of what leaves the last block."""
+        return F.linear(self.lnf(x), self.wte.weight)[..., : self.V]
+
+    def cross_entropy(self, x, targets):
+        """Mean cross-entropy of targets (B, T), a scalar tensor, from what leaves the last block."""
+        return F.cross_entropy(self.classify(x).flatten(0, 1), targets.flatten())
+
+    def logits(self, tokens):
+        """Logits (B, T, V) of tokens (B, T)."""
+        return self.classify(self.residual_stream(tokens))
 
     def forward(self, tokens, targets):
         """Mean cross-entropy of targets (B, T), a scalar tensor."""
-        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+        return self.cross_entropy(self.residual_stream(tokens), targets)
 
     def by_name(self):
         """Our tensor name -> the parameter, or the list of the parameters of all blocks."""
@@ -65,12 +84,17 @@ class TorchGPT2(nn.Module):
         return tensors
 
     def load(self, arrays):
-        """Set all parameters from our 16 arrays; the padding of wte is dropped."""
+        """Set all parameters from our 16 arrays; of wte as many rows as there are here."""
+        blocks = [(name, layer, part) for name in PER_BLOCK for layer, part in enumerate(arrays[name])]
+        self.load_pieces([*blocks, *((name, 0, arrays[name]) for name in arrays.keys() - PER_BLOCK.keys())])
+
+    def load_pieces(self, pieces):
+        """Set parameters from (name, layer, float array) triples, one for each of our tensors in each block, as GPT2.load_pieces does."""
+        tensors = self.by_name()
         with torch.no_grad():
-            for name, tensor in self.by_name().items():
-                values = torch.from_numpy(arrays[name])
-                for target, source in zip(tensor, values) if isinstance(tensor, list) else [(tensor, values[: len(tensor)])]:
-                    target.copy_(source)
+            for name, layer, values in pieces:
+                target = tensors[name][layer] if name in PER_BLOCK else tensors[name]
+                target.copy_(torch.from_numpy(values)[: len(target)])
 
     def to_numpy(self, select=lambda parameter: parameter):
         """Our 16 tensors as NumPy arrays: the parameters, or select(parameter) of each; wte without padding."""
