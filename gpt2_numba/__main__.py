@@ -5,8 +5,13 @@ from gpt2_numba.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT-2; without flags a small one, on the GPU or on the CPU (--help lists the flags)",
+    "data": "token shards from text, from the Python sources on this machine, or from a data set by name",
+    "plan": "memory, largest micro-batch, time and price of a training before it starts, and what does not fit",
     "doctor": "what this machine has and what is missing; --check checks every layer, --warm compiles the kernels ahead",
-    "plot": "draw the losses of a run's log directory",
+    "plot": "draw runs: losses, HellaSwag, speed, layers; a picture, or an HTML page with settings and machine",
+    "evaluate": "loss, perplexity and bits per byte of a model on any text; its answers to multiple-choice questions",
+    "export": "write a checkpoint as a Hugging Face folder, with config, tokenizer and model.safetensors",
+    "sample": "let a model continue a prompt, or one line after another",
     "check_model": "compare a model, tensor by tensor, with what another implementation computed; then check that runs repeat to the bit",
 }
 

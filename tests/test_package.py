@@ -40,6 +40,7 @@ def test_importing_the_package_does_not_import_numba():
 
 def test_every_program_is_in_the_list_of_commands():
     programs = {path.stem for path in PACKAGE.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
+    programs |= {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
     assert programs - {"__main__"} == set(COMMANDS)
 
 
