@@ -8,8 +8,9 @@
 # **You need** [chapter 00](00_a_gpu_in_numba.ipynb) (threads, blocks, shared memory, barriers) and a look at
 # [01](01_gpt2_on_one_page.ipynb), section 3 (gradients, finite differences). No GPU. An hour and a half to read, and as much again for the
 # five exercises; two evenings. At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a
-# program checks. (If you know PyTorch: this is `torch.nn.Linear`, `weight` included; `dout` is the gradient that arrives at its output,
-# `dinp` is `inp.grad`.)
+# program checks. (If you know PyTorch: this is `torch.nn.Linear`, with `weight` stored as there; `dout` is the gradient that arrives at its
+# output, `dinp` is `inp.grad`. Sections 1 and 2 will go quickly; 4, 5, 8 and 9 are about what stands between `inp @ weight.T` and the
+# hardware.)
 #
 # | letter | meaning | GPT-2 124M, the MLP's first layer, as measured below |
 # | --- | --- | --- |
@@ -76,7 +77,8 @@ print(inp @ weight.T + bias)
 # %% [markdown]
 # -2 and 16. A row of `weight` belongs to one output channel, so both factors are read along a row: mathematically that is a product with
 # the transpose, `inp weightᵀ`. A Transformer block has four such layers, `qkv`, `attproj`, `fc` and `fcproj` in chapter 01; and the model
-# has one more at its end, without a bias, to the vocabulary.
+# has one more at its end, without a bias, to the vocabulary. (OpenAI's files store the four weights transposed, as (C, OC), and so does
+# `Conv1D` of the library transformers; this package transposes them when it reads such files.)
 #
 # *How much arithmetic is that?* Each of the `N * OC` results takes `C` multiplications and `C` additions. Each of these operations on
 # floating-point numbers is a **FLOP**, and a GPU's speed is given in TFLOP/s, 10¹² of them per second. **Predict**: how many FLOP does the
@@ -139,8 +141,8 @@ draw_three_products(N, C, OC)
 
 # %% [markdown]
 # Each of the three takes N · C · OC multiplications and as many additions, so backward has twice the arithmetic of forward. (`+=`: the
-# gradient of a parameter is added to what is there already, since a batch may come in several pieces.) `dbias` is no product: it is the sum
-# of each column of `dout`.
+# gradient of a parameter is added to what is there already, since a batch may come in several pieces. PyTorch adds to `weight.grad`, too;
+# hence `zero_grad`.) `dbias` is no product: it is the sum of each column of `dout`.
 
 
 # %%
@@ -289,7 +291,8 @@ draw_intensity(kernels, ceilings, MEMORY_RATE)
 # A kernel gets at most the lower of the two: where the rising line is below a red one, memory is the limit; where it is above, arithmetic
 # is, and a point up there is out of reach. (Such a picture is called a **roofline**; both axes are logarithmic.) With 12 FLOP for each byte
 # a float32 kernel no longer waits for memory. LayerNorm or GELU, which do a few operations on each number, stay below; a product can pass
-# it, if each number that has been read is used often.
+# it, if each number that has been read is used often. (So `torch.compile` fuses the former, to save reads and writes, and leaves most
+# products to the library.) The two kernels with tiles are those of the next sections.
 #
 # ## 5. Why does a tile of 16 read 16 times less?
 #
@@ -482,7 +485,10 @@ draw_banks(tile=16, widths=(16, 17), columns=(0, 1))
 
 # %% [markdown]
 # Eight turns with rows of 16, two with rows of 17: each row begins 17 banks after the one before, so the 16 numbers of a column are in 16
-# banks, and the next column fills the gaps. (Only bank 0 is met twice.) The price is 16 unused numbers, 64 bytes, for each tile.
+# banks, and the next column fills the gaps. (Only bank 0 is met twice.) The price is 16 unused numbers, 64 bytes, for each tile. What does
+# the step gain as a whole? A warp stores into either tile once and reads each 16 times. By the same count, with rows of 16 that takes 1 + 8
+# + 32 = 41 turns; with rows of 17 it takes 2 + 2 + 32 = 36, since bank 0 is met twice in `a_tile[y, x]`, too. (Nobody has measured the
+# column by itself.)
 #
 # **Predict**, from the formulas of section 2: with which flags is the kernel launched for `out`, for `dinp`, and for `dweight`?
 # (`launch_product` launches it with a block for each tile of the result; on NumPy arrays the NumPy version is called.)
@@ -499,7 +505,7 @@ quote(matmul.matmul_backward)
 # Its measured speed, and that of the kernels that come after it, up to the trainer's. A line is a rung of the **ladder**: `plain` is the
 # kernel above, `by_library` is NVIDIA's library, cuBLASLt, and `fast` is what the trainer calls, which is that library, too. `fp32` is
 # float32; the two last lines are for section 9. The rate counts the FLOP of section 1. The ceiling is what the library reaches, in the same
-# format, for two matrices of 8,192 × 8,192.
+# format, for two matrices of 8,192 × 8,192. (The kernel of section 3 was not measured.)
 
 # %%
 show_ladder("matmul_forward")
@@ -516,8 +522,9 @@ draw_ladder("matmul_forward")
 # %%
 CLOCK, MULTIPROCESSORS = 1.98e9, 132  # of an H200; the clock was measured (dev/bench/2026-11-22-h200-ruler-d12), at its highest
 multiply_adds, shared_reads = 128, 32  # of a multiprocessor in a cycle (dev/kernels/matmul.py)
-at_most = MULTIPROCESSORS * CLOCK * 2 * shared_reads / 2
-print(f"{shared_reads / 2:.0f} multiply-adds a cycle instead of {multiply_adds}, {at_most / 1e12:.1f} TFLOP/s")
+possible = shared_reads / 2  # multiply-adds for which there are numbers: each needs two
+at_most = MULTIPROCESSORS * CLOCK * possible * 2  # a multiply-add is two operations
+print(f"{possible:.0f} multiply-adds a cycle instead of {multiply_adds}, {at_most / 1e12:.1f} TFLOP/s")
 
 # %% [markdown]
 # An eighth: 8.4 TFLOP/s, of which the kernel reaches 6.0. (An eighth of 67, which would be 128 multiply-adds in every cycle; the ceiling,
@@ -646,8 +653,9 @@ draw_formats()
 
 # %% [markdown]
 # **TF32** is a float32 of which 10 bits of mantissa are used. **bfloat16** (bf16) has 7, and takes half of the memory. The exponent is the
-# same, so nothing becomes too large or too small; the steps between neighbours become coarser. **Predict**: what becomes of 257 in bf16?
-# (From 256 to 512 a bf16 has 2⁷ = 128 steps.) Of 2,051 in TF32? (From 2,048 to 4,096 it has 2¹⁰.)
+# same, so nothing becomes too large or too small; the steps between neighbours become coarser. (float16 is the other way round: 5 bits of
+# exponent, 10 of mantissa. It ends at 65,504, and small gradients become 0, for which PyTorch has `GradScaler`; bf16 needs none.)
+# **Predict**: what becomes of 257 in bf16? (From 256 to 512 a bf16 has 2⁷ = 128 steps.) Of 2,051 in TF32? (From 2,048 to 4,096 it has 2¹⁰.)
 
 
 # %%
@@ -711,7 +719,9 @@ for row in float32_row, tf32_row, bf16_row:
 # %% [markdown]
 # Now look at the figure of section 4 again. For bf16 a kernel needs 174 FLOP for each byte, or it waits for memory; tiles of 16 have 8 (a
 # bf16 is two bytes). So tensor cores are of little use to a kernel with small tiles: what comes before them on the ladder is what makes
-# them worth having. This package has kernels of its own for them, written in Numba, in
+# them worth having. (If you know PyTorch: its default for float32 is the first line; `torch.set_float32_matmul_precision("high")` allows
+# the second; `torch.autocast("cuda", torch.bfloat16)` multiplies as in the third. The arrays of the second stay float32 in memory: TF32
+# saves time, not bytes.) This package has kernels of its own for them, written in Numba, in
 # [attention](../gpt2_numba/layers/fast/attention/__init__.py).
 #
 # ## 10. How is the library called?
@@ -723,8 +733,9 @@ for row in float32_row, tf32_row, bf16_row:
 draw_two_readings([1, 2, 3, 4, 5, 6], rows=2, columns=3)
 
 # %% [markdown]
-# The transpose. Nothing has been moved: these are two ways to read the same six numbers. Here is the library, in NumPy: it knows no shapes,
-# only memory, and how many rows and columns it is told; and it reads columns. A flag says that a factor is to be transposed first.
+# The transpose. Nothing has been moved: these are two ways to read the same six numbers. (`.T` does no more, in NumPy or in PyTorch: it
+# returns a view, with the strides of rows and columns exchanged.) Here is the library, in NumPy: it knows no shapes, only memory, and how
+# many rows and columns it is told; and it reads columns. A flag says that a factor is to be transposed first.
 
 
 # %%
@@ -799,7 +810,8 @@ print(f"\nthird line to fourth: {by_library.ms - fast.ms:.3f} of {by_library.ms:
 #
 # The fast kernel cuts the rows into chunks as well, a block for each, and adds up the blocks' sums in a second kernel; and a load takes 16
 # bytes. (The order of the additions still follows from the indices alone, so two runs have the same bits.) In bf16, in the last line, all
-# of backward takes 0.129 ms. The better the products are, the more a small sum weighs.
+# of backward takes 0.129 ms. The better the products are, the more a small sum weighs. (In TF32 backward reaches half of its ceiling,
+# forward nearly all. Why, we have not investigated.)
 
 # %% [markdown]
 # ## 12. What surprised us

@@ -7,7 +7,8 @@
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, memory, coalescing, float32) and [01](01_gpt2_on_one_page.ipynb) (gradients,
 # finite differences). No GPU. An hour, and three quarters of an hour for the five exercises. At **Predict**, write your answer down before
-# you run the next cell. At **Do** there is an exercise, which a program checks.
+# you run the next cell. At **Do** there is an exercise, which a program checks. (If you know PyTorch: this is `F.gelu(x,
+# approximate="tanh")`. Sections 1 and 2 will go quickly; 4 to 8 are about what `torch.compile` does for you, and what it does not say.)
 #
 # | letter | meaning | GPT-2 124M, as measured below |
 # | --- | --- | --- |
@@ -65,9 +66,9 @@ print("matrices, apart by", np.abs(second @ (first @ row) - (second @ first) @ r
 
 # %% [markdown]
 # `6 x + 8`; and two matrices in a row are their product, one matrix. However many linear layers are stacked, together they are one. So
-# something between them must bend: for instance **ReLU**, which replaces negative numbers by 0. **GELU** is a rounder one. The idea: the
-# larger `x` is, the more of it is kept. Draw a number from the normal distribution (mean 0, variance 1); `Φ(x)` is the probability that it
-# is below `x`. GELU is `x Φ(x)`.
+# something between them must bend, an **activation function**: for instance **ReLU**, which replaces negative numbers by 0. **GELU** is a
+# rounder one. The idea: the larger `x` is, the more of it is kept. Draw a number from the normal distribution (mean 0, variance 1); `Φ(x)`
+# is the probability that it is below `x`. GELU is `x Φ(x)`.
 #
 # On paper: `Φ(0)` is ½, `Φ(1)` is 0.84, `Φ(-1)` is 0.16, `Φ(3)` is 0.999. **Predict** GELU at 0, 1, -1, 3, and at -10.
 
@@ -103,8 +104,8 @@ apart = np.abs(gelu_forward(fine) - exact)
 print(f"at most {apart.max():.5f}, near x = {abs(fine[apart.argmax()]):.1f} or {-abs(fine[apart.argmax()]):.1f}")
 
 # %% [markdown]
-# At most 0.0005. A model must be run with the form it was trained with. (In PyTorch: `F.gelu(x, approximate="tanh")`; without the argument
-# it is the other one.)
+# At most 0.0005. A model must be run with the form it was trained with. (In PyTorch `F.gelu(x)`, without `approximate="tanh"`, is the other
+# one. The library transformers calls the tanh form `gelu_new`.)
 #
 # ## 2. How far does out move?
 #
@@ -201,8 +202,8 @@ if SIMULATING:
 # ## 4. What sets its speed, bytes or arithmetic?
 #
 # For each number four bytes are read and four written. An H200 moves [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (reads
-# and writes of a copy together, 2026-11-22). **Predict**, roughly: how many microseconds must GELU take for the sheet of the table above,
-# 16,384 rows of 3,072?
+# and writes of a copy together, 2026-11-22). **Predict**, roughly: how many microseconds must GELU take for an array as in the table above,
+# 16,384 rows of 3,072 numbers (a *sheet*, from here on)?
 #
 # And arithmetic: the chip has 132 multiprocessors, at 1.98 GHz, and each can start one instruction for four of its warps in each cycle,
 # that is, for 128 threads (NVIDIA, CUDA C++ Programming Guide). Count an instruction once for each thread: then the chip starts 132 · 128
@@ -218,9 +219,11 @@ print(f"in the time of 8 bytes: {8 / MEMORY * STARTED:.0f} instructions")
 
 # %% [markdown]
 # 64 instructions for each number are free, in the sense that memory takes longer anyway. (A thread that computes does not hold up another
-# one that waits.) The formula has about ten operations and a `tanh`. If that is cheap enough, bytes alone set the time, 96 µs. Here is what
-# was measured on an H200. A line is a version of the function, a *rung*; the last column is the share of the **ceiling**, the rate at which
-# a copy moves bytes. Look at `plain`; the other rungs come in sections 6, 8 and 10. (On a GPU this cell measures yours.)
+# one that waits. If you know PyTorch: written with tensors, the formula of section 1 is eight kernels, and each of them reads and writes a
+# whole sheet. `torch.compile` makes one kernel of them, as `F.gelu` is one; then 8 bytes for a number are left, and this chapter begins.)
+# The formula has about ten operations and a `tanh`. If that is cheap enough, bytes alone set the time, 96 µs. Here is what was measured on
+# an H200. A line is a version of the function, a *rung*; the last column is the share of the **ceiling**, the rate at which a copy moves
+# bytes. Look at `plain`; the other rungs come in sections 6, 8 and 10. (On a GPU this cell measures yours.)
 
 # %%
 show_ladder("gelu_forward", precision="fp32")
@@ -342,8 +345,9 @@ if SIMULATING:
 # %% [markdown]
 # A row of 256 numbers (the picture calls them channels) and the 32 threads of a warp. Above, a thread's eight loads bring it numbers that
 # are 32 apart. Below it has eight neighbours, by two loads, the first of which is blue. The bytes are the same, the instructions a quarter.
-# (The index is simpler, too: in `inp[row, c]` either part might be negative, as Python allows, and is tested for that each time; `load8`
-# counts from the start of the array and tests nothing.)
+# (Is that still coalesced? The first load takes half of each piece of 32 bytes; the second one follows at once, and can take the other half
+# from the cache. The index is simpler, too: in `inp[row, c]` either part might be negative, as Python allows, and is tested for that each
+# time; `load8` counts from the start of the array and tests nothing.)
 #
 # From `plain` to `eight_per_thread_forward`, in the table above, that was worth 63 → 97 %: 0.099 ms, where eight bytes a number take 0.096.
 # (How much of it is due to the loads, and how much to the index, was not measured.) In float32 that is all there is to gain: nothing but
@@ -353,7 +357,7 @@ if SIMULATING:
 #
 # **bf16** is a float of two bytes: the upper half of a float32, with 8 bits of precision in place of 24, and the same range. The package
 # trains in it unless told otherwise. It is a format for memory: `load8` makes float32 of it, the arithmetic stays as it is, and `store8`
-# rounds. *What does the format keep?*
+# rounds. (PyTorch's GELU does that, too: its arithmetic is float32 if `x` is bf16.) *What does the format keep?*
 
 # %%
 for value in np.array([1, 1.003, 1.005, 3.14159, 1e30], np.float32):
@@ -398,10 +402,10 @@ for precision in SHEETS:
 quote(logistic_of_2u)
 
 # %% [markdown]
-# It is the **logistic function** of 2 u, `s = 1 / (1 + exp(-2 u))`, and `out = x s`. The `tanh` was a detour: one exponential, one
-# reciprocal, and no second version for small numbers. (`POWER` contains all factors, -2, sqrt(2/π) and log2(e), `POWER_CUBIC` also
-# 0.044715; `exp2` and `reciprocal` are the two instructions.) **Predict**: how many instructions for a number? And when exp(-2 u)
-# overflows, for x far below 0: what is `s`?
+# It is the **logistic function** of 2 u (in PyTorch `torch.sigmoid`), `s = 1 / (1 + exp(-2 u))`, and `out = x s`. So GELU is SiLU, the bend
+# of the exercise, with 2 u in place of x in the exponent. The `tanh` was a detour: one exponential, one reciprocal, and no second version
+# for small numbers. (`POWER` contains all factors, -2, sqrt(2/π) and log2(e), `POWER_CUBIC` also 0.044715; `exp2` and `reciprocal` are the
+# two instructions.) **Predict**: how many instructions for a number? And when exp(-2 u) overflows, for x far below 0: what is `s`?
 
 # %%
 with np.errstate(over="ignore"):
@@ -499,9 +503,10 @@ one_sheet = 12 * 65_536 * 3_072 * 2 / 1e9  # 12 blocks of GPT-2 124M, 65,536 tok
 print(f"computed again: {again} bytes; kept: {kept} bytes, {kept / again - 1:.0%} more, and {one_sheet:.1f} GB of memory")
 
 # %% [markdown]
-# Computing is cheaper than remembering. (`x` must be kept in any case: the slope has it as a factor, and where `tanh u` has become 1 or -1
-# in float32, `x` cannot be found from it. Could one get by with `out` alone? No: GELU goes down and up again, so two different `x` may have
-# the same `out`.)
+# Computing is cheaper than remembering. (PyTorch's `F.gelu` keeps its input only, too. Written with tensors, the formula makes autograd
+# keep three sheets more, ½ x, tanh u and 1 + tanh u, unless `torch.compile` has them computed again.) `x` must be kept in any case: the
+# slope has it as a factor, and where `tanh u` has become 1 or -1 in float32, `x` cannot be found from it. Could one get by with `out`
+# alone? No: GELU goes down and up again, so two different `x` may have the same `out`.
 
 # %%
 quote(gelu.gelu_backward_kernel)

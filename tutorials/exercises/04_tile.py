@@ -2,11 +2,11 @@
 
     out[n, o] = Σ_c inp[n, c] weight[c, o]
 
-`inp` (N, C) and `weight` (C, OC) are only read [r], `out` (N, OC) is written [w]; all are float32. Mind that `weight` is stored the other
-way round than in GPT-2: (C, OC). N, C and OC are multiples of 16. The launch is given: a block of 16 × 16 threads for each tile of 16 × 16
-numbers of `out`, a thread for each number. Go along C in steps of 16. In each step the block loads a tile of `inp` and a tile of `weight`
-into shared memory, a number of each for each thread, neighbouring threads neighbouring numbers; then every thread adds 16 products to its
-sum. So a thread reads global memory 2 C / 16 times, not 2 C times: more is refused. Where must the threads wait for each other?
+`inp` (N, C) and `weight` (C, OC) are only read [r], `out` (N, OC) is written [w]; all are float32. Mind that `weight` is not stored as in
+the chapter: it is (C, OC), the transpose. N, C and OC are multiples of 16. The launch is given: a block of 16 × 16 threads for each tile of
+16 × 16 numbers of `out`, a thread for each number. Go along C in steps of 16. In each step the block loads a tile of `inp` and a tile of
+`weight` into shared memory, a number of each for each thread, neighbouring threads neighbouring numbers; then every thread adds 16 products
+to its sum. So a thread reads global memory 2 C / 16 times, not 2 C times: more is refused. Where must the threads wait for each other?
 
     python -m tutorials.check 04_tile
 """

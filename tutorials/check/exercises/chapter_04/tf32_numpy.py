@@ -32,6 +32,12 @@ always_up = from_bits(lambda bits: (bits + STEP) & ~(STEP - np.uint32(1)))
 to_bfloat16 = from_bits(lambda bits: (bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000))
 
 
+def to_float16(values):
+    """What is computed by way of float16."""
+    with np.errstate(over="ignore"):
+        return {"return": values.astype(np.float16).astype(np.float32)}
+
+
 def nan_lost(values):
     """What is computed if NaN is rounded like a number."""
     return {"return": ((values.view(np.uint32) + HALF) & ~(STEP - np.uint32(1))).view(np.float32)}
@@ -64,7 +70,14 @@ EXERCISE = host_exercise(
             lambda values: {"return": cut_off(values)},
             "The last bits are cut off, so every number becomes smaller: add half of a step first.",
         ),
-        Mistake(lambda values: {"return": nearest_even(values)}, "Ties go to the even neighbour here; TF32 takes the one farther from 0."),
+        Mistake(  # these two differ by less than the comparison with a mistake allows: one hint for both
+            lambda values: {"return": nearest_even(values)},
+            "Ties go toward 0 here, or to the even neighbour; TF32 takes the one farther from 0. Half of a step is 0x1000, not 0xFFF.",
+        ),
+        Mistake(
+            to_float16,
+            "float16 has 10 bits of mantissa, too, but 5 of exponent: large numbers become infinity, small ones 0. Work on the bits.",
+        ),
         Mistake(
             lambda values: {"return": always_up(values)}, "That adds a whole step before cutting off; to the nearest takes half of one."
         ),
@@ -80,7 +93,16 @@ EXERCISE = host_exercise(
         ),
         Wrong("a whole step", {"0x1000": "0x2000"}, "value", "a whole step"),
         Wrong("bfloat16", {ROUND: "(bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)"}, "value", "bfloat16"),
-        Wrong("ties toward 0", {"0x1000": "0xFFF"}, "value"),
+        Wrong("ties toward 0", {"0x1000": "0xFFF"}, "value", "toward 0"),
+        Wrong(
+            "float16",
+            {
+                "    return np.where(np.isnan(values), values, rounded.view(np.float32))": "    with np.errstate(over='ignore'):\n"
+                "        return values.astype(np.float16).astype(np.float32)"
+            },
+            "value",
+            "float16",
+        ),
         Wrong(
             "NaN is rounded, too",
             {"np.where(np.isnan(values), values, rounded.view(np.float32))": "rounded.view(np.float32)"},

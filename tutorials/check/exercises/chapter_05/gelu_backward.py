@@ -4,7 +4,7 @@ import numpy as np
 
 from gpt2_numba.layer_checks.sizes import ODD, ONES
 from tutorials.check.exercise import Counts, Mistake, Wrong
-from tutorials.check.exercises.chapter_05.gelu_forward import ALONE, CHUNK, CUBIC, FEW, LOOP, SQRT_2_OVER_PI
+from tutorials.check.exercises.chapter_05.gelu_forward import ALONE, CHUNK, CUBIC, FEW, LOOP, SQRT_2_OVER_PI, normal_below
 from tutorials.check.layer_exercises import layer_exercise
 
 
@@ -71,6 +71,10 @@ EXERCISE = layer_exercise(
             "The cube has a 3 in front of it in u': THREE_CUBIC.",
         ),
         Mistake(bracket_missing, "dout multiplies both terms of the slope: a bracket is missing, or a variable `slope`."),
+        Mistake(
+            made(lambda x, t, du: normal_below(x) + x * np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)),
+            "That is the slope of the exact form, x Φ(x) with erf. GPT-2 was trained with the other one, with tanh.",
+        ),
         Mistake(made(lambda x, t, du: x * np.nan), "dinp holds NaN before the call: it is to be overwritten, not added to."),
         Mistake(slope_alone, "That is the slope: multiply it by dout."),
         Mistake(squared_slope, "Here dinp and dout are the same array. Your kernel writes to it before it has read dout from it."),
@@ -85,6 +89,8 @@ EXERCISE = layer_exercise(
         Wrong("without dout", {"dout[row, c] * slope": "slope"}, "value", "multiply it by dout"),
         Wrong("writes before it reads", {"dinp[row, c] = dout[row, c] * slope": "dinp[row, c] = slope\n        dinp[row, c] *= dout[row, c]"},
             "value", "the same array"),
+        Wrong("the exact form", {"slope = HALF * (ONE + tanh_u) + HALF * x * (ONE - tanh_u * tanh_u) * du": "slope = HALF * (ONE + math.erf(x / "
+            "np.float32(1.4142135))) + x * math.exp(-HALF * x * x) * np.float32(0.39894228)"}, "value", "the exact form"),
         Wrong("added to", {"dinp[row, c] = dout": "dinp[row, c] += dout"}, "value", "overwritten"),
         Wrong("dout times the first term", {"dout[row, c] * slope": "slope + (dout[row, c] - ONE) * HALF * (ONE + tanh_u)"}, "value", "a bracket"),
         Wrong("the gradient of a neighbour", {"dout[row, c] * slope": "dout[row, c - 1] * slope"}, "bounds"),

@@ -1,5 +1,7 @@
 """05_gelu_forward: one formula, each number by itself."""
 
+import math
+
 import numpy as np
 
 from gpt2_numba.layer_checks.sizes import ODD, ONES, Sizes
@@ -11,6 +13,11 @@ SQRT_2_OVER_PI, CUBIC = np.sqrt(2 / np.pi), 0.044715
 LOOP = "range(cuda.threadIdx.x, inp.shape[1], cuda.blockDim.x)"
 ALONE = "range(inp.shape[1] if cuda.threadIdx.x == 0 else 0)"
 CHUNK = "range(cuda.threadIdx.x * ((inp.shape[1] + 31) // 32), min(inp.shape[1], (cuda.threadIdx.x + 1) * ((inp.shape[1] + 31) // 32)))"
+
+
+def normal_below(x):
+    """The probability that a normally distributed number is below x, of which the tanh form is an approximation."""
+    return 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
 
 
 def made(formula):
@@ -51,6 +58,7 @@ EXERCISE = layer_exercise(
         Mistake(made(lambda x: x * (1 + np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3)))), "That is twice as much as it should be: HALF is missing."),
         Mistake(made(lambda x: 0.5 * (1 + np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3)))), "The factor x in front is missing."),
         Mistake(made(lambda x: 0.5 * x * np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x**3))), "The 1 is missing: ONE + tanh_u."),
+        Mistake(made(lambda x: x * normal_below(x)), "That is the exact form, x Φ(x) with erf. GPT-2 was trained with the other one, with tanh."),
         Mistake(made(lambda x: x * np.nan), "out holds NaN before the call: it is to be overwritten, not added to."),
     ),
     wrong=(
@@ -62,6 +70,7 @@ EXERCISE = layer_exercise(
         Wrong("no factor", {"HALF * x": "HALF"}, "value", "factor x"),
         Wrong("no 1", {"ONE + tanh_u": "tanh_u"}, "value", "The 1 is missing"),
         Wrong("the sign of tanh", {"ONE + tanh_u": "ONE - tanh_u"}, "value", "on paper"),
+        Wrong("the exact form", {"ONE + tanh_u": "ONE + math.erf(x / np.float32(1.4142135))"}, "value", "the exact form"),
         Wrong("added to", {"out[row, c] =": "out[row, c] +="}, "value", "overwritten"),
         Wrong("the first 32 columns only", {LOOP: "range(cuda.threadIdx.x, min(32, inp.shape[1]), 32)"}, "not written", "more numbers"),
         Wrong("the last column forgotten", {"inp.shape[1], cuda.blockDim.x)": "inp.shape[1] - 1, cuda.blockDim.x)"}, "not written"),
