@@ -8,7 +8,8 @@
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) (threads, barriers, races, `block_sum`), [01](01_gpt2_on_one_page.ipynb) (gradients),
 # [03](03_layernorm.ipynb) (LayerNorm, the row in registers) and [05](05_gelu.ipynb) (GELU). No GPU. 50 minutes, and as much again for the
 # four exercises. At **Predict**, write your answer down before you run the next cell. At **Do** there is an exercise, which a program
-# checks.
+# checks. (If you use PyTorch: sections 1 and 2 say what you know from `x + block(x)`; do their exercises and begin with section 3. Sections
+# 4 to 7 are about what `torch.compile` does for you.)
 #
 # | letter | meaning | GPT-2 124M, as measured below |
 # | --- | --- | --- |
@@ -70,27 +71,37 @@ print(f"with the sum:    1.1 to the power of 24 is {1.1**24:.1f} ε")
 # %% [markdown]
 # Nothing at all, or ten times ε. What the lowest layer does has to reach the loss, or the loss cannot tell it what to do better. Real
 # layers have weights of all sizes, but each of them still multiplies. Here are 24 layers `tanh(W x)` of 64 channels, with random weights,
-# and a gradient that starts at the top. *How large is it further down?* (Its size is the root of the mean of its squares.)
+# and a gradient that starts at the top. *How large is it further down?* (Its size is the root of the mean of its squares.) First with small
+# weights, in the figure, too; then, as a control, with weights of the size 1/√64, with which `W x` is about as large as `x`.
+
 
 # %%
-weights = [0.3 / 8 * rng.normal(size=(64, 64)) for _ in range(24)]
-sizes = {}
-for label, kept in (("out = branch", 0), ("out = inp + branch", 1)):
-    x, inputs = rng.normal(size=64), []
+def gradient_sizes(scale, kept):
+    """The size of a gradient on its way down through 24 layers. kept: 1 if a layer adds its answer to what it was given, else 0."""
+    draw = np.random.default_rng(7).normal
+    weights, x, d, inputs = scale * draw(size=(24, 64, 64)), draw(size=64), draw(size=64), []
     for weight in weights:
         inputs.append(x)
         x = kept * x + np.tanh(weight @ x)
-    d = rng.normal(size=64)
-    sizes[label] = [size(d)]
+    sizes = [size(d)]
     for weight, x in zip(reversed(weights), reversed(inputs)):
         d = kept * d + weight.T @ ((1 - np.tanh(weight @ x) ** 2) * d)  # the slope of tanh is 1 - tanh²
-        sizes[label].append(size(d))
-    print(f"{label:<20} at the top {sizes[label][0]:.2f}, at the bottom {sizes[label][-1]:.0e}")
-draw_depth(sizes)
+        sizes.append(size(d))
+    return sizes
+
+
+for name, scale in (("small weights, 0.3 / √64", 0.3 / 8), ("weights of 1 / √64", 1 / 8)):
+    sizes = {"out = branch": gradient_sizes(scale, kept=0), "out = inp + branch": gradient_sizes(scale, kept=1)}
+    for label, way in sizes.items():
+        print(f"{name:<25} {label:<19} {way[0]:.2f} at the top, {way[-1]:.1e} at the bottom")
+    if scale < 0.1:
+        draw_depth(sizes)
 
 # %% [markdown]
-# So the rows that run through the model, the **residual stream**, are never replaced. A branch reads them, and its answer is added to them.
-# That is the whole layer:
+# Without the sum, next to nothing arrives if the weights are small, and a twentieth if they are chosen with care. With it, the gradient
+# arrives in both cases, twice or ten times as large: along the stream it goes down as it is, whatever the branches do to it. So the rows
+# that run through the model, the **residual stream**, are never replaced. A branch reads them, and its answer is added to them. That is the
+# whole layer:
 #
 #     out = inp + branch                 all (N, C): inp the stream, branch what the branch has answered
 #
@@ -112,7 +123,8 @@ for share in (0.5, 1.0):
         print(f"a share of {share}: {error}")
 
 # %% [markdown]
-# No: each of them moves `out` by a full ε. (In PyTorch's words, the gradient of a sum flows to both of its inputs.)
+# No: each of them moves `out` by a full ε. (In PyTorch's words, the gradient of a sum flows to both of its inputs. Autograd makes no copy
+# there, it hands the same tensor to both. Section 7 does so, too, and section 10 says what can go wrong then.)
 #
 # Below the sum is the place where the stream is read by two: by the branch, and by the sum. On paper: `x` is one number, the branch
 # computes `3 x`, so `out = x + 3 x`. **Predict** `dx` for `dout = 1`.
@@ -180,7 +192,7 @@ for precision, functions in points.items():
     print(f"farthest above the line, {precision}: {name}, {slower[name]:.1f} times the time of a copy")
 
 # %% [markdown]
-# None by much: all of these layers lie within a factor of two of one line, and some of that factor has other causes than arithmetic:
+# None, by much: all of these layers lie within a factor of two of one line, and some of that factor has other causes than arithmetic:
 # `sum_of_squares` only adds squares. (Matrix products and attention are not in the picture: they do far more arithmetic for each byte. The
 # encoder is not, either: its reads are scattered.) A sum, a bend, a normalisation, a softmax over the vocabulary with its gradient, an
 # update of all parameters with a root and two divisions: *what they compute matters little, what they touch matters*. Kernels with next to
@@ -292,8 +304,9 @@ report(lambda: another_cut_kernel[2, 8](on_device(2, 16), on_device(2, 8), on_de
 
 # %% [markdown]
 # Between two kernels there is an end that waits for everything. If they become one, that wait is gone. Either each thread reads its own
-# numbers only, or a barrier must stand where the border was; and where one *block* needs what another one has written, no barrier helps,
-# and the two cannot be fused.
+# numbers only, or a barrier must stand where the border was. And where one *block* needs what another one has written, `syncthreads` does
+# not help, which waits for the threads of one block: the end of a kernel is the barrier for all, and the two stay two. (`torch.compile`
+# fuses an addition with the LayerNorm behind it by itself, in one Triton kernel, and keeps each row in one block, for the same reason.)
 #
 # **Do** [07_fused](exercises/07_fused.py): two sheets read, two written, and nothing read back. The row stays in registers, as in
 # 03_read_once.
@@ -325,6 +338,9 @@ for precision in ("fp32", "bf16"):
 # %% [markdown]
 # 14 % in float32, and 21 % in bf16, where a fifth was predicted. (The first line is a check in passing: two kernels in sequence took as
 # long as the two took apart, to the last digit.) Four sheets at 4.2 TB/s are 0.096 ms: the fused kernel is at 84 % of that in float32.
+#
+# (A profile of PyTorch may promise more. Where a layer is written in several operations, eager mode has a kernel for each, and a compiler
+# that fuses begins with these. Here each layer is one kernel already.)
 #
 # In a training step it is called twice in each block. How much is that? Of GPT-2 124M in bf16 on an H200, [2.3 % of the
 # step](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (2026-11-22). Small change, were it the only one.
@@ -373,8 +389,8 @@ print({f"{name} {way}": round(times) for (name, way), times in passes(seen["one"
 # rows ([dev/LOG.md](../dev/LOG.md), 2026-11-22).
 #
 # And the product that comes *before* the GELU? NVIDIA's library for products, cuBLASLt, can do a little work on each result before it
-# writes it, called an **epilogue**: add the bias, apply a GELU, multiply by its slope. **Predict**: the GELU in the epilogue of `fc`, in
-# place of a kernel of 0.193 ms. Is all of that saved?
+# writes it, called an **epilogue**: add the bias (PyTorch's `linear` lets it do that), apply a GELU, multiply by its slope. **Predict**:
+# the GELU in the epilogue of `fc`, in place of a kernel of 0.193 ms. Is all of that saved?
 
 # %%
 print("ms, GPT-2 124M in bf16, 65,536 tokens, one H200 (dev/LOG.md, 2026-11-22)")
@@ -404,7 +420,8 @@ for what, product, kernel, fused in (
 #
 # (llm.c, after which this package is made, fuses the first in the same way, across the border of the block, too: its
 # `fused_residual_forward5` keeps the row in shared memory. It has no kernel for the second, either, and the same epilogues as an option.
-# Its bias gradients are sums of their own.)
+# Its bias gradients are sums of their own. `torch.compile` of a whole model finds the first by itself, across that border, too; a GELU it
+# joins with its neighbours, but in its usual mode not with a product, which it leaves to the library.)
 #
 # The second is the best kind of fusion: *a kernel that is not there*. Count the sheets of the small layers, per block. For each kernel:
 # every number once.
@@ -478,8 +495,8 @@ for module in (layer_order, fused_layer_order):
 # ## 9. Does a launch itself cost nothing?
 #
 # A step of GPT-2 124M has more than a thousand launches. **Predict**: is it slower if each is made from Python, one at a time, than if they
-# are recorded once and started together (a **CUDA graph**)? By how much, for this model, and for a small one of 6 blocks with 4 sequences a
-# batch?
+# are recorded once and started together (a **CUDA graph**; in PyTorch `torch.cuda.graph`, or `mode="reduce-overhead"` of `torch.compile`)?
+# By how much, for this model, and for a small one of 6 blocks with 4 sequences a batch?
 
 # %%
 for model, one_by_one, as_graph in (("12 blocks, GPT-2 124M", 841, 831), ("6 blocks, B = 4", 18, 2.76)):
@@ -565,7 +582,9 @@ for backward in (weight_first, stream_first):
 # %% [markdown]
 # The first: `dweight` needs the gradient that arrives at the sum, `dout`; in the second one the branch's share has been added to it by
 # then. The copy `dbranch`, which the textbook order makes, would have protected it. Without it, the order of two lines is part of the
-# mathematics; and only a check of the whole model's gradients sees it, since each layer by itself is right.
+# mathematics; and only a check of the whole model's gradients sees it, since each layer by itself is right. (Autograd counts how often a
+# tensor has been written to, and refuses: "one of the variables needed for gradient computation has been modified by an inplace operation".
+# Here nobody counts.)
 #
 # ## 11. What surprised us
 #

@@ -84,7 +84,7 @@ for logits in (row, row + 100):
 print(f"log 50,257 = {math.log(50_257):.3f}; exp(10.991) = {math.exp(10.991):,.0f} choices, exp(9.384) = {math.exp(9.384):,.0f}")
 
 # %% [markdown]
-# At first it has opinions, random ones, and is worse off than without.
+# More than there are tokens: at first it has opinions, random ones, and that is worse than having none.
 #
 # ## 2. Which logarithm survives float32?
 #
@@ -94,8 +94,9 @@ print(f"log 50,257 = {math.log(50_257):.3f}; exp(10.991) = {math.exp(10.991):,.0
 #     -log p[target]  =  log Σ_w exp(logits[w]) - logits[target]
 #                     =  largest + log Σ_w exp(logits[w] - largest) - logits[target]
 #
-# where `largest`, the largest logit of the row, has been taken out of the sum, as in section 1 the 100. **Predict**: up to which gap is
-# each right, roughly? float32 ends at 3.4 · 10³⁸, which is e⁸⁸·⁷; and the smallest number above 0 is 1.4 · 10⁻⁴⁵, or e⁻¹⁰³.
+# where `largest` is the largest logit of the row. (The second line: `exp(logits[w])` is `exp(largest) exp(logits[w] - largest)`. The first
+# factor is the same in all terms, so it can be taken out of the sum, and its logarithm is `largest`.) **Predict**: up to which gap is each
+# right, roughly? float32 ends at 3.4 · 10³⁸, which is e⁸⁸·⁷; and the smallest number above 0 is 1.4 · 10⁻⁴⁵, or e⁻¹⁰³.
 
 
 # %%
@@ -117,20 +118,19 @@ for gap in (1, 30, 95, 102, 110):
     print(f"{gap:6}{losses[0]:11.4f}{losses[1]:18.4f}{np.log1p(np.exp(-float(gap))) + gap:13.4f}")
 
 # %% [markdown]
-# The first way is fine up to a gap of about 87: below e⁻⁸⁷ a float32 has fewer than its 24 binary digits, at e⁻¹⁰² only two, and from 104
-# on the probability is 0 and the loss infinite. One infinite loss makes the mean of all infinite. Taken apart, the sum is never below 1,
-# since the largest logit contributes exp(0), and never overflows. Its name is **logsumexp**; PyTorch has it in `log_softmax`. Rule: *never
-# take the logarithm of a probability that you have just computed*.
+# The first way is fine up to a gap of about 87: below e⁻⁸⁷ a float32 has fewer than its 24 binary digits, since it must be a multiple of
+# that smallest number, at e⁻¹⁰² it has only two, and from 104 on the probability is 0 and the loss infinite. One infinite loss makes the
+# mean of all infinite. Taken apart, the sum is never below 1, since the largest logit contributes exp(0), and never overflows. Its name is
+# **logsumexp**; PyTorch has it in `log_softmax`. Rule: *never take the logarithm of a probability that you have just computed*.
 #
 # At the other end, where the model is sure and right, the sum is 1 and a little that float32 drops. The loss comes out as 0 instead of,
 # say, 0.00000001; in a mean of losses of about 3, that is nothing.
 #
-# How accurate must it be? The loss is the number by which one compares runs. This package's losses agree with those of llm.c, a program in
-# C that trains the same model, to 5.2e-5 at the second step ([log](../dev/LOG.md), 2026-11-28). Before that it was 5.9e-4, and the cause
-# was found: the float32 copies of the parameters, which training in bfloat16 keeps beside them (PyTorch: master weights), did not start
-# from the same bits. In a loss near 10.9 that is the sixth digit, and it must be right to show this. So the check of your kernels computes
-# a tolerance for each loss, a few roundings of the numbers that it is made of. It is not a tolerance that somebody widened until the check
-# passed.
+# How accurate must it be? The loss is the number by which one compares runs. At the second step this package's loss once differed from that
+# of llm.c, a program in C that trains the same model, by 5.9e-4: in a loss near 10.9 that is the sixth digit. It had a cause. Both keep a
+# more precise copy of each parameter (chapter 09: master weights), and the two sets of copies did not start from the same bits. Since they
+# do, the difference is 5.2e-5 ([log](../dev/LOG.md), 2026-11-28). A sloppier loss would have hidden that. So the check of your kernels
+# computes a tolerance for each loss, a few roundings of the numbers that it is made of; nobody has widened it until the check passed.
 
 # %% [markdown]
 # ## 3. Which way does each logit pull?
@@ -186,7 +186,7 @@ def loss():
 
 logits, targets = rng.normal(size=(3, 7)), np.array([2, 6, 0])
 dlogits = logits.copy()
-loss_and_gradient(np.empty(3), dlogits, targets, dloss=1 / 3)
+loss_and_gradient(np.empty(3), dlogits, targets, dloss=1 / 3)  # a mean over 3 rows
 check_gradient("logits", loss, logits, dlogits)
 
 # %% [markdown]
@@ -197,7 +197,8 @@ check_gradient("logits", loss, logits, dlogits)
 # accumulation**). **Predict**: 8 rows, as two batches of 4. Which `dloss` gives the gradients of all 8 together: 1/4, or 1/8?
 #
 # Dividing at the end would do as well, but this way it costs nothing: `dloss` is a factor that is there anyway. Here `x` (N, C) is what the
-# logits were made from, `x @ wte.T`, so the gradient of `wte` is `dlogits.T @ x`, summed over the batches.
+# logits were made from, `x @ wte.T`, so the gradient of `wte` is `dlogits.T @ x` (chapter 01, section 6), summed over the batches. Each
+# line says how many times as long as that of all 8 rows it is, measured along it, and how far the worst of its numbers is off.
 
 # %%
 x, wte, targets = rng.normal(size=(8, 5)), rng.normal(size=(7, 5)), rng.integers(7, size=8)
@@ -255,8 +256,8 @@ draw_gigabytes({"parameters": 2 * PARAMETERS, "logits": 2 * N * Vp, "*probabilit
 # logits*, and neither of the other two arrays exists. (PyTorch's `cross_entropy` keeps all log-probabilities for backward, which writes the
 # gradients to a third array.)
 #
-# Does it save time, too? **Predict**: if softmax is a kernel of its own, and the gradients another one, how many times do they go over the
-# sheet of logits, reads and writes counted? And if one kernel does both, and reads each row once?
+# Does it save time, too? **Predict**: if softmax is a kernel of its own, and the gradients another one, and each reads its input once, how
+# many times do they go over an array of this size, reads and writes counted? And if one kernel does both?
 
 # %%
 apart = 2 + 2  # the logits are read and p is written; p is read and the gradients are written
@@ -265,8 +266,8 @@ for count in (apart, fused):
     print(f"{count} passes: {count * N * Vp * 2 / RATE * 1e3:.1f} ms in bfloat16, at the speed of memory")
 
 # %% [markdown]
-# Half. Joining kernels so that what one has at hand need not be read again by the next is called **fusing** them; hence the name of this
-# chapter.
+# Four times, and twice: half the bytes, and so half the time. Joining kernels so that what one has at hand need not be read again by the
+# next is called **fusing** them; hence the name of this chapter.
 
 # %% [markdown]
 # ## 6. Who needs which number?
@@ -280,7 +281,8 @@ draw_sheet()
 # Rows never meet. So a block for each row, and its threads stride over the columns; 65,536 blocks are plenty for 132 multiprocessors. Each
 # thread finds the largest of *its* logits, then `block_max`, which is `block_sum` of chapter 00 with `max` for `+`, gives all threads the
 # row's. Then the sum, in the same way. With what must a thread begin that may have no column at all? In the sum with 0. And for the
-# largest, also with 0? Let us try. **Predict**: which of these two rows comes out right?
+# largest, also with 0? Let us try, with 8 threads and two rows of three logits, -1, -2, -3 and -201, -202, -203. **Predict**: which loss
+# must come out if token 0 is the target (it is the same for both rows: why?), and for which of the two does it?
 
 
 # %%
@@ -308,9 +310,9 @@ loss_from_zero_kernel[2, 8](losses, device([[-1, -2, -3], [-201, -202, -203]]), 
 print("got", losses.copy_to_host(), " must be", loss_of_logits(np.array([-1.0, -2, -3]), 0).round(4), "for both")
 
 # %% [markdown]
-# The first one: subtracting 0 in place of -1 is allowed, since whatever is subtracted cancels, as long as nothing overflows or vanishes. In
-# the second row all exponentials vanish. A maximum begins with -∞. (In the simulator math.log(0) is an error, hence the condition; on a GPU
-# it is -∞.)
+# For the first. The rows differ in height only, so both losses are log(1 + e⁻¹ + e⁻²) = 0.4076. Subtracting 0 in place of -1 is allowed,
+# since whatever is subtracted cancels, as long as nothing overflows or vanishes. In the second row all exponentials vanish. A maximum
+# begins with -∞. (In the simulator math.log(0) is an error, hence the condition; on a GPU it is -∞.)
 #
 # Now the gradients, in place. **Predict** what the race detector says of this kernel. Look at the sheet above: who needs the target's
 # logit?
@@ -393,8 +395,9 @@ for columns in (V, Vp):
 print(f"{Vp - V} columns of padding, {(Vp - V) / V:.2%} more bytes")
 
 # %% [markdown]
-# It is not: row 1 would begin 4 bytes after such an address. With 50,304 = 393 · 128 columns every row begins at one, in bfloat16, too. So
-# `wte` has 47 rows that no token has, all 0, and the logits have 47 columns, the products with these rows: 0. Harmless? Two questions.
+# It is not: row 1 would begin 4 bytes after such an address. With 50,304 = 393 · 128 columns every row begins at one, in bfloat16, too.
+# (For that, a multiple of 8 would do. With 128, each row begins at a multiple of 256 bytes.) So `wte` has 47 rows that no token has, all 0,
+# and the logits have 47 columns, the products with these rows: 0. Harmless? Two questions.
 #
 # *May they take part in the softmax?* exp(0) is 1, so a model that knows nothing has 50,304 choices instead of 50,257. **Predict**: is that
 # visible in a loss of 10.8? And now the height of a row, which nothing fixes (section 1): suppose that all of a model's logits lie around
@@ -540,9 +543,10 @@ for name, (largest, sum_exp) in (("first", first), ("second", second), ("joined"
 # (log 4, 1.25) and (log 2, 2), joined (log 4, 2.25): the second sum was halved. 4 · 2.25 is 9, the sum of the four exponentials.
 #
 # In a block nobody joins pairs one by one. `block_max` finds the row's largest, each thread corrects its own sum_exp to it, and `block_sum`
-# adds up. Here is the fast version. A thread loads eight neighbouring logits at once (`load8`), and corrects once for all eight; `exp2` is
-# a power of two, for which the GPU has an instruction, and exp(x) is exp2(x LOG2_E). `mask_padding` replaces what is padding among the
-# eight by `LOWEST`, -10³⁸. **Think**: why not by 0? And why not by -∞?
+# adds up. Here is the fast version. A thread loads eight neighbouring logits at once (`load8`), and corrects once for all eight; `x` is its
+# own array of eight, in registers; `maximum` is `max`, in one instruction; `exp2` is a power of two, for which the GPU has an instruction,
+# too, and exp(x) is exp2(x LOG2_E). `mask_padding` replaces what is padding among the eight by `LOWEST`, -10³⁸. **Think**: why not by 0?
+# And why not by -∞?
 
 # %%
 quote(fast_classifier.row_max_and_sum_exp)
@@ -556,15 +560,13 @@ quote(fast_classifier.row_max_and_sum_exp)
 # ## 11. Can a row be read once?
 #
 # Even so, the gradients need the row again. It was there a moment ago: who could keep it? In float32 it has 197 KB (of 1,024 bytes). A
-# multiprocessor of an H200 has 227 KB of shared memory for a block. **Predict**: does the row fit? And the blocks of how many rows at a
-# time, in float32 and in bfloat16?
+# multiprocessor of an H200 has 227 KB of shared memory for its blocks. **Predict**: does a row fit? How many blocks, each with its row, can
+# be there at a time, in float32 and in bfloat16?
 
 # %%
 for name, itemsize in (("float32", 4), ("bfloat16", 2)):
     row_bytes = Vp * itemsize
-    print(
-        f"{name:<8} a row: {row_bytes / 1024:.1f} KB, rows in 227 KB: {227 * 1024 // row_bytes}; a thread of 512: {Vp / 512:.1f} logits on average"
-    )
+    print(f"{name:<8} a row: {row_bytes / 1024:.1f} KB, rows in 227 KB: {227 * 1024 // row_bytes}")
 
 # %% [markdown]
 # It fits, once in float32, twice in bfloat16. So: read it once into shared memory, and make all passes from there. What limits this one?
@@ -605,8 +607,9 @@ if SIMULATING:
     draw_passes(counted)
 
 # %% [markdown]
-# A little above 3, 2 and 1: the target's logit is read once more, by one thread or by all. The fast kernel reads its copy once, into
-# registers.
+# 3, 2 and 1, and the target's logit: in the first two kernels one thread reads it once more, 1/256 of a pass, which two decimals do not
+# show; in the last two each thread of the block does, of which there are 32 in the simulator: 1/8 of a pass. The fast kernel reads its copy
+# once, into registers.
 #
 # ## 12. What is each step worth?
 #
@@ -628,7 +631,8 @@ draw_ladder("classifier_forward_backward")
 # with 256 threads instead of 1,024: the factor of 2 is due to both ideas, and what each is worth was not measured.
 #
 # In bfloat16 `online_softmax` moves half the bytes, but does not take half the time. *What else is there to do?* Exponentials: a
-# multiprocessor computes [16 in a clock cycle](../gpt2_numba/layers/fast/classifier.py), and there are two for each logit.
+# multiprocessor computes [16 in a clock cycle](../gpt2_numba/layers/fast/classifier.py), and there are two for each logit. **Predict**:
+# alone, how long would they take, compared with its three passes over memory: a hundredth, a tenth, more?
 
 # %%
 ms = {(row.rung, row.precision): row.ms for row in recorded("classifier_forward_backward")}
@@ -637,13 +641,12 @@ CLOCK = 1.98e9  # cycles per second, measured (dev/bench/2026-11-22-h200-ruler-d
 for exponentials in (2, 1):
     print(f"{exponentials} exponential(s) for each logit, alone: {exponentials * logits_here / (132 * 16 * CLOCK) * 1e3:.3f} ms")
 for name, itemsize in (("fp32", 4), ("bf16", 2)):
-    print(
-        f"{name}: one read and one write, alone: {2 * itemsize * logits_here / RATE * 1e3:.3f} ms; online_softmax {ms['online_softmax', name]:.3f}"
-    )
+    print(f"{name}: three passes, alone: {3 * itemsize * logits_here / RATE * 1e3:.3f} ms; online_softmax {ms['online_softmax', name]:.3f}")
 
 # %% [markdown]
-# In bfloat16 the exponentials alone take half as long as the memory alone. Where a block does one after the other, they add up. (How much
-# of it runs at the same time was not measured.)
+# More: in float32 a sixth, in bfloat16, with half the bytes, a third. In float32 the three passes alone explain the time, 0.294 of 0.301
+# ms. In bfloat16 0.040 ms are left, nearly what the exponentials need if memory waits for them. (How much really runs at the same time was
+# not measured.)
 #
 # **→ row_in_shared_memory.** One read. Counting allows 100 %, and it reaches 70.6 % in float32 and 76.3 % in bfloat16. What bounds it is
 # the upper half of the timeline: in float32 there is one block to a multiprocessor, in bfloat16 there can be two, which read for each
@@ -665,8 +668,9 @@ show_ladder("classifier_forward", "accumulate_mean")
 # Now the trainer's kernel, from [its file](../gpt2_numba/layers/fast/classifier.py). Its blocks are **persistent**: there are as many as
 # fit onto the GPU, and each strides over the rows. This is what it does with a row, once it has its copy in registers, `x`, has begun to
 # copy the row after the next, and has read the target's logit, `at_target`. Names in capitals are constants, so that `x` can be in
-# registers: 512 threads with eight columns each take `SPAN` = 4,096 columns at a time, `VECTORS` = 13 times for a row, and the first
-# `UNPADDED` = 12 of these have no padding. `store8` writes eight numbers, `store1` one.
+# registers: 512 threads with eight columns each take `SPAN` = 4,096 columns at a time, `VECTORS` = 13 times for a row, so that a thread has
+# `PER_THREAD` = 104, and the first `UNPADDED` = 12 of the 13 have no padding. `TRAINING_THREADS` is the 512. `store8` writes eight numbers,
+# `store1` one.
 
 # %%
 text = Path(fast_classifier.__file__).read_text(encoding="utf-8")
@@ -674,8 +678,9 @@ text = text[text.index("    def classifier_forward_backward_kernel") :]
 print(text[text.index("            largest, sum_exp = LOWEST, ZERO") : text.index("            slot = (slot + 1)")].rstrip())
 
 # %% [markdown]
-# (`exp2(...) * scale - dloss` at the end: the target's gradient is computed apart and stored once more, by the thread that has just stored
-# its column. So no loop needs a comparison with the target.)
+# The target's gradient, `exp2(...) * scale - dloss` in the last line, is computed apart and stored once more, by the thread that has just
+# stored its column. So no loop needs a comparison with the target. Above it, each thread multiplies its exponentials by `scale`: that is
+# all that is left of the gradient.
 
 # %% [markdown]
 # ## 13. What surprised us

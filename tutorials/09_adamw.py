@@ -20,8 +20,9 @@
 # (Chapter 01 counts 124,439,808 parameters. The other 36,096 pad `wte` from 50,257 to 50,304 rows; they are stored and updated like the
 # rest.)
 #
-# (If you know PyTorch: `torch.optim.AdamW(fused=True)`, whose states `exp_avg` and `exp_avg_sq` are `m` and `v`, and
-# `torch.nn.utils.clip_grad_norm_`.)
+# (If you know PyTorch: this is `torch.optim.AdamW(fused=True)`, whose states `exp_avg` and `exp_avg_sq` are `m` and `v`,
+# `torch.nn.utils.clip_grad_norm_`, and what `GradScaler` does with an infinite gradient. You know most of sections 1 to 3; their Predicts
+# are the quick way through. Section 8 is about what `model.to(torch.bfloat16)` does to a learning rate.)
 
 # %%
 import sys
@@ -214,8 +215,8 @@ print(f"(1 - 0.001)^1000 = {0.999**1000:.3f}")
 #
 #     params -= learning_rate (m̂ / (sqrt(v̂) + eps) + weight_decay params)
 #
-# In GPT-2 only the matrices and the embeddings decay, not the biases and LayerNorms: pulling a factor like LayerNorm's weight, which starts
-# at 1, towards 0 would make no sense.
+# In GPT-2 only the matrices and the embeddings decay, not the biases and LayerNorms (in PyTorch, two `param_groups`): pulling a factor like
+# LayerNorm's weight, which starts at 1, towards 0 would make no sense.
 #
 # There is no backward in this chapter: here the gradients are used up.
 #
@@ -278,9 +279,11 @@ if SIMULATING:
 
 # %% [markdown]
 # **Seven numbers move**: four are read, three are written, 28 bytes. (The simulator counts six reads. `params[i]` stands twice in one line,
-# and the compiler loads it once; and the scale is one number for all threads.) Neighbouring threads read neighbouring numbers. And for the
-# seven there are some twenty operations. **Predict**: is this kernel limited by memory or by arithmetic, and how long does it take for
-# GPT-2 124M on an H200, which copies [4.2 TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)?
+# and the compiler loads it once; and the scale is one number for all threads. In PyTorch it is so with `fused=True` only. `foreach`, which
+# is the default on a GPU, has a kernel for each operation, on all tensors at once, and each of them reads and writes memory.) Neighbouring
+# threads read neighbouring numbers. And for the seven there are some twenty operations. **Predict**: is this kernel limited by memory or by
+# arithmetic, and how long does it take for GPT-2 124M on an H200, which copies [4.2
+# TB/s](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)?
 
 # %%
 COUNT, RATE = 124_475_904, 4.2e12  # parameters; bytes per second, read and written together
@@ -394,14 +397,15 @@ report(lambda: one_total_kernel[2, 16](total, grads))
 
 # %% [markdown]
 # Sums would get lost. Atomic additions would lose none, but add in the order in which blocks arrive: the norm's last digits, and with them
-# every parameter, would differ from run to run (chapter 03, section 9). And blocks cannot wait for each other. So it takes two kernels, one
-# after the other:
+# every parameter, would differ from run to run (chapter 03, section 9). And blocks that are launched in the usual way cannot wait for each
+# other. So it takes two kernels, one after the other:
 #
 # - `sum_of_squares`: 1,024 blocks, each writes its sum to its own place in `partials`. Which gradients it has is fixed.
 # - `norm_and_scale`: one block adds up `partials`, in a fixed order, and writes norm and scale.
 #
-# The number of blocks must be the same on every GPU, since the rounding depends on it. And there is one more reason for many partial sums.
-# **Predict**: in float32, add ones, one after the other. Where does the sum stop growing?
+# The number of blocks must be the same on every GPU, since the rounding depends on it. (PyTorch takes a norm for each tensor, and then the
+# norm of these norms: the same on paper, but with other roundings.) And there is one more reason for many partial sums. **Predict**: in
+# float32, add ones, one after the other. Where does the sum stop growing?
 
 # %%
 for exponent in (23, 24, 25):
@@ -443,7 +447,9 @@ draw_ladder("sum_of_squares")
 #
 # The scale is needed by AdamW, on the GPU. A program that fetches the norm to the CPU, decides there, and launches AdamW or not, makes the
 # GPU wait until the number has travelled and the next kernel has arrived. So the scale stays on the GPU, and the host launches AdamW at
-# once, whatever the scale will be. But then AdamW itself must know what to do if a gradient is infinite, or NaN.
+# once, whatever the scale will be. But then AdamW itself must know what to do if a gradient is infinite, or NaN. (PyTorch's
+# `clip_grad_norm_` does not wait either, until somebody asks for the norm's `.item()`, and it is "the formula" below. `GradScaler` waits
+# before an ordinary optimizer's step: was anything infinite? A fused one gets the answer as a tensor on the GPU, as here.)
 #
 # **Predict**: one gradient of three is infinite. What becomes of the three parameters with the formula of section 5? And with a scale of 0,
 # to switch the step off?
@@ -512,9 +518,9 @@ draw_bits({"1": 1, "1.0078125": 1.0078125, "1.001": 1.001, "-0.02": -0.02, "257"
 # %% [markdown]
 # One bit of **sign**. Eight of **exponent**, 127 for numbers from 1 to 2, 128 from 2 to 4, and so on: they say between which two powers of
 # 2 the number lies. Seven of **fraction**, which cut that interval into 128 equal parts: they say in which part it is. (float32 has 23, so
-# 2²³ parts.) The range is that of float32, up to 3.4 · 10³⁸. (float16 has five bits of exponent, and ends at 65,504.) The price is coarse
-# steps. From the picture: 1 and 1.0078125 are neighbours in bf16, the last of the seven bits is what differs; 1.001, of which bf16 keeps
-# the upper half, becomes 1.
+# 2²³ parts.) The range is that of float32, up to 3.4 · 10³⁸. (float16 has five bits of exponent, and ends at 65,504. Hence PyTorch's
+# `GradScaler`, which bf16 does not need.) The price is coarse steps. From the picture: 1 and 1.0078125 are neighbours in bf16, the last of
+# the seven bits is what differs; 1.001, of which bf16 keeps the upper half, becomes 1.
 #
 # **Predict**: which bf16 come right after 1, after 2, after 256? What becomes of 257?
 
@@ -560,7 +566,8 @@ for length in (6e-4, 6e-5, 6e-6):
 
 # %% [markdown]
 # At the full rate all move, at a tenth of it nearly half are stuck, and at the end only one in twelve moves. Training would not crash; it
-# would quietly come to a halt.
+# would quietly come to a halt. (So it is with `model.to(torch.bfloat16)` and a usual AdamW, whose `m` and `v` are then bf16, too. With β2 =
+# 0.999, 0.999 v is always rounded back to v, which could then never fall. Under `torch.autocast` the parameters stay float32.)
 #
 # ## 9. How is a number rounded by lot?
 #
@@ -599,13 +606,13 @@ print(f"up: {(rounded == UPPER).sum():,} of 65,536; down: {(rounded == LOWER).su
 for value in (1.001, -0.02, 257, 3.4e38, math.inf):
     bits = int(np.float32(value).view(np.uint32))
     moved = round_by_lot(np.full(65_536, value), all_noises).view(np.uint32) != (bits & 0xFFFF0000)
-    print(f"{value}: rest {bits & 0xFFFF}, goes on in {moved.sum()} of 65,536 cases")
+    print(f"{value}: rest {bits & 0xFFFF}, carries in {moved.sum()} of 65,536 cases")
 
 # %% [markdown]
 # In one of four, and in 16,384 of 65,536; the number of cases that carry is the rest, always. So the average over all noises is right, not
-# roughly, but exactly. 257 goes on to 258 in half of the cases, and 3.4 · 10³⁸, which lies beyond the largest bf16, goes on to infinity in
-# most. (To nearest it would be infinity, too.) Infinity has a rest of 0, and cannot carry. **Predict**: NaN, as a GPU makes it, has the
-# bits 0x7FFFFFFF, all ones but for the sign. What becomes of it?
+# roughly, but exactly. 257 becomes 258 in half of the cases, and 3.4 · 10³⁸, which lies beyond the largest bf16, becomes infinity in most.
+# (To nearest it would be infinity, too.) Infinity has a rest of 0, and cannot carry. **Predict**: NaN, as a GPU makes it, has the bits
+# 0x7FFFFFFF, all ones but for the sign. What becomes of it?
 
 # %%
 not_a_number = np.array([0x7FFFFFFF], np.uint32).view(np.float32)
@@ -634,8 +641,8 @@ quote(squirrel_noise)
 # (Squirrel Eiserloh's, 2021, as in llm.c: multiply by or add a large constant without a pattern, `_NOISE_1` to `_NOISE_5`, and fold the
 # upper bits onto the lower ones, several times. `^` gives the bits in which two numbers differ, `_MASK` keeps the lower 32 bits, `_9` is 9.
 # Why not an ordinary random number generator? It has a state, which each thread would have to read and write, in a kernel that is limited
-# by just that; and if the threads shared one, the noise would depend on which thread draws first.) **Predict**: the same index and seed
-# twice; the next index; the next seed.
+# by just that; and if the threads shared one, the noise would depend on which thread draws first. PyTorch's generator on a GPU, Philox, is
+# a hash, too: of a seed and a counter.) **Predict**: the same index and seed twice; the next index; the next seed.
 
 
 # %%
@@ -694,7 +701,9 @@ draw_walks(
 #
 # Stochastic rounding costs no memory, but it shakes every weight by up to a unit in each step. The other way is to keep a float32 copy of
 # each parameter, its **master weight**. AdamW updates that copy, and the bf16 parameter, which the model computes with, is only its rounded
-# image. (`m` and `v` are float32 in any case.) **Predict**: how many bytes does a step move then, against the 28 of float32?
+# image. (`m` and `v` are float32 in any case. In PyTorch's mixed precision, `autocast` or FSDP's, the parameters that the optimizer sees
+# are the masters, and the bf16 copies are made for each forward.) **Predict**: how many bytes does a step move then, against the 28 of
+# float32?
 
 # %%
 formats = {
@@ -721,7 +730,8 @@ print(f"bytes of bf16 / float32: {bytes_moved['bf16'] / bytes_moved['float32']:.
 # load `mean`, `square`, `grad` and `param` (from `master`, if there is one), with `load8`, and found out whether they decay: if not,
 # `decay` is 0. The first of the eight is number `i` in `m`, `v` and `master`, and number `in_params` in `params`. (They differ if several
 # GPUs share the work.) `step_values` and `norm_and_scale` are in the GPU's memory, since the launches of a step are recorded once and
-# replayed (chapter 10), and what differs from step to step must not be an argument. **Think** as you read: why is NaN asked for so late?
+# replayed (chapter 10), and what differs from step to step must not be an argument (PyTorch: `capturable=True`). **Think** as you read: why
+# is NaN asked for so late?
 
 # %%
 text = Path(fast_adamw.__file__).read_text(encoding="utf-8")
@@ -747,8 +757,8 @@ print(text[start : text.index("\n\n\n# ---", start)])
 #   attempt looks up once for each 32 gradients. For half of the gradients it took 64 µs instead of 139 (40 had been predicted), but for all
 #   of them 81 instead of 69: the question "still in this part?" between the loads keeps them from being on their way together (LOG,
 #   2026-11-22). Reverted.
-# - **A test for NaN in every thread that costs nothing.** Predicted: no difference. Measured: 854.5 and 855.0 ms a step without, 854.7 and
-#   853.9 with it (LOG, 2026-11-28).
+# - **A test for NaN in every thread that costs nothing.** Predicted: no difference. Measured, in turns: 854.5 and 855.0 ms a step without,
+#   854.7 and 853.9 with it (LOG, 2026-11-28; another day's step, not to be compared with the 815.5).
 # - **Half a unit that everybody can see.** The master weights first held the numbers as drawn, before rounding; llm.c's are copies of the
 #   bf16 ones. That is at most half a unit in each weight. Step 2 was off from llm.c's by 5.9e-4; with rounded copies, by 5.2e-5 (LOG,
 #   2026-11-28).

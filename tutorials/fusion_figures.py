@@ -13,7 +13,8 @@ LABELS = {
     "gelu_forward": ("right", -8, 2),
     "classifier_forward": ("right", -8, -8),
     "sum_of_squares": ("right", 14, 12),
-    "residual_layernorm_forward": ("left", 8, -11),
+    "residual_layernorm_forward": ("left", 12, -20),
+    "adamw_update": ("left", 14, -16),
 }
 
 

@@ -2,7 +2,7 @@
 
 A bfloat16 is the upper 16 bits of a float32. Let `rest` be the lower 16 bits of a value, a number from 0 to 65,535. The value is cut off,
 and in rest of 65,536 cases it then goes to the next bfloat16, away from 0. The case is drawn by the lower 16 bits of `noise`: the value
-goes on if rest + noise does not fit into 16 bits. Then the sum carries into bit 16, and the carry is the step. NaN stays the NaN it is, cut
+goes there if rest + noise does not fit into 16 bits. Then the sum carries into bit 16, and the carry is the step. NaN stays the NaN it is, cut
 off.
 
 `inp` [r] is float32 (count,), `noise` [r] uint32 (count,), all 32 bits of which are random. `out` [w] is uint32 (count,): the 16 bits of

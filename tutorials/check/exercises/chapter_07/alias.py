@@ -50,6 +50,7 @@ def turned_back(rows, cos, sin):
     return turned(rows, cos, -sin)
 
 
+NO_BARRIER = "No other thread touches this pair: a barrier does not help. The trouble is the order in which this thread reads and writes."
 TWO_LINES = """        out[row, c] = first * cosine - second * sine
         out[row, c + half] = second * cosine + first * sine
 """
@@ -79,7 +80,8 @@ EXERCISE = InPlaceExercise(
         "value": ("On paper: half = 1, the row [1, 0], cosine 0, sine 1. The result must be [0, 1].",),
         "not written": ("Both numbers of every pair must be written: columns c and c + half.",),
         "accesses": ("Read each of the four numbers once, into a variable; write each result once.",),
-        "barriers": ("No other thread touches this pair: a barrier does not help. The trouble is the order in which this thread reads and writes.",),
+        "barrier": (NO_BARRIER,),
+        "barriers": (NO_BARRIER,),
         "race": ("A pair belongs to one thread: leave the loop as it is.",),
     },
     mistakes=(
@@ -92,7 +94,7 @@ EXERCISE = InPlaceExercise(
         Wrong("as it was found", {READS: "", TWO_LINES: FIRST_LINE + SECOND_LINE}, "value", "has changed it already"),
         Wrong("the lines swapped", {READS: "", TWO_LINES: SECOND_LINE + FIRST_LINE}, "value", "your second line reads"),
         Wrong("one of the two kept", {READS: "", TWO_LINES: ONE_KEPT}, "value", "has changed it already"),
-        Wrong("a barrier between", {READS: "", TWO_LINES: FIRST_LINE + "        cuda.syncthreads()\n" + SECOND_LINE}, "barrier"),
+        Wrong("a barrier between", {READS: "", TWO_LINES: FIRST_LINE + "        cuda.syncthreads()\n" + SECOND_LINE}, "barrier", "does not help"),
         Wrong("the other way", {"first * cosine - second": "first * cosine + second", "second * cosine + first": "second * cosine - first"}, "value", "two signs"),
         Wrong("only the first half", {"        out[row, c + half] = second * cosine + first * sine\n": ""}, "not written", "Both numbers"),
         Wrong("one angle for all rows", {"cos[row, c], sin[row, c]": "cos[0, c], sin[0, c]"}, "value"),

@@ -69,7 +69,8 @@ EXERCISE = Exercise(
         ),
         "not written": ("Four outputs: residual and out by all threads, mean and rstd by one of them.",),
         "value": (
-            "What is the first wrong number: residual, row_mean, row_rstd, out? And a thread's part must start from ZERO in each pass.",
+            "What is the first wrong number: residual, row_mean, row_rstd, out? And a thread's part must start from ZERO in each pass. (Only the last digits "
+            "of rstd? The mean of x² less mean² cancels: chapter 03, section 2.)",
             "x[j] of a channel that does not exist holds whatever was there: leave it out of every sum.",
         ),
         "accesses": (
@@ -88,6 +89,9 @@ EXERCISE = Exercise(
         Mistake(made(both, eps=0), "EPS is missing: it stands under the root."),
         Mistake(made(both, lambda x: x.shape[1] * x.var(axis=1)), "The variance is the sum of the squares divided by C."),
         Mistake(made(both, lambda x: (x**2).mean(axis=1)), "That is the mean of the squares: subtract the mean before you square."),
+        Mistake(made(both, lambda x: x.shape[1] * x.var(axis=1) / (x.shape[1] - 1)), "That is divided by C - 1, as torch.var does: LayerNorm divides by C."),
+        Mistake(made(both, lambda x: x.var(axis=1) + (128 / x.shape[1] - 1) * x.mean(axis=1) ** 2 if x.shape[1] < 128 else np.nan),
+            "Channels that do not exist, with x[j] = 0, have been counted in the variance, as (0 - mean)²: `if c < C`, there too."),
         Mistake(made(both, has_weight=False), "weight is missing."),
         Mistake(made(both, has_bias=False), "bias is missing."),
         Mistake(overwritten, "residual must hold the sum, which backward will need: yours holds the normalised rows."),
@@ -101,6 +105,11 @@ EXERCISE = Exercise(
         Wrong("no bias", {" + bias[c]": ""}, "value", "bias is missing"),
         Wrong("the mean of the squares", {"(x[j] - row_mean) * (x[j] - row_mean)": "x[j] * x[j]"}, "value", "before you square"),
         Wrong("a sum instead of a mean", {"block_sum(part) / float32(C) + EPS": "block_sum(part) + EPS"}, "value", "divided by C"),
+        Wrong("divides by C - 1", {"block_sum(part) / float32(C) + EPS": "block_sum(part) / float32(max(C - 1, 1)) + EPS"}, "value", "torch.var"),
+        Wrong("counts zeros in the variance", {"        if c < C:\n            x[j] = inp": "        x[j] = ZERO\n        if c < C:\n            x[j] = inp",
+            "        if i + j * THREADS < C:\n            part": "        if True:\n            part"}, "value", "do not exist"),
+        Wrong("the mean of the squares less the square of the mean", {"part += (x[j] - row_mean) * (x[j] - row_mean)": "part += x[j] * x[j]",
+            "block_sum(part) / float32(C) + EPS": "block_sum(part) / float32(C) - row_mean * row_mean + EPS"}, "value", "cancels"),
         Wrong("the second sum starts from the first", {"\n\n    part = ZERO\n": "\n\n"}, "value", "start from ZERO"),
         Wrong("each thread's own sum", {"row_mean = block_sum(part)": "row_mean = part"}, "value"),
         Wrong("counts channels that do not exist", {"        if i + j * THREADS < C:\n            part": "        if True:\n            part"}, "value"),

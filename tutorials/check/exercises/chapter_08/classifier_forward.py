@@ -44,8 +44,14 @@ EXERCISE = LowLogitsExercise(
         "error": (
             "math.log of 0? Does the search for the largest begin with MINUS_INFINITY? Is the sum that of all threads, and begins with ZERO in each? Subtract the row's largest logit before exp; and take the log of the sum, which is at least 1 then, not of a probability, which can be 0.",
         ),
+        "not written": (
+            "Which thread writes losses[row]? Column `target` belongs to thread target % 32, but after block_sum every thread knows the loss: let thread 0 write it.",
+        ),
         "race": ("All threads know the loss: one of them may write it, `if i == 0:`.",),
-        "barrier": ("There are barriers inside block_max and block_sum: all 32 threads must call them, also those without a column.",),
+        "barrier": (
+            "There are barriers inside block_max and block_sum: all 32 threads must call them, also those without a column, and equally often: behind the loops over columns, not in them.",
+        ),
+        "compile": ("In a kernel it is math.exp and math.log, of one number at a time; NumPy's functions of arrays are for the CPU.",),
         "transactions": ("Neighbouring threads must read neighbouring logits: thread i takes columns i, i + 32, i + 64, ...",),
         "accesses": ("The row must be shared out among the 32 threads: each starts at its own i.",),
         "shared": ("The threads of a block must share the work: block_max and block_sum exchange their results.",),
@@ -76,8 +82,10 @@ EXERCISE = LowLogitsExercise(
         Wrong("the target of row 0", {"targets[row]": "targets[0]"}, "value"),
         Wrong("each thread's own sum", {"    sum_exp = block_sum(sum_exp)\n": ""}, "error", "all threads"),
         Wrong("every thread begins with 1", {"    sum_exp = ZERO\n": "    sum_exp = np.float32(1)\n"}, "value"),
+        Wrong("the thread with the target's number writes", {"    if i == 0:": "    if i == targets[row]:"}, "not written", "let thread 0 write"),
         Wrong("all threads write", {"    if i == 0:": "    if True:"}, "race", "one of them"),
         Wrong("threads without a column leave", {"    largest = MINUS_INFINITY": "    if i >= V:\n        return\n    largest = MINUS_INFINITY"}, "barrier"),
+        Wrong("block_max in the loop", {"    largest = block_max(largest)\n": "        largest = block_max(largest)\n"}, "barrier", "not in them"),
         Wrong("every thread does the whole row", {LOOP: "range(V)", "    largest = block_max(largest)\n": "", "    sum_exp = block_sum(sum_exp)\n":
             "    block_sum(sum_exp)\n"}, "accesses", "shared out"),
         Wrong("a chunk for each thread", {LOOP: CHUNK}, "transactions", "neighbouring logits"),

@@ -50,7 +50,8 @@ EXERCISE = LowLogitsExercise(
         ),
         "race": (
             "Thread 0 reads the target's logit for the loss; another thread overwrites it with its gradient. What makes the second wait for the "
-            "first? (If the message is about losses: one thread may write it.)",
+            "first? (If the message is about losses: one thread may write it. If two threads write one column of the padding: each thread has its own, "
+            "i, i + 32, ..., as everywhere else.)",
             "cuda.syncthreads() between the loss and the loop of the gradients, for all threads, not under `if i == 0`.",
         ),
         "value": (
@@ -62,7 +63,8 @@ EXERCISE = LowLogitsExercise(
             "The loop of the gradients runs over range(i, Vp, stride), with a condition for v < V.",
         ),
         "error": ("math.log of 0? The search for the largest begins with MINUS_INFINITY. Subtract the row's largest logit before exp, and take the log of the sum, not of a probability.",),
-        "barrier": ("All 32 threads must come to every barrier: to those inside block_max and block_sum, too.",),
+        "barrier": ("All 32 threads must come to every barrier, equally often: to those inside block_max and block_sum, too, behind the loops over columns, not in them.",),
+        "compile": ("In a kernel it is math.exp and math.log, of one number at a time; NumPy's functions of arrays are for the CPU.",),
         "accesses": ("The row must be shared out among the 32 threads: each starts at its own i.",),
         "transactions": ("Neighbouring threads must touch neighbouring logits: thread i takes columns i, i + 32, i + 64, ...",),
         "shared": ("The threads of a block must share the work: block_max and block_sum exchange their results.",),
@@ -96,6 +98,8 @@ EXERCISE = LowLogitsExercise(
         Wrong("the neighbour of the target", {"v == target": "v == target + 1"}, "value"),
         Wrong("the target of row 0", {"logits[row, target]": "logits[row, targets[0]]"}, "value"),
         Wrong("all threads write the loss", {"    if i == 0:": "    if True:"}, "race"),
+        Wrong("all threads write the padding", {GRADIENT: GRADIENT + "\n    for v in range(V, Vp):\n        logits[row, v] = ZERO", LOOP_ALL: LOOP,
+            "\n        else:\n            logits[row, v] = ZERO": ""}, "race", "column of the padding"),
         Wrong("every thread adds up the whole row", {LOOP: "range(V)", "    largest = block_max(largest)\n": "", "    sum_exp = block_sum(sum_exp)\n":
             "    block_sum(sum_exp)\n"}, "accesses", "shared out"),
         Wrong("a chunk for each thread", {LOOP_ALL: "range(i * ((Vp + 31) // 32), min(Vp, (i + 1) * ((Vp + 31) // 32)))",

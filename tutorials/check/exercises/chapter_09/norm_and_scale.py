@@ -115,7 +115,9 @@ EXERCISE = NormAndScale(
     },
     mistakes=(
         Mistake(made(lambda partials: partials.sum(), lambda norm, clip: clip / norm if norm > clip else 1), "The root is missing."),
-        Mistake(made(lambda partials: np.sqrt(partials[:32].sum()), lambda norm, clip: clip / norm if norm > clip else 1),
+        Mistake(made(scale_of=lambda norm, clip: clip / (norm + 1e-6)),
+            "The scale is a little too small: nothing is added to the norm here, as clip_grad_norm_ of PyTorch does. No division by 0 can happen where norm > max_norm."),
+        Mistake(made(lambda partials: np.sqrt(partials[:32].sum()) if len(partials) > 32 else math.nan, lambda norm, clip: clip / norm if norm > clip else 1),
             "There are more partial sums than threads here: each thread takes every 32nd, partials threadIdx.x, threadIdx.x + 32, ..."),
         Mistake(made(scale_of=lambda norm, clip: 1), "It never clips: the scale is max_norm / norm where norm > max_norm."),
         Mistake(made(scale_of=lambda norm, clip: norm / clip), "Upside down: a norm that is too large needs a scale below 1."),
@@ -126,6 +128,8 @@ EXERCISE = NormAndScale(
     wrong=(
         Wrong("no root", {"math.sqrt(block_sum(total))": "block_sum(total)"}, "value", "root is missing"),
         Wrong("squares again", {"total += partials[i]": "total += partials[i] * partials[i]"}, "value", "squares already"),
+        Wrong("a small number under the fraction, as in PyTorch", {"max_norm / norm if norm > max_norm else ONE": "min(ONE, max_norm / (norm + np.float32(1e-6)))"},
+            "value", "clip_grad_norm_"),
         Wrong("never clips", {"max_norm / norm if norm > max_norm else ONE": "ONE"}, "value", "never clips"),
         Wrong("always scales", {" if norm > max_norm else ONE": ""}, "value", "Which of the two"),
         Wrong("upside down", {"max_norm / norm if": "norm / max_norm if"}, "value", "Upside down"),
