@@ -304,7 +304,6 @@ def test_a_process_that_takes_too_long_is_ended_with_its_children(tmp_path):
 
 
 def test_the_built_in_corpus_serves_as_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(against_torch, "SHAKESPEARE", tmp_path / "missing.txt")
     monkeypatch.setattr(against_torch, "BUILT_IN_BYTES", 50_000)
     about = against_torch.write_tokens(None, "bytes", tmp_path / "tokens.bin")
     assert about.startswith("built-in corpus, 4") and (tmp_path / "tokens.bin").stat().st_size > 80_000

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from dev.bench.machine import commit, gpus, versions
-from dev.bench.process_memory import ROOT, MemoryWatch, run_process
+from dev.bench.process_memory import MemoryWatch, run_process
 from dev.bench.report import table
 from dev.bench.train_speed import STEP
 from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
@@ -40,8 +40,7 @@ from gpt2_numba.data.tokenizers import byte_encoding, encode, gpt2_encoding
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
 
-SHAKESPEARE = ROOT / ".gpu_kit" / "data" / "tinyshakespeare.txt"
-BUILT_IN_BYTES = 2_000_000  # of the built-in corpus, where there is no Shakespeare: some 600,000 of GPT-2's tokens
+BUILT_IN_BYTES = 2_000_000  # of the built-in corpus: some 600,000 of GPT-2's tokens
 VALIDATION_TOKENS = 32_768  # left out at the front, as in llm.c's Tiny Shakespeare, so that our losses are those of llmc_losses.py
 # model -> rows of a micro-batch and tokens of a step, as in README's table; and PyTorch's --compile: d48 as a whole would take minutes
 USUAL = {"d12": ("64", "524288", "1"), "d48": ("16", "65536", "blocks")}
@@ -77,9 +76,7 @@ def parse(argv):
     )
     parser.add_argument("--compile", choices=("0", "1", "blocks"), help="PyTorch's (default: 1 for d12, blocks for others; CPU: 0)")
     parser.add_argument("--flash", choices=("0", "1", "cudnn"), default="1", help="PyTorch's attention (default: 1)")
-    parser.add_argument(
-        "--text", type=user_path, help=f"what to train on (default: .gpu_kit/data/{SHAKESPEARE.name}, or the built-in corpus)"
-    )
+    parser.add_argument("--text", type=user_path, help="what to train on, such as Tiny Shakespeare (default: the built-in corpus)")
     parser.add_argument("--tokenizer", choices=("gpt2", "bytes"), help="of the text (default: gpt2; CPU: bytes)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each program and model, at most (default: 2)")
     parser.add_argument("--budget", type=float, default=450, metavar="SECONDS", help="time for all runs (default: 450)")
@@ -100,9 +97,8 @@ def split_models(text):
 
 
 def write_tokens(text, tokenizer, path):
-    """Tokenize the file `text` (None: the default) and write its training tokens to `path`, one shard. Returns what they are, in words."""
+    """Tokenize the file `text` (None: the built-in corpus) and write its training tokens to `path`, one shard. Returns what they are, in words."""
     encoding = gpt2_encoding() if tokenizer == "gpt2" else byte_encoding()
-    text = text or (SHAKESPEARE if SHAKESPEARE.exists() else None)
     name, documents = ("built-in corpus", built_in_documents()) if text is None else (text.name, documents_of(text))
     tokens = np.array([token for document in documents for token in (encoding.eot_token, *encode(encoding, document))], np.uint16)
     tokens = tokens[min(VALIDATION_TOKENS, len(tokens) // 10) :]
