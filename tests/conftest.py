@@ -1,10 +1,14 @@
 """Where the kernels of the tests run: on the GPU, or without one in Numba's simulator, which must be chosen before Numba is imported."""
 
+import signal
+
 import pytest
 
 from gpt2_numba.gpu.detect_gpu import simulate_without_gpu
 
 simulate_without_gpu()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; the processes that tests start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
