@@ -705,8 +705,7 @@ for name, code in codes.items():
 #
 # With a GPU, `python -m dev.bench` measures all of this on yours, in about two minutes, and draws its roofline.
 #
-# This is the last chapter. Now put it together: `python -m tutorials.my_gpt2` collects the layer functions that you have written, says
-# which are still the package's, and trains a GPT-2 with them, in the simulator or on a GPU. And then the real thing, GPT-2 124M on a GPU,
-# on text of your own or a corpus ([README](../README.md), "On a GPU"):
-#
-#     python -m gpt2_numba.train -e d12
+# This was the last chapter about kernels. Now put them together: `python -m tutorials.my_gpt2` collects the layer functions that you have
+# written, says which are still the package's, and trains a GPT-2 with them, in the simulator or on a GPU. And then
+# [the real thing](14_the_real_thing.ipynb), GPT-2 124M on a corpus or on text of your own: what it costs, how one sees that it goes well,
+# and how good it is in the end.

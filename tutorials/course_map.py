@@ -25,6 +25,7 @@ CHAPTERS = {
     "11": ("Bits, and resuming", 2.5, (3, 1)),
     "12": ("Many GPUs", 3, (3, 2)),
     "13": ("How fast could it be?", 3, (3, 3)),
+    "14": ("The real thing", 2, (3, 4.34)),  # beside the end of the course
 }
 COLUMNS = (
     ("begin here", BLUE),
@@ -42,17 +43,20 @@ def draw_map():
     for column, (title, colour) in enumerate(COLUMNS):
         axes.text(_left(column), 1.35, title, color=colour, fontsize=11.5, va="center")
     for number, (title, hours, place) in CHAPTERS.items():
-        _box(axes, place, f"{number}  {title}".replace("\n", "\n      "), f"{hours:g} h", COLUMNS[place[0]][1])
+        colour = GREEN if place[1] > 4 else COLUMNS[place[0]][1]
+        _box(axes, place, f"{number}  {title}".replace("\n", "\n      "), f"{hours:g} h", colour)
     for column in (0, 2):
         start, end = _left(column) + WIDTH + 0.12, _left(column + 1) - 0.12
         axes.add_patch(FancyArrowPatch((start, -0.5), (end, -0.5), arrowstyle="-|>", mutation_scale=16, color=GREY, linewidth=1.6))
     middle = (_left(1) + _left(2) + WIDTH) / 2
     axes.add_patch(FancyArrowPatch((middle, -5.65), (middle, -6.3), arrowstyle="-|>", mutation_scale=16, color=GREEN, linewidth=1.8))
+    end = _left(2) + WIDTH + 0.12, _left(3) - 0.12
+    axes.add_patch(FancyArrowPatch((end[0], -6.92), (end[1], -6.92), arrowstyle="-|>", mutation_scale=16, color=GREEN, linewidth=1.8))
     width = _left(2) + WIDTH - _left(1)
     style = "round,pad=0.05,rounding_size=0.15"
     axes.add_patch(FancyBboxPatch((_left(1), -7.5), width, HEIGHT, boxstyle=style, facecolor=PALE, edgecolor=GREEN, linewidth=2))
     axes.text(
-        middle, -7.52, "python -m tutorials.my_gpt2: trained by your kernels, 9 of 9", color=GREEN, fontsize=12, ha="center", va="center"
+        middle, -6.94, "python -m tutorials.my_gpt2: trained by your kernels, 9 of 9", color=GREEN, fontsize=12, ha="center", va="center"
     )
     return figure
 
