@@ -90,11 +90,13 @@ def package(distribution, purpose, extra, missing=BAD):
 
 
 def check_python():
+    """The version of Python."""
     fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
     return [Finding(GOOD if fits else BAD, "Python", platform.python_version(), "" if fits else "install Python 3.10 to 3.13")]
 
 
 def check_packages():
+    """The packages that this machine needs, and those that only some runs need."""
     gpus = count_gpus()
     needed, optional = NEEDED | (NEEDED_FOR_GPU if gpus else {}), FOR_PROCESSES | (FOR_GPUS if gpus > 1 else {}) | FOR_SOME
     findings = [package(name, *entry) for name, entry in needed.items()]
@@ -137,6 +139,7 @@ def check_vocabulary():
 
 
 def check_memory():
+    """The machine's free memory."""
     from gpt2_numba.memory_fit import free_host_bytes
 
     free = free_host_bytes()
@@ -158,7 +161,7 @@ def check_disk():
 
 
 def check_caches():
-    """Directories that keep compiled code between runs: without them a run works, but each compiles anew."""
+    """Directories that keep compiled code between runs: without them every run compiles again."""
     from gpt2_numba.cpu_cache import cache_directory, njit_cached
 
     directory = cache_directory(njit_cached()(version))  # of any function of the package; it is not compiled
@@ -171,6 +174,7 @@ def check_caches():
 
 
 def check_kernel_cache():
+    """The directory of compiled kernels: how many there are, and whether one can be written."""
     from gpt2_numba.gpu import kernel_cache
 
     try:
@@ -246,6 +250,7 @@ def trial_run(mend):
 
 
 def check_nccl(gpus):
+    """NCCL, where there are several GPUs."""
     from gpt2_numba.parallel.nccl_group import load_nccl
 
     if gpus < 2:
@@ -284,6 +289,7 @@ def which_kernels(device, precision):
 
 
 def kernels_for_bf16(device):
+    """The Finding about which kernels serve bf16 on "cpu" or "gpu"."""
     try:
         found = "bf16 needs a GPU of compute capability 8.0 or later" if device == "cpu" else which_kernels(device, "bf16")
         return Finding(OPTIONAL if device == "cpu" else GOOD, "kernels, bf16", found)

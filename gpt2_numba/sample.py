@@ -68,7 +68,7 @@ def open_source(name):
         config, flat, _ = read_saved_model(path)
         return Source(config, flat=flat)
     if is_huggingface(path):
-        config, pieces = read_huggingface(path, report=lambda text: print(text, file=sys.stderr))
+        config, pieces = read_huggingface(path)
         return Source(config, pieces=pieces)
     raise UserError(
         f"the model must be a log directory, a checkpoint, a model file, a Hugging Face folder or a name of its hub, got {name[:200]!r}, and "

@@ -144,7 +144,7 @@ def text_options(arguments):
 
 
 def _exists(path):
-    """Whether there is such a path; what the system says otherwise about it (a name too long, a loop) is left to whoever opens it."""
+    """Does the path exist? Any other error (a name too long, a loop of links) counts as yes: opening the path will report it."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -29,11 +29,13 @@ def _lines(plan, checks):
 
 
 def context(plan):
+    """Sequences longer than the model's context."""
     if plan.T > plan.config.max_T:
         return f"sequences of {plan.T} tokens (-t) are longer than the model's longest context, {plan.config.max_T}"
 
 
 def divisibility(plan):
+    """A step that is no whole number of micro-steps."""
     unit = plan.B * plan.T * plan.gpus
     if not plan.is_divisible:
         nearest = max(1, round(plan.tokens_per_step / unit)) * unit
@@ -44,17 +46,20 @@ def divisibility(plan):
 
 
 def memory(plan):
+    """More memory than a GPU has."""
     if not fits(plan):
         return f"{memory_gib(plan):.1f} GiB are needed, {capacity_gib(plan):.1f} GiB are there: see the guide above"
 
 
 def too_few_tokens(plan):
+    """Data smaller than one micro-step."""
     batch = plan.B * plan.T * plan.gpus
     if plan.data_tokens is not None and plan.data_tokens <= batch:
         return f"the data have {plan.data_tokens:,} tokens, and one micro-step of all GPUs takes {batch + 1:,}"
 
 
 def disk(plan):
+    """Checkpoints that do not fit on the disk."""
     needed = checkpoints_gb(plan)
     if plan.disk_gb is not None and needed > plan.disk_gb:
         advice = "" if plan.settings.keep_checkpoints else ": keep fewer (-nk 3)"
@@ -62,6 +67,7 @@ def disk(plan):
 
 
 def warm_up(plan):
+    """A warm-up that is ignored, or never ends."""
     given, settings = plan.given.warmup_steps, plan.settings
     if not given:
         return None
@@ -72,6 +78,7 @@ def warm_up(plan):
 
 
 def no_decay(plan):
+    """A schedule whose learning rate never falls."""
     settings = plan.settings
     is_command = plan.given.train_data is not None
     if is_command and settings.schedule != "constant" and settings.final_lr_fraction == 1:
@@ -79,12 +86,14 @@ def no_decay(plan):
 
 
 def epochs(plan):
+    """Data that are read too often."""
     if plan.data_tokens and plan.tokens > MOST_EPOCHS * plan.data_tokens:
         passes = plan.tokens / plan.data_tokens
         return f"the data are read {passes:.1f} times, and after {MOST_EPOCHS} passes repeated tokens teach little"
 
 
 def chinchilla(plan):
+    """Far too few or too many tokens for the model's size."""
     ratio = plan.tokens / count_parameters(plan.config)
     if ratio < CHINCHILLA / FAR_OFF:
         return (
@@ -106,6 +115,7 @@ def cudnn_scratch(plan):
 
 
 def no_checkpoints(plan, hours):
+    """A long run that saves nothing on the way."""
     if hours and hours > LONG_RUN and not plan.settings.checkpoint_every and plan.given.train_data is not None:
         return f"no checkpoint is written in {hours:.1f} hours: add -n STEPS -nk 3 (and -o)"
 

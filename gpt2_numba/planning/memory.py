@@ -43,6 +43,7 @@ def memory_gib(plan, recompute=None, B=None, gpus=None):
 
 
 def fits(plan):
+    """Does the run fit into the memory of each GPU?"""
     return memory_gib(plan) <= capacity_gib(plan)
 
 

@@ -18,7 +18,7 @@ class OneGpu(NamedTuple):
     norm: float
     adamw: float
     copy_rate: float  # GB/s, read plus written
-    shares: tuple = ()  # pairs (rows, time of a micro-step of so many rows as a share of one of B rows), by rows; without: their number's
+    shares: tuple = ()  # sorted pairs (rows, time of their micro-step / time of one of B rows); empty: the time is proportional to the rows
     element: int = 2  # bytes of a parameter and of a gradient
 
     @property

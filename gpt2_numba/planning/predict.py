@@ -92,7 +92,7 @@ def _between(values, C):
 
 
 def _slower_row(C, tokens, precision):
-    """The time of a row in a micro-batch of so many tokens, as a multiple of that in one as large as those of SHARES."""
+    """Time per row of a micro-batch of `tokens` tokens, relative to a micro-batch of the size that SHARES were measured with."""
     if precision == "fp32":  # measured with a smaller micro-batch, and for one width
         B = SPEEDS[LIMITS_CARD, "fp32"][0][1]
         return max(1.0, _slower_row(C, tokens, "bf16") / _slower_row(WIDTHS[0], B * SLOWER_ROWS_T, "bf16"))

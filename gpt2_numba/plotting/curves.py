@@ -363,7 +363,7 @@ def matplotlib_alone():
 
 
 def save_figure(figure, path):
-    """Write a Figure as PNG or, if the name ends so, as SVG. Whoever reads the path meanwhile finds a whole file."""
+    """Write a Figure as SVG if the path ends in .svg, otherwise as PNG. The file is replaced at once: a reader never sees half of it."""
     if Path(path).suffix.lower() == ".svg":
         write_whole(path, svg_text(figure).encode())
         return
