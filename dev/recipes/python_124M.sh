@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# GPT-2 124M that writes Python, in twenty minutes of one H100, without a network: the text is what Python and its packages have installed on
-# this machine, about 100 million tokens where PyTorch is. docs/a_real_run.md shows a run of it.
+# GPT-2 124M that writes Python, in twenty minutes of one H200, without a network: the text is what Python and its packages have installed on
+# this machine, 100 to 160 million tokens where PyTorch is. docs/a_real_run.md shows a run of it.
 #
 #     dev/recipes/python_124M.sh --rehearse      all steps in a minute, tiny
 #     dev/recipes/python_124M.sh
 #
-# The batch is a quarter of the one that large texts are trained with: on so little time more steps count for more than smoother ones. Each
-# token is seen about five times.
+# The batch is a quarter of the one that large texts are trained with: in so short a time more steps count for more than smoother ones. Each
+# token is seen three to five times.
 . "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 
 NAME=python_124M GPUS=${GPUS:-1}
