@@ -6,10 +6,16 @@
 Forward, backward, clipping and the update are PyTorch's; of the package only the settings, the schedule, the data loader, the initial
 weights and the log are used. It writes no checkpoints.
 
-bf16 is autocast: parameters, gradients and AdamW's averages are float32, and each product rounds its inputs to bfloat16. That is what users of
-PyTorch do, and nearest to our trainer, in which AdamW updates float32 copies of the bfloat16 parameters: updates smaller than the last place
-of a bfloat16 add up, where bfloat16 parameters alone would lose them. The residual stream is bfloat16 too, as ours is; autocast by itself
-leaves it in float32, which takes more memory and time.
+bf16 is autocast: parameters, gradients and AdamW's averages are float32, and each product rounds its inputs to bfloat16. That is what users
+of PyTorch do, and nearest to our trainer, in which AdamW updates float32 copies of the bfloat16 parameters: updates smaller than the last
+place of a bfloat16 add up, where bfloat16 parameters alone would lose them. The residual stream is bfloat16 too, as ours is; autocast by
+itself leaves it in float32, which takes more memory and time.
+
+Autocast rounds to nearest, our trainer stochastically, and so the two need different starts. A weight of 0.02 that is a bfloat16 number
+stays the same to autocast until its updates add up to half a unit in the last place, 6e-5; with a warm-up of 700 steps to 6e-4, ten steps.
+Weights that lie anywhere between two bfloat16 numbers cross the middle between them at the right rate. So new weights are float32, not
+rounded; the first loss hardly changes, because autocast rounds them as our trainer does. A model file in bfloat16 has no digits to restore:
+its first updates take effect late.
 
 The rows of wte are padded to a multiple of 128, because a product of 50,257 columns is slow; the logits beyond V are cut off.
 """
@@ -207,18 +213,12 @@ class Reports:
 
 
 def start_weights(settings):
-    """(GPT2Config, the pieces for TorchGPT2.load_pieces) of a new model or of a model file (-e FILE.bin).
-
-    In bf16 new weights are rounded to bfloat16, since the float32 copies in our trainer start as copies of its bfloat16 parameters.
-    """
+    """(GPT2Config, the pieces for TorchGPT2.load_pieces) of a new model, not rounded, or of a model file (-e FILE.bin)."""
     if settings.model.endswith(".bin"):
         config, flat = read_model_file(settings.model)
         return config, pieces_of(config, flat)
     config = parse_descriptor(settings.model, default_T=settings.sequence_length)
-    pieces = draw_initial_weights(config, parameter_shapes(config), settings.seed)
-    if settings.precision == "bf16":
-        pieces = ((name, layer, torch.from_numpy(values).bfloat16().float().numpy()) for name, layer, values in pieces)
-    return config, pieces
+    return config, draw_initial_weights(config, parameter_shapes(config), settings.seed)
 
 
 def pieces_of(config, flat):
