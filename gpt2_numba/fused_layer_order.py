@@ -28,6 +28,7 @@ from gpt2_numba.layers.fast.encoder import encoder_backward, encoder_forward, pl
 from gpt2_numba.layers.fast.gelu import gelu_backward, gelu_forward
 from gpt2_numba.layers.fast.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 from gpt2_numba.layers.fast.matmul import matmul_backward, matmul_forward, matmul_gelu_forward
+from gpt2_numba.layers.fast.one_row import one_row_forward
 
 
 def prepare_backward(model, acts, inputs):
@@ -65,6 +66,19 @@ def forward(model, acts, attend=None):
         residual_layernorm_forward(residual=acts.residual3[l], inp=acts.residual2[l], branch=acts.branch, **layernorm)
         residual = acts.residual3[l]
     matmul_forward(acts.logits, acts.lnf, p.wte, None)
+
+
+def forward_one_row(model, acts, attend):
+    """The same for one row, when one text is generated: five launches for each block. The residual stream stays in one place."""
+    p, residual = model.params, acts.encoded
+    encoder_forward(residual, acts.inputs, p.wte, p.wpe)
+    for l in range(model.config.L):
+        one_row_forward(acts.qkv[l], residual, p.qkvw[l], p.qkvb[l], layernorm=(p.ln1w[l], p.ln1b[l]))
+        attend(l)
+        one_row_forward(residual, acts.atty[l], p.attprojw[l], p.attprojb[l], accumulate=True)
+        one_row_forward(acts.fch_gelu[l], residual, p.fcw[l], p.fcb[l], layernorm=(p.ln2w[l], p.ln2b[l]), gelu=True)
+        one_row_forward(residual, acts.fch_gelu[l], p.fcprojw[l], p.fcprojb[l], accumulate=True)
+    one_row_forward(acts.logits, residual, p.wte, None, layernorm=(p.lnfw, p.lnfb))
 
 
 def losses(model, acts):

@@ -11,9 +11,10 @@ cache by itself. What a token needs beyond that, a GPT2 has already, too, since 
     qkv, new token    dqkv              position             targets[:1]
     wpe[position]     dbranch[:1]       partial results      fch[0], written only after attention has been done
 
-So the trainer's samples take no memory of their own. The layers are called in the order of layer_order.py or fused_layer_order.py, as in
-training, with one difference: attention is that of one query (layers/attention/one_query.py). On a GPU the launches of a token are recorded
-once and replayed (gpu/graph.py); so the position lies in memory, and wpe's row is copied to one place.
+So the trainer's samples take no memory of their own. The layers are called in the order of layer_order.py, as in training, with one
+difference: attention is that of one query (layers/attention/one_query.py). The fast kernels have another order for a single text
+(fused_layer_order.forward_one_row). On a GPU the launches of a token are recorded once and replayed (gpu/graph.py); so the position lies in
+memory, and wpe's row is copied to one place.
 
 A model sees at most T tokens. When they are T and another one comes, the oldest `slide` tokens are dropped, and the rest is read again in
 one forward pass, at its new positions. With slide = 1 each token is predicted from all T before it, at the price of a forward pass for each;
@@ -29,11 +30,11 @@ from gpt2_numba import fused_layer_order, layer_order
 from gpt2_numba.config import count_parameters
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import Arena, free_gpu_bytes
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, compute_stream, copy_to_host, on_host, real_gpu, require_gpu
+from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, bfloat16_values, compute_stream, on_host, real_gpu, require_gpu
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.gpu.gemm import allow_tf32
 from gpt2_numba.gpu.graph import Graphs
-from gpt2_numba.gpu.staging import PinnedRing
+from gpt2_numba.gpu.staging import Mirror, PinnedRing, copy_row
 from gpt2_numba.integers import ceil_div, round_up
 from gpt2_numba.layers.attention.one_query import attention_one_query
 from gpt2_numba.layers.fast import attention as fast_attention
@@ -63,11 +64,14 @@ class Decoder:
             raise ValueError(f"Decoder: the model must have room for B * T = {B} * {T} tokens: give it a larger batch")
         self.model, self.B, self.T, self.slide = model, B, T, slide or max(1, T // 2)
         self.tokens = np.empty((B, 0), np.int32)  # those that the cache holds, and that the next logits follow
-        self._order = fused_layer_order if model.kernels.fused else layer_order
+        self._forward = fused_layer_order.forward if model.kernels.fused else layer_order.forward
+        if model.kernels.fused and B == 1:
+            self._forward = fused_layer_order.forward_one_row
         self._cache = [rows[: B * T * 3 * C].reshape(B, T, 3 * C) for rows in (model.memory["qkv"][l] for l in range(config.L))]
         acts = model.activations(B, 1)
         self._acts = SimpleNamespace(**vars(acts) | {"qkv": [acts.dqkv] * config.L})
         self._position, self._wpe_row = acts.targets[:1], acts.dbranch[:1]
+        self._inputs_mirror, self._position_mirror, self._logits_mirror = map(Mirror, (acts.inputs, self._position, acts.logits))
         self._partials = model.memory["fch"][0].view(FLOAT32) if model.kernels.fused else None
         self._view = SimpleNamespace(  # of the model, as the order of the layers needs it, with one row for wpe
             config=config, kernels=model.kernels, memory=model.memory, gelu_fusion=model.gelu_fusion,
@@ -108,12 +112,12 @@ class Decoder:
         self.tokens = np.concatenate([self.tokens, np.array(tokens, np.int32)[:, None]], axis=1)
         if position == self.T:
             return self.read(self.tokens[:, self.slide :])
-        model, acts = self.model, self._acts
-        model.write_numbers(acts.inputs, self.tokens[:, position:])
-        model.write_numbers(self._position, np.array([position], np.int32))
-        _copy(self._wpe_row, model.params.wpe[position : position + 1])
-        model.graphs.run(("one token", self.B), lambda: self._order.forward(self._view, acts, self._attend))
-        return _to_host(acts.logits)[:, : model.config.V]
+        self._inputs_mirror.send(self.tokens[:, position:])
+        self._position_mirror.send(position)
+        copy_row(self._wpe_row, self.model.params.wpe, position)
+        self.model.graphs.run(("one token", self.B), lambda: self._forward(self._view, self._acts, self._attend))
+        logits = self._logits_mirror.fetch()[:, : self.model.config.V]
+        return bfloat16_values(logits) if logits.dtype == BFLOAT16_BITS else logits.copy()
 
     def _attend(self, l):
         arguments = self._acts.atty[l], self._cache[l], self._acts.qkv[l], self._position
@@ -159,10 +163,6 @@ def _copy(target, source):
         target.copy_to_device(source, stream=compute_stream())
 
 
-def _to_host(array):
-    return array.copy() if on_host(array) else copy_to_host(array)
-
-
 # ------------------------------------------------------------------------------------------------- a model without training
 
 
@@ -196,11 +196,7 @@ class ForwardModel(GPT2):
     def load_pieces(self, pieces):
         """Set parameters from (name, layer, float array) triples, one for each tensor of each layer."""
         for name, layer, values in pieces:
-            target = getattr(self.params, name)
-            target = target[layer] if isinstance(target, list) else target
-            if tuple(values.shape) != tuple(target.shape):
-                raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
-            self._write(target, values)
+            self._load_piece(name, layer, values)
 
 
 def plan_forward_memory(config, B, T, options, rows=1):

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from numba import cuda, float32
+from numba import cuda, float32, uint32
 
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
@@ -22,7 +22,7 @@ from gpt2_numba.gpu.backend import (
     to_device,
 )
 from gpt2_numba.gpu.gemm import allow_tf32, gemm, tf32_allowed
-from gpt2_numba.gpu.memory_access import WIDTH, float_of_bits, load1, load8, store1, store8
+from gpt2_numba.gpu.memory_access import WIDTH, float_of_bits, load1, load8, load8_words, store1, store8, widen8
 from gpt2_numba.gpu.reductions import (
     ADDERS,
     COLUMN_WARPS,
@@ -77,6 +77,19 @@ def copy_by_eights_kernel(out, inp, first):
 
 
 @cuda.jit
+def copy_by_words_kernel(out, inp, first):
+    """The same, widened only after all bytes have been loaded."""
+    i = first + cuda.grid(1) * WIDTH
+    if i + WIDTH > inp.size:
+        return
+    words = cuda.local.array(2 * WIDTH, uint32)
+    x = cuda.local.array(WIDTH, float32)
+    load8_words(inp, i, words, WIDTH)
+    widen8(inp, words, WIDTH, x)
+    store8(out, i, x)
+
+
+@cuda.jit
 def copy_one_by_one_kernel(out, inp, shift):
     """out[i] = inp[i + shift]: single elements, at addresses that are not multiples of 16 bytes."""
     i = cuda.grid(1)
@@ -100,7 +113,9 @@ def bfloat16_patterns():
     return np.resize(patterns, round_up(len(patterns), WIDTH)).astype(np.uint16)
 
 
-@pytest.mark.parametrize("kernel", [copy_by_eights_kernel, copy_one_by_one_kernel], ids=["load8", "load1"])
+@pytest.mark.parametrize(
+    "kernel", [copy_by_eights_kernel, copy_by_words_kernel, copy_one_by_one_kernel], ids=["load8", "load8_words", "load1"]
+)
 def test_widening_bfloat16_is_exact(kernel):
     patterns = bfloat16_patterns()
     wide = copied(kernel, to_device(patterns), FLOAT32)
@@ -134,13 +149,14 @@ def test_narrowing_to_bfloat16_rounds_to_the_nearest_ties_to_even(kernel):
 
 
 @both_types
-def test_eight_elements_keep_their_bits_and_positions(precision):
+@pytest.mark.parametrize("kernel", [copy_by_eights_kernel, copy_by_words_kernel], ids=["load8", "load8_words"])
+def test_eight_elements_keep_their_bits_and_positions(kernel, precision):
     """Three axes and an offset: indices count elements in C order; the elements before the offset are not written."""
     shape, first = (2, 3, 8), 16
     dtype = STORAGE[precision]
     values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     stored = to_device(values, dtype)
-    out = copied(copy_by_eights_kernel, stored, dtype, argument=first)
+    out = copied(kernel, stored, dtype, argument=first)
     np.testing.assert_array_equal(out.ravel()[first:], raw(stored).ravel()[first:])
     assert (out.ravel().view(np.uint16)[: first * dtype.itemsize // 2] == 0xFFFF).all(), "wrote before the index"
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dev.bench import sampling as bench
+from dev.bench import sampling_parts as parts
 from dev.bench.sampling import WholePasses
 from gpt2_numba import inference
 from gpt2_numba.config import GPT2Config
@@ -71,9 +72,10 @@ FP32_BOUND = 50 * 2.0**-24
 
 
 @every_set
-def test_logits_are_those_of_whole_passes(kernels):
+@pytest.mark.parametrize("B", [1, 3])
+def test_logits_are_those_of_whole_passes(kernels, B):
     """Different sequences side by side, of whose tokens one or several have been read in one pass."""
-    B, T = 3, CONFIGS[kernels].max_T
+    T = CONFIGS[kernels].max_T
     inputs, model = tokens(B, T), forward_model(B, kernels=kernels)
     model.forward(inputs)
     expected = model.logits_to_host()
@@ -83,7 +85,17 @@ def test_logits_are_those_of_whole_passes(kernels):
 
 
 @needs_bfloat16
-def test_logits_in_bf16():
+def test_a_single_text_takes_the_kernel_for_one_row():
+    model, used = forward_model(2, kernels="fast"), []
+    for B in (1, 2):
+        decoder = Decoder(model, B)
+        used.append(decoder._forward.__name__)
+    assert used == ["forward_one_row", "forward"]
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("B", [1, 3])
+def test_logits_in_bf16(B):
     """Every stored activation rounds by up to 2^-9 of its value, with and without the cache.
 
     There are ten on the way through a block, and three outside. An error in one changes the logits by about the same share of them, as a
@@ -91,11 +103,11 @@ def test_logits_in_bf16():
     6, as everywhere, for the largest of many.
     """
     config = CONFIGS["fast"]
-    inputs, model = tokens(3, config.max_T), forward_model(3, kernels="fast", precision="bf16", weights=lively_weights(config))
+    inputs, model = tokens(B, config.max_T), forward_model(B, kernels="fast", precision="bf16", weights=lively_weights(config))
     model.forward(inputs)
     expected = model.logits_to_host()
     bound = 6 * 2.0**-9 * np.sqrt(2 * (10 * config.L + 3)) * np.sqrt(np.mean(expected**2))
-    decoder = Decoder(model, 3)
+    decoder = Decoder(model, B)
     error = np.abs(all_logits(decoder, inputs, 2) - expected[:, 1:]).max()
     print(f"error {error:.3e}, bound {bound:.3e}")
     assert error <= bound
@@ -111,10 +123,10 @@ def test_a_fault_changes_the_logits(fault, monkeypatch):
     model.forward(inputs)
     expected, decoder = model.logits_to_host(), Decoder(model, B)
     if fault == "position":
-        write = model.write_numbers
-        monkeypatch.setattr(model, "write_numbers", lambda a, values: write(a, values + 1 if a is decoder._position else values))
+        send = decoder._position_mirror.send
+        monkeypatch.setattr(decoder._position_mirror, "send", lambda position: send(position + 1))
     elif fault == "wpe":
-        monkeypatch.setattr(inference, "_copy", lambda target, source: target.fill(0) if target is decoder._wpe_row else None)
+        monkeypatch.setattr(inference, "copy_row", lambda target, matrix, row: target.fill(0))
     elif fault == "cache":
         decoder._cache = [decoder._cache[0]] * SMALL.L
     else:
@@ -297,6 +309,15 @@ def test_the_benchmark_runs(flags, tmp_path, capsys):
     sizes = ["--models", "L=1,NH=1,C=8,T=12,V=37", "--batches", "2", "--prompt", "3", "--tokens", "2"]
     assert bench.main([*sizes, *flags.split(), "--json", str(tmp_path / "speeds.json")]) == 0
     assert capsys.readouterr().out.count("L=1,NH=1,C=8") == 1
+
+
+@needs_bfloat16
+def test_the_benchmark_of_the_parts_runs(capsys):
+    """A launch of every part is left out once."""
+    assert parts.main(["--models", "L=1,NH=1,C=8,T=5,V=9", "--batches", "1", "--position", "1"]) == 0
+    printed = capsys.readouterr().out
+    for part in parts.ONE_ROW_PARTS.keys() | parts.LIBRARY_PARTS.keys():
+        assert f"{part} " in printed
 
 
 def test_the_benchmark_finds_a_wrong_cache(monkeypatch):

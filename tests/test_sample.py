@@ -18,7 +18,7 @@ from gpt2_numba.export import export
 from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_supported
 from gpt2_numba.sample import TextStream, coin_sequences, main
 from gpt2_numba.training.model_file import write_model_file
-from gpt2_numba.training.sampler import Xorshift64Star, choose_token, sample_from_logits
+from gpt2_numba.training.sampler import Xorshift64Star, _largest, choose_token, sample_from_logits
 from tests.huggingface_folders import flat_parameters, lively_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +59,13 @@ def test_without_settings_it_is_the_trainers():
 ], ids=str)  # fmt: skip
 def test_shares_of_the_tokens(settings, shares):
     assert chosen(**settings) == shares
+
+
+@pytest.mark.parametrize("V, k", [(37, 9), (1500, 1), (3000, 50), (50257, 50), (50257, 6000)])
+def test_the_largest_are_the_first_of_a_stable_sort(V, k):
+    """Logits of few different values, as in bfloat16, so that many are equal."""
+    values = np.round(np.random.default_rng(V + k).standard_normal(V) * 40).astype(np.float32)
+    np.testing.assert_array_equal(_largest(values, k), np.sort(np.argsort(-values, kind="stable")[:k]))
 
 
 def test_of_many_tokens_those_of_the_nucleus_are_the_fewest():

@@ -12,17 +12,17 @@ Both ways must choose the same tokens in fp32: that is checked first, for a few 
 """
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from gpt2_numba.command_line import Parser, exit_code, main_program
-from gpt2_numba.config import count_parameters, parameter_shapes, parse_descriptor
+from gpt2_numba.config import ONCE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import device_name, real_gpu
 from gpt2_numba.inference import Decoder, ForwardModel, generate, padded_length
-from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.options import Options
 from gpt2_numba.training.sampler import Xorshift64Star, choose_token
 
@@ -106,9 +106,20 @@ def check(model, B, prompt):
         raise UserError(f"with and without the cache the tokens must be the same in fp32, got {cached} and {naive}")
 
 
-def measure(name, B, settings):
-    """Two Speeds of a model: cached, naive."""
-    config = parse_descriptor(name)
+def repeated_weights(config):
+    """The pieces of a model: normal numbers with a deviation of 0.02, the same ones in every tensor; LayerNorms multiply by 1."""
+    shapes = parameter_shapes(config)
+    longest = max(math.prod(shape if name in ONCE else shape[1:]) for name, shape in shapes.items())
+    normal = np.random.default_rng(1).standard_normal(longest, np.float32) * np.float32(0.02)
+    for name, shape in shapes.items():
+        layers, shape = (1, shape) if name in ONCE else (config.L, shape[1:])
+        values = np.ones(shape, np.float32) if name in ("ln1w", "ln2w", "lnfw") else normal[: math.prod(shape)].reshape(shape)
+        yield from ((name, layer, values) for layer in range(layers))
+
+
+def measure(name, batches, settings):
+    """Speeds of a model: cached, naive, for each batch."""
+    config, B = parse_descriptor(name), max(batches)
     T = min(config.max_T, settings.prompt + settings.tokens + max(3, settings.tokens // 8))
     if T < settings.prompt + 2:
         raise UserError(
@@ -118,16 +129,18 @@ def measure(name, B, settings):
         device=settings.device, precision=settings.precision, kernels=settings.kernels, tf32=False, gelu_fusion=settings.gelu_fusion
     )
     model = ForwardModel(config, B, T, options, rows=B)
-    model.load_pieces(draw_initial_weights(config, parameter_shapes(config)))
+    model.load_pieces(repeated_weights(config))
     prompt = np.random.default_rng(0).integers(config.V, size=settings.prompt).tolist()
-    if settings.precision == "fp32":
-        check(model, B, prompt)
     count, nbytes = min(settings.tokens, T - settings.prompt), count_parameters(config) * (2 if settings.precision == "bf16" else 4)
     speeds = []
-    for way, timed in (("cached", time_cached), ("naive", time_naive)):
-        seconds = timed(model, B, prompt, count)
-        share = nbytes / seconds / (settings.bandwidth * 1e9) if settings.bandwidth and way == "cached" else None
-        speeds.append(Speed(name, settings.precision, B, way, B / seconds, 1000 * seconds, share))
+    for B in batches:
+        if settings.precision == "fp32":
+            check(model, B, prompt)
+        for way, timed in (("cached", time_cached), ("naive", time_naive)):
+            seconds = timed(model, B, prompt, count)
+            share = nbytes / seconds / (settings.bandwidth * 1e9) if settings.bandwidth and way == "cached" else None
+            speeds.append(Speed(name, settings.precision, B, way, B / seconds, 1000 * seconds, share))
+        print(table(speeds[-2:]), flush=True)
     return speeds
 
 
@@ -161,9 +174,7 @@ def run(argv):
     speeds = []
     print(device_name() if settings.device == "gpu" else "CPU", settings.precision)
     for name in settings.models.split(";" if ";" in settings.models or "=" in settings.models else ","):
-        for B in map(int, settings.batches.split(",")):
-            speeds += measure(name, B, settings)
-            print(table(speeds[-2:]), flush=True)
+        speeds += measure(name, list(map(int, settings.batches.split(","))), settings)
     if settings.json:
         with open(settings.json, "w") as file:
             json.dump({"device": device_name() if settings.device == "gpu" else "CPU", "speeds": list(map(asdict, speeds))}, file, indent=1)

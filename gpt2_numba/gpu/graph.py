@@ -32,7 +32,7 @@ class Graphs:
             return work()
         if key not in self._recorded:
             self._recorded[key] = _record(work)
-        _call("cuGraphLaunch", self._recorded[key], int(compute_stream()))
+        driver_call("cuGraphLaunch", self._recorded[key], int(compute_stream()))
 
 
 def _record(work):
@@ -41,19 +41,19 @@ def _record(work):
 
     stream = int(compute_stream())
     # Thread-local: another thread may copy or allocate meanwhile without invalidating the recording.
-    _call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+    driver_call("cuStreamBeginCapture", stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
     try:
         work()
     except BaseException:
         driver.cuStreamEndCapture(stream)  # or the stream would stay unusable; the exception says what went wrong
         raise
-    graph = _call("cuStreamEndCapture", stream)
-    executable = _call("cuGraphInstantiate", graph, 0)
-    _call("cuGraphDestroy", graph)
+    graph = driver_call("cuStreamEndCapture", stream)
+    executable = driver_call("cuGraphInstantiate", graph, 0)
+    driver_call("cuGraphDestroy", graph)
     return executable
 
 
-def _call(name, *arguments):
+def driver_call(name, *arguments):
     """Call a driver function. Returns its result, if it has one. Raises RuntimeError with the driver's message."""
     from cuda.bindings import driver
 

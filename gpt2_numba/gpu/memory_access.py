@@ -56,6 +56,18 @@ if SIMULATING:
         flat = elements_of(array)
         flat[index] = bfloat16_bits(value) if flat.dtype == np.uint16 else value
 
+    def load8_words(array, index, words, first=0):
+        """words[first : ...] = the bytes of array[index : index + 8]: four words of a bfloat16 array, eight of a float32 one. Twin."""
+        loaded = np.array(elements_read(_eight(array, index))).view(np.uint32)
+        words[first : first + len(loaded)] = loaded
+
+    def widen8(array, words, first, values):
+        """values[0:8] = the elements that `load8_words` has loaded from the array into words[first : ...], as float32. Twin."""
+        if elements_of(array).dtype == np.uint16:
+            values[:WIDTH] = bfloat16_values(words[first : first + WIDTH // 2].view(np.uint16))
+        else:
+            values[:WIDTH] = words[first : first + WIDTH].view(np.float32)
+
     def bits_of_float(value):
         """The 32 bits of a float32. Twin for the simulator."""
         return np.float32(value).view(np.uint32)
@@ -188,6 +200,45 @@ else:
             return context.get_dummy_value()
 
         return types.void(array, types.int64, types.float32), codegen
+
+    @intrinsic
+    def load8_words(typingctx, array, index, words, first=0):
+        """words[first : ...] (uint32) = the bytes of array[index : index + 8]: four words of a bfloat16 array, eight of a float32 one.
+
+        Unlike load8 it computes nothing, so a thread waits for the memory only where it calls `widen8`.
+        """
+        _check(array, "load8_words")
+
+        def codegen(context, builder, signature, args):
+            array_type, _, words_type, _ = signature.args
+            targets = _eight_pointers(context, builder, words_type, args[2], args[3])
+            pointer = _pointer(context, builder, array_type, args[0], args[1], _FOUR_I32)
+            for i in range(2 if array_type.dtype == types.float32 else 1):
+                four = builder.load(builder.gep(pointer, [ir.Constant(_I32, i)]), align=_BYTES_16)
+                for k in range(4):
+                    builder.store(builder.extract_element(four, ir.Constant(_I32, k)), targets[4 * i + k])
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, words, types.int64), codegen
+
+    @intrinsic
+    def widen8(typingctx, array, words, first, values):
+        """values[0:8] = the elements that `load8_words` has loaded from the array into words[first : ...], as float32."""
+        _check(array, "widen8")
+
+        def codegen(context, builder, signature, args):
+            array_type, words_type, _, values_type = signature.args
+            sources = _eight_pointers(context, builder, words_type, args[1], args[2])
+            targets = _eight_pointers(context, builder, values_type, args[3], ir.Constant(ir.IntType(64), 0))
+            if array_type.dtype == types.float32:
+                eight = [builder.bitcast(builder.load(source), _F32) for source in sources]
+            else:
+                eight = [widen(builder, builder.load(source)) for source in sources[:4] for widen in (_widen_low, _widen_high)]
+            for element, target in zip(eight, targets):
+                builder.store(element, target)
+            return context.get_dummy_value()
+
+        return types.void(array, words, types.int64, values), codegen
 
     @intrinsic
     def bits_of_float(typingctx, value):

@@ -311,19 +311,19 @@ else:
         """Maximum dynamic shared memory of a block on this GPU, in bytes, less 1 KB for a kernel's static arrays."""
         return cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - 1024
 
-    _raised = set()  # (kernel, signature, nbytes): setting the limit once is enough
+    _raised = {}  # (kernel, signature) -> bytes: it is never lowered, since recorded launches may need the larger one
 
     def raise_shared_memory_limit(kernel, nbytes, args):
         """Allow blocks of `kernel`, compiled for the types of `args`, to have `nbytes` of dynamic shared memory."""
         from numba.cuda.cudadrv.driver import binding, driver
 
         signature = tuple(kernel.typeof_pyval(arg) for arg in args)
-        if (kernel, signature, nbytes) in _raised:
+        if nbytes <= _raised.get((kernel, signature), 0):
             return
         function = kernel.compile(signature)._codelibrary.get_cufunc()
         limit = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         driver.cuKernelSetAttribute(limit, nbytes, function.handle, function.device.id)
-        _raised.add((kernel, signature, nbytes))
+        _raised[kernel, signature] = nbytes
 
 
 def launch_with_shared_memory(kernel, grid, threads, nbytes, *args):

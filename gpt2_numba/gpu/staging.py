@@ -9,7 +9,8 @@ copy, and only after it is the buffer used again.
 import numpy as np
 from numba import cuda
 
-from gpt2_numba.gpu.backend import compute_stream
+from gpt2_numba.gpu.backend import compute_stream, device_pointer, on_host, real_gpu, synchronize
+from gpt2_numba.gpu.graph import driver_call
 
 RESULT_SLOTS = 4  # the trainer reads a step's results while the next step runs: two are in use
 SLOTS = 16  # four copies per micro-step: the host can be a few micro-steps ahead before it must wait
@@ -59,3 +60,50 @@ class PinnedResults:
             return buffer.tolist()
 
         return wait
+
+
+class Mirror:
+    """A host array, `values`, and an array on the device, copied to each other again and again with as little work for the host as can be.
+
+    Numba's own copies examine both arrays each time, which takes longer than to copy a few numbers; here only the driver is called. There
+    is one buffer and no event: before `send`, the device must have finished what was sent before, as it has after a `fetch`.
+    Of a NumPy array, `values` is the array itself, and nothing is copied.
+    """
+
+    def __init__(self, array):
+        self._array, self._pinned = array, real_gpu() and not on_host(array)
+        if self._pinned:
+            self.values = cuda.pinned_array(array.shape, array.dtype)
+            self._addresses = device_pointer(array), self.values.ctypes.data
+        else:
+            self.values = array if on_host(array) else np.empty(array.shape, array.dtype)
+
+    def send(self, values):
+        """Set `values`, and queue their copy to the device."""
+        self.values[:] = values
+        if self._pinned:
+            device, host = self._addresses
+            driver_call("cuMemcpyHtoDAsync", device, host, self.values.nbytes, int(compute_stream()))
+        elif not on_host(self._array):
+            self._array.copy_to_device(self.values)
+
+    def fetch(self):
+        """Wait for the device and copy its array to `values`. Returns `values`, valid until the next call."""
+        if self._pinned:
+            device, host = self._addresses
+            driver_call("cuMemcpyDtoHAsync", host, device, self.values.nbytes, int(compute_stream()))
+            synchronize()
+        elif not on_host(self._array):
+            self._array.copy_to_host(self.values)
+        return self.values
+
+
+def copy_row(target, matrix, row):
+    """target[0] = matrix[row], for two arrays on the host or on the device, without waiting. target (1, C), matrix (rows, C), one type."""
+    if on_host(target):
+        target[0] = matrix[row]
+    elif real_gpu():
+        nbytes = target.size * target.dtype.itemsize
+        driver_call("cuMemcpyDtoDAsync", device_pointer(target), device_pointer(matrix) + row * nbytes, nbytes, int(compute_stream()))
+    else:
+        target.copy_to_device(matrix[row : row + 1])

@@ -1,10 +1,11 @@
-"""The linear layer with bias, and without bias from C channels to the vocabulary."""
+"""The linear layer with bias, and without bias from C channels to the vocabulary; and both for one row (one_row.py)."""
 
 import math
 
 import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, SIMULATING
+from gpt2_numba.layer_checks import one_row
 from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
 from gpt2_numba.layer_checks.tolerances import half_ulp, product_error, summation_error, typical_product
@@ -108,3 +109,4 @@ def fast_calls(s, normal, storage, has_bias=True):
         backward_errors,
         lambda a: textbook.matmul_backward(*backward_arguments(a)),
     )
+    yield from one_row.fast_calls(s, normal, has_bias)

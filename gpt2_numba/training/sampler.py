@@ -8,6 +8,7 @@ import numpy as np
 
 from gpt2_numba.errors import UserError
 
+GROUPS = 1024  # of a vocabulary, to find the likeliest tokens
 _MASK_64 = 2**64 - 1
 
 
@@ -58,16 +59,21 @@ def choose_token(logits, coin, temperature=1.0, top_k=0, top_p=1.0):
         nucleus = _nucleus(np.exp(logits.astype(np.float64) - np.float64(logits.max())), top_p)
         tokens = nucleus if tokens is None else tokens[nucleus]
         logits = logits[nucleus]
-    place = sample_from_logits(logits, coin)
+    place = _draw(logits, coin)
     return place if tokens is None else int(tokens[place])
 
 
 def _largest(values, k):
     """Indices of the k largest values, ascending; of equal ones the first."""
-    smallest = np.partition(values, values.size - k)[values.size - k]
-    chosen = values > smallest
-    chosen[np.flatnonzero(values == smallest)[: k - np.count_nonzero(chosen)]] = True
-    return np.flatnonzero(chosen)
+    candidates = np.flatnonzero(values >= _reached_by(values, k))
+    return np.sort(candidates[np.argsort(-values[candidates], kind="stable")[:k]])
+
+
+def _reached_by(values, k):
+    """A number that at least k values reach, and not many more: the k-th largest of the maxima of many groups. Quicker than to sort them all."""
+    groups = min(values.size, max(GROUPS, 8 * k))
+    maxima = values[: values.size // groups * groups].reshape(-1, groups).max(axis=0)
+    return np.partition(maxima, groups - k)[groups - k]
 
 
 def _nucleus(weights, top_p):
@@ -90,6 +96,10 @@ def sample_from_logits(logits, coin):
     Python int. Raises UserError if a logit is NaN or infinite.
     """
     _check_finite(logits)
+    return _draw(logits, coin)
+
+
+def _draw(logits, coin):
     # Softmax depends only on differences of logits; subtracting the largest keeps exp from overflowing.
     weights = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
     cumulative = np.cumsum(weights)
