@@ -12,10 +12,10 @@ import pytest
 from gpt2_numba.data import arriving_shards as module
 from gpt2_numba.data import manifest as manifest_module
 from gpt2_numba.data.arriving_shards import Arrivals, StoppedWaiting
+from gpt2_numba.data.fetching.shard_download import order_of_need
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.manifest import ListedShard, SignOfLife, read_download_state, read_manifest, write_manifest
 from gpt2_numba.data.prefetch import Prefetcher
-from gpt2_numba.data.shard_download import order_of_need
 from gpt2_numba.data.token_shards import find_shards, write_shard
 from gpt2_numba.errors import UserError
 

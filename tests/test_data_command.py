@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2_numba.data import shard_making, shard_writer, text_parts, training_command
 from gpt2_numba.data.__main__ import main
 from gpt2_numba.data.builtin_corpus import builtin_corpus
+from gpt2_numba.data.making import shard_making, shard_writer, text_parts, training_command
 from gpt2_numba.data.token_shards import Shard, find_shards
 from gpt2_numba.data.tokenizer_record import recorded_tokenizer
 from gpt2_numba.errors import UserError
@@ -221,6 +221,41 @@ def test_so_many_tokens_and_no_more(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("word " * 2000)
     make(tmp_path / "a.txt", "--out", tmp_path, "--tokens", "1.2k", "--val-tokens", "200")
     assert made_text(tmp_path, "a") == ("|" + "word " * 2000)[:1200] and len(read_tokens(f"{tmp_path}/a_val_*.bin")) == 200
+
+
+@pytest.mark.parametrize(("options", "val"), [
+    (["--tokens", 1000], 100), (["--tokens", 1000, "--val-fraction", 0.3], 300), (["--tokens", 4], 2), (["--tokens", 100_000], 1001),
+    (["--tokens", 1000, "--shard-size", 50], 50),
+])  # fmt: skip
+def test_of_some_tokens_the_usual_fraction_is_for_validation(tmp_path, monkeypatch, options, val):
+    monkeypatch.setattr(text_parts, "BLOCK", 100)
+    (tmp_path / "a.txt").write_text("word " * 2000)
+    make(tmp_path / "a.txt", "--out", tmp_path, *options)
+    assert len(read_tokens(f"{tmp_path}/a_val_*.bin")) == val
+    assert made_text(tmp_path, "a") == ("|" + "word " * 2000)[: options[1]]
+
+
+@pytest.mark.parametrize(("options", "val", "train"), [
+    ([], "|vvv|vv", "|tt|tttt"), (["--tokens", 6], "|v", "|tt|"), (["--tokens", 5, "--val-tokens", 4], "|vvv", "|"), (["--tokens", 99], "|vvv|vv", "|tt|tttt"),
+    (["--val-tokens", 5], "|vvv|", "|tt|tttt"), (["--val-fraction", 0.2], "|vv", "|tt|tttt"), (["--val-tokens", 7], "|vvv|vv", "|tt|tttt"),
+])  # fmt: skip
+def test_a_source_with_parts_for_validation(tmp_path, monkeypatch, capsys, options, val, train):
+    monkeypatch.setattr(text_parts, "BLOCK", 3)  # each text is a unit
+    parts = [text_parts.Texts("v", ["vvv", "vv"], True), text_parts.Texts("t", ["tt", "tttt"], False)]
+    monkeypatch.setattr("gpt2_numba.data.sources.builtin_parts", lambda: parts)
+    make("built-in", "--out", tmp_path, *options)
+    assert [as_text(read_tokens(f"{tmp_path}/built-in_{split}_*.bin")) for split in ("val", "train")] == [val, train]
+    documents = (val + train).count("|")
+    output = capsys.readouterr().out
+    assert f"\n{documents} documents, {len(val + train)} tokens" in output and "this source has only" not in output
+
+
+@pytest.mark.parametrize("option", ["--val-tokens 8", "--val-fraction 0.9"])
+def test_too_few_tokens_for_validation_are_told(tmp_path, monkeypatch, capsys, option):
+    parts = [text_parts.Texts("v", ["vvv", "vv"], True), text_parts.Texts("t", ["tt", "tttt"], False)]
+    monkeypatch.setattr("gpt2_numba.data.sources.builtin_parts", lambda: parts)
+    make("built-in", "--out", tmp_path, *option.split())
+    assert f"{option}: this source has only 7 tokens for validation" in capsys.readouterr().out
 
 
 def test_the_tokenizer_is_recorded(tmp_path, text):
@@ -501,6 +536,14 @@ def test_the_printed_command_fits_data_and_machine(tmp_path, monkeypatch, tokens
         (["play.txt", "--val-tokens", "0"], "at least 1"),
         (["play.txt", "--val-tokens", "27"], "27 of 27 tokens"),
         (["play.txt", "--val-tokens", "1e5"], "--val-tokens"),
+        (["play.txt", "--val-tokens", "5", "--val-fraction", "0.1"], "omit one"),
+        (["play.txt", "--val-tokens", "5", "--tokens", "5"], "--tokens must be at least 6"),
+        (["built-in", "--tokens", "3"], "--tokens must be at least 4"),
+        (["play.txt", "--shards", "3"], "a text of your own does not use --shards: omit it"),
+        (["built-in", "--field", "body"], "built-in does not use --field: omit it"),
+        (["tinyshakespeare", "--limit", "5"], "tinyshakespeare does not use --limit: omit it"),
+        (["fineweb", "--tokens", "10M"], "fineweb does not use --tokens: omit it, or add --text (what it uses: --shards, --ranks)"),
+        (["hellaswag", "--text"], "hellaswag does not use --text: omit it (what it uses: --questions, --limit, --longest)"),
         (["play.txt", "--shard-size", "0"], "--shard-size"),
         (["play.txt", "--shard-size", "3B"], "--shard-size"),
         (["play.txt", "--processes", "0"], "--processes"),

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from gpt2_numba.data import download as module
-from gpt2_numba.data.download import arrived_bytes, download, read_json
+from gpt2_numba.data.fetching import download as module
+from gpt2_numba.data.fetching.download import arrived_bytes, download, read_json
 from gpt2_numba.errors import UserError
 from tests.file_server import FileServer, break_after, other_bytes, send, silent, status, trickle
 

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from gpt2_numba.data import download as download_module
-from gpt2_numba.data import hub_sources
 from gpt2_numba.data.__main__ import main
-from gpt2_numba.data.hub import RemoteFile
-from gpt2_numba.data.hub_sources import HUB_SOURCES, ArrivingText
-from gpt2_numba.data.multiple_choice import read_examples
-from gpt2_numba.data.text_parts import TextOptions, parse_split
+from gpt2_numba.data.evaluation.multiple_choice import read_examples
+from gpt2_numba.data.fetching import download as download_module
+from gpt2_numba.data.fetching import hub_sources
+from gpt2_numba.data.fetching.hub import RemoteFile
+from gpt2_numba.data.fetching.hub_sources import HUB_SOURCES, ArrivingText
+from gpt2_numba.data.making.text_parts import TextOptions, parse_split
 from gpt2_numba.data.token_shards import Shard, find_shards, write_shard
 from tests.file_server import FileServer, break_after
 
@@ -60,6 +60,14 @@ def test_tinyshakespeare(tmp_path, hub, monkeypatch):
     assert run(tmp_path, "tinyshakespeare") == 0
     assert sum(len(Shard(path)) for path in find_shards(tmp_path / "data" / "tinyshakespeare_val_*.bin")) == 32768  # as llm.c's
     assert documents(tmp_path, "val")[:3] == scenes[:3] and documents(tmp_path, "train")[-1] == scenes[-1]
+
+
+@pytest.mark.parametrize(("options", "val"), [(["--tokens", 20_000], 2000), (["--val-fraction", 0.5], 29_000), (["--val-tokens", 70], 70)])
+def test_how_much_of_tinyshakespeare_is_for_validation(tmp_path, hub, monkeypatch, options, val):
+    scenes = [f"Scene {number:04}: enter a ghost.\n\n" for number in range(2000)]
+    monkeypatch.setattr(hub_sources, "TINY_SHAKESPEARE", remote(hub, "tinyshakespeare.txt", "".join(scenes).encode()))
+    assert run(tmp_path, "tinyshakespeare", *options) == 0
+    assert abs(sum(len(Shard(path)) for path in find_shards(tmp_path / "data" / "tinyshakespeare_val_*.bin")) - val) <= 1
 
 
 def test_tinystories(tmp_path, hub):

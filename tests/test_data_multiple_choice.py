@@ -8,7 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2_numba.data.multiple_choice import Example, MultipleChoice, Score, read_examples, write_examples
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import Example, Score, read_examples, read_share, write_examples
 from gpt2_numba.errors import UserError
 
 SMALL = [Example(2, [7, 300], [[1], [65534, 2], [3, 4, 5]]), Example(0, [0], [[9], [8]])]
@@ -70,15 +71,11 @@ def brute_force(examples):
     return correct
 
 
-def evaluate(path, B, T=12, losses=fake_losses, **more):
-    evaluation = MultipleChoice(path, B, T, **more)
-    batches = 0
-    for inputs, targets, mask in evaluation:
-        assert inputs.shape == targets.shape == mask.shape == (B, T)
-        evaluation.score(losses(inputs, targets))
-        batches += 1
-    assert batches == evaluation.batches
-    return evaluation.result()
+def evaluate(path, tokens, T=12, losses=fake_losses, **share):
+    answers = Answers(read_share(path, T, **share))
+    for batch in answers.batches(tokens, T):
+        answers.add(batch.rows, losses(batch.inputs, batch.targets))
+    return answers.score()
 
 
 @pytest.fixture
@@ -183,36 +180,26 @@ def test_only_regular_files_are_opened(tmp_path):
             write_examples(tmp_path / path, SMALL)
 
 
-# --- the batches ---
-
-
-def test_rows(small_file):
-    (inputs, targets, mask), (last_inputs, _, last_mask) = MultipleChoice(small_file, B=3, T=5)
-    assert inputs.dtype == targets.dtype == np.int32 and mask.dtype == bool
-    assert inputs.flags.c_contiguous and targets.flags.c_contiguous
-    np.testing.assert_array_equal(inputs, [[7, 300, 0, 0, 0], [7, 300, 65534, 0, 0], [7, 300, 3, 4, 0]])
-    np.testing.assert_array_equal(targets, [[300, 1, 0, 0, 0], [300, 65534, 2, 0, 0], [300, 3, 4, 5, 0]])
-    np.testing.assert_array_equal(mask, [[0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
-    assert not last_inputs[2].any() and last_mask.sum() == 2  # two rows are left, the third is empty
+# --- the share of a process ---
 
 
 def test_an_example_of_exactly_the_sequence_length(small_file):
     """Its last token is only a target, so 2 + 3 tokens need 4 positions."""
-    assert MultipleChoice(small_file, B=3, T=4).batches == 2
+    assert len(read_share(small_file, T=4)) == 2
     with pytest.raises(UserError, match=r"sequence length \(-t\) of 3, example number 0 needs 4 tokens"):
-        MultipleChoice(small_file, B=3, T=3)
+        read_share(small_file, T=3)
 
 
 def test_every_rank_refuses_an_example_that_is_too_long(small_file):
     for rank in range(2):  # the long example is rank 0's
         with pytest.raises(UserError, match="example number 0"):
-            MultipleChoice(small_file, B=3, T=3, rank=rank, ranks=2)
+            read_share(small_file, T=3, rank=rank, ranks=2)
 
 
 def test_vocabulary(small_file):
-    MultipleChoice(small_file, B=1, T=8, vocab_size=65535)
+    read_share(small_file, T=8, vocab_size=65535)
     with pytest.raises(UserError, match="vocabulary of 65534, example number 0 has 65534"):
-        MultipleChoice(small_file, B=1, T=8, vocab_size=65534)
+        read_share(small_file, T=8, vocab_size=65534)
 
 
 # --- the score ---
@@ -237,11 +224,11 @@ def test_the_questions_discriminate(questions):
     assert 0 < brute_force(examples) < 23 and by_sum != brute_force(examples)
 
 
-@pytest.mark.parametrize("B", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("tokens", [1, 24, 36, 96])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_score_matches_brute_force(questions, B, ranks):
+def test_score_matches_brute_force(questions, tokens, ranks):
     path, examples = questions
-    scores = [evaluate(path, B, rank=rank, ranks=ranks) for rank in range(ranks)]
+    scores = [evaluate(path, tokens, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sum(score.examples for score in scores) == 23
     assert sum(score.correct for score in scores) == brute_force(examples)
     assert max(score.examples for score in scores) - min(score.examples for score in scores) <= 1
@@ -249,7 +236,7 @@ def test_score_matches_brute_force(questions, B, ranks):
 
 def test_each_rank_has_its_own_examples(questions):
     path, examples = questions
-    assert [evaluate(path, 4, rank=rank, ranks=3).correct for rank in range(3)] == [
+    assert [evaluate(path, 48, rank=rank, ranks=3).correct for rank in range(3)] == [
         brute_force(examples[0:7]),
         brute_force(examples[7:15]),
         brute_force(examples[15:23]),
@@ -257,7 +244,7 @@ def test_each_rank_has_its_own_examples(questions):
 
 
 def test_more_ranks_than_examples(small_file):
-    scores = [evaluate(small_file, 4, T=4, rank=rank, ranks=5) for rank in range(5)]
+    scores = [evaluate(small_file, 16, T=4, rank=rank, ranks=5) for rank in range(5)]
     assert sorted(score.examples for score in scores) == [0, 0, 0, 1, 1]
     assert sum(score.correct for score in scores) == brute_force(SMALL)
 
@@ -265,42 +252,27 @@ def test_more_ranks_than_examples(small_file):
 def test_any_number_of_endings(tmp_path):
     examples = random_examples(11, endings=(2, 5, 3))
     write_examples(tmp_path / "a.bin", examples)
-    assert [evaluate(tmp_path / "a.bin", B).correct for B in (1, 4, 9)] == [brute_force(examples)] * 3
+    assert [evaluate(tmp_path / "a.bin", tokens).correct for tokens in (12, 48, 108)] == [brute_force(examples)] * 3
 
 
-def test_losses_outside_the_mask_are_ignored_and_the_caller_may_overwrite_it(questions):
+def test_losses_of_other_tokens_are_ignored(questions):
     path, examples = questions
-    evaluation = MultipleChoice(path, 5, 12)
-    for inputs, targets, mask in evaluation:
-        losses = np.where(mask, fake_losses(inputs, targets), np.nan)
-        mask[:] = True
-        evaluation.score(losses)
-    assert evaluation.result().correct == brute_force(examples)
+    answers = Answers(examples)
+    for batch in answers.batches(60, 12):
+        losses = np.full(batch.inputs.shape, np.nan, np.float32)
+        for place, row in enumerate(batch.rows):
+            context, ending = answers.rows[row]
+            of_the_ending = slice(len(context) - 1, len(context) + len(ending) - 1)
+            losses[place, of_the_ending] = fake_losses(batch.inputs[[place]], batch.targets[[place]])[0, of_the_ending]
+        answers.add(batch.rows, losses)
+    assert answers.score().correct == brute_force(examples)
 
 
 def test_equal_losses_choose_the_first(tmp_path):
     examples = [Example(label, [1], [[2], [3, 4], [5]]) for label in (0, 1, 2, 0)]
     write_examples(tmp_path / "a.bin", examples)
-    score = evaluate(tmp_path / "a.bin", 2, losses=lambda inputs, targets: np.ones(inputs.shape, np.float32))
+    score = evaluate(tmp_path / "a.bin", 24, losses=lambda inputs, targets: np.ones(inputs.shape, np.float32))
     assert score == Score(2, 4)
-
-
-def test_a_second_pass_resets_the_score(questions):
-    path, examples = questions
-    evaluation = MultipleChoice(path, 8, 12)
-    for _ in range(2):
-        for inputs, targets, _mask in evaluation:
-            evaluation.score(fake_losses(inputs, targets))
-        assert evaluation.result() == Score(brute_force(examples), 23)
-
-
-def test_a_missing_or_misshapen_batch_is_refused(questions):
-    evaluation = MultipleChoice(questions[0], 8, 12)
-    for inputs, targets, _mask in evaluation:
-        with pytest.raises(ValueError, match=r"\(8, 12\)"):
-            evaluation.score(fake_losses(inputs, targets).ravel())
-    with pytest.raises(RuntimeError, match="0 rows of 92"):
-        evaluation.result()
 
 
 @pytest.mark.parametrize(

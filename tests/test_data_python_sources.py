@@ -4,8 +4,15 @@ import sys
 
 import pytest
 
-from gpt2_numba.data import python_sources
-from gpt2_numba.data.python_sources import choose_files, library_folders, looks_generated, python_parts, source_files, validation_packages
+from gpt2_numba.data.making import python_sources
+from gpt2_numba.data.making.python_sources import (
+    choose_files,
+    library_folders,
+    looks_generated,
+    python_parts,
+    source_files,
+    validation_packages,
+)
 
 CODE = "def add(a, b):\n    return a + b  # {}\n"
 

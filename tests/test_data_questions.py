@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from gpt2_numba.data.__main__ import main
-from gpt2_numba.data.multiple_choice import read_examples
-from gpt2_numba.data.questions import read_questions
+from gpt2_numba.data.evaluation.multiple_choice import read_examples
+from gpt2_numba.data.evaluation.questions import read_questions
 from gpt2_numba.errors import UserError
 
 ROWS = [

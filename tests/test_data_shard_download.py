@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from gpt2_numba.data import download as download_module
-from gpt2_numba.data import shard_download
-from gpt2_numba.data.hub import hub_files
+from gpt2_numba.data.fetching import download as download_module
+from gpt2_numba.data.fetching import shard_download
+from gpt2_numba.data.fetching.hub import hub_files
+from gpt2_numba.data.fetching.shard_download import ReadyShards, fetch_shards, order_of_need
 from gpt2_numba.data.manifest import read_download_state, read_manifest
-from gpt2_numba.data.shard_download import ReadyShards, fetch_shards, order_of_need
 from gpt2_numba.data.token_shards import Shard, write_shard
 from gpt2_numba.data.tokenizer_record import recorded_tokenizer
 from gpt2_numba.errors import UserError
@@ -124,7 +124,7 @@ def test_more_shards_than_there_are(tmp_path, hub):
 
 
 def test_a_disk_that_is_too_small(tmp_path, hub, monkeypatch):
-    from gpt2_numba.data import hub as hub_module
+    from gpt2_numba.data.fetching import hub as hub_module
 
     monkeypatch.setattr(hub_module, "free_bytes", lambda directory: 5000)
     with pytest.raises(UserError, match="6.4 kB are to be downloaded, and the disk has 5.0 kB left"):

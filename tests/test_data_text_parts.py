@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiktoken
 
-from gpt2_numba.data import text_parts
-from gpt2_numba.data.text_parts import TextOptions, group_files, parse_split, part_of_file, place_to_cut
+from gpt2_numba.data.making import text_parts
+from gpt2_numba.data.making.text_parts import TextOptions, group_files, parse_split, part_of_file, place_to_cut
+from gpt2_numba.data.making.tokenizing import encode_unit
 from gpt2_numba.data.tokenizers import byte_encoding, encode
-from gpt2_numba.data.tokenizing import encode_unit
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 ALPHABET = ["a", "b", "'s", "1", ".", " ", " ", "\n", "\n", "\t", "\r\n", "\r", "é", "—", "\u3000", "\u00a0", "\x1c", "🙂", "<s>", "\n\n"]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gpt2_numba import train as trainer
-from gpt2_numba.data import arriving_shards, shard_download
+from gpt2_numba.data import arriving_shards
+from gpt2_numba.data.fetching import shard_download
+from gpt2_numba.data.fetching.shard_download import ReadyShards, fetch_shards
 from gpt2_numba.data.prefetch import Prefetcher
-from gpt2_numba.data.shard_download import ReadyShards, fetch_shards
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.training.log import read_main_log
 from tests.file_server import FileServer

@@ -18,7 +18,7 @@ import numpy as np
 from gpt2_numba.check_model import ADAMW, GRAD_CLIP, STEPS
 from gpt2_numba.command_line import Parser, exit_code, file_name, main_program, user_path
 from gpt2_numba.config import parameter_shapes, parse_descriptor
-from gpt2_numba.data.shard_writer import cannot_write
+from gpt2_numba.data.making.shard_writer import cannot_write
 from gpt2_numba.errors import UserError
 from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.training.debug_state_file import DebugState, write_debug_state

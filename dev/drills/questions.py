@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.data.evaluation.multiple_choice import Example, write_examples
 
 
 def write_questions(path):

@@ -7,7 +7,7 @@ sources on this machine: 100 million tokens and more, without a network.
 
 Written are DIR/NAME_val_000000.bin and DIR/NAME_train_000000.bin, ... of 100 million tokens each, and DIR/NAME_tokenizer.json. A document
 begins with the end-of-text token; the first tokens are for validation. A job that was stopped goes on when its command is given again.
-Tokenizing and writing are in shard_making.py.
+Tokenizing and writing are in making/, downloads in fetching/, the named sources in sources.py.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import difflib
 from pathlib import Path
 
 from gpt2_numba.command_line import Parser, exit_code, file_name, main_program, user_path
-from gpt2_numba.data.shard_making import make_shards
-from gpt2_numba.data.sources import add_hub_options, sources
-from gpt2_numba.data.text_parts import TextOptions, parse_split, parts_of_paths
+from gpt2_numba.data.fetching.hub_sources import HUB_OPTIONS, add_hub_options
+from gpt2_numba.data.making.shard_making import DEFAULT_VAL_FRACTION, SMALLEST_SPLIT, make_shards
+from gpt2_numba.data.making.source import SHARD_OPTIONS, TEXT_OPTIONS
+from gpt2_numba.data.making.text_parts import TextOptions, parse_split, parts_of_paths
+from gpt2_numba.data.making.tokenizing import default_processes
+from gpt2_numba.data.sources import sources
 from gpt2_numba.data.token_shards import LARGEST_COUNT
 from gpt2_numba.data.tokenizers import ENCODINGS
-from gpt2_numba.data.tokenizing import default_processes
 from gpt2_numba.errors import UserError
 
 SHARD_SIZE = 100_000_000
@@ -62,10 +64,16 @@ def parse_arguments(argv, known):
         "--val-fraction",
         type=float,
         metavar="F",
-        help="fraction of the text for validation, the first of it (default: 0.1, but at most one shard)",
+        help="fraction of the text for validation, the first of it (default: 0.1, but at most one shard; python, built-in and tinystories have "
+        "a part for it)",
     )
     shards.add_argument("--val-tokens", type=token_count, metavar="N", help="number of tokens for validation, instead of a fraction")
-    shards.add_argument("--tokens", type=token_count, metavar="N", help="stop after so many tokens, such as 10M or 1B (default: all)")
+    shards.add_argument(
+        "--tokens",
+        type=token_count,
+        metavar="N",
+        help="take so many tokens, such as 10M or 1B, for training and validation together (default: all)",
+    )
     shards.add_argument("--shard-size", type=token_count, default=SHARD_SIZE, metavar="N", help="tokens in a full shard (default: 100M)")
     shards.add_argument(
         "--processes",
@@ -78,13 +86,25 @@ def parse_arguments(argv, known):
     arguments = parser.parse_args(argv)
     for name, value in vars(arguments).items():
         if value == []:  # argparse removes a value of "--" without a word
-            raise UserError(f"--{name.replace('_', '-')} cannot be '--': choose another value")
+            raise UserError(f"{_flag(name)} cannot be '--': choose another value")
+    if arguments.val_fraction is not None and arguments.val_tokens is not None:
+        raise UserError(
+            f"--val-fraction and --val-tokens both say how much is for validation, got {arguments.val_fraction} and "
+            f"{arguments.val_tokens}: omit one"
+        )
     if arguments.val_fraction is not None and not 0 < arguments.val_fraction < 1:
         raise UserError(f"--val-fraction must be between 0 and 1, got {arguments.val_fraction}; try 0.1")
     if arguments.shard_size > LARGEST_COUNT:
         raise UserError(f"--shard-size must be at most {LARGEST_COUNT}, got {arguments.shard_size}; omit it for 100M")
     if not 1 <= arguments.processes <= 1024:
         raise UserError(f"--processes must be from 1 to 1024, got {arguments.processes}; omit it for one per core")
+    least = 2 * SMALLEST_SPLIT if arguments.val_tokens is None else arguments.val_tokens + 1
+    if arguments.tokens is not None and arguments.tokens < least:
+        raise UserError(
+            f"--tokens must be at least {least}, so that some are for validation and some for training, got {arguments.tokens}: choose more"
+            f"{'' if arguments.val_tokens is None else ', or fewer --val-tokens'}"
+        )
+    arguments.given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     return arguments
 
 
@@ -107,16 +127,39 @@ def run(argv):
     arguments = parse_arguments(argv, known)
     named = [name for name in arguments.sources if name in known]
     if not named:
+        check_options(arguments, "a text of your own", TEXT_OPTIONS + SHARD_OPTIONS)
         return make_shards(paths_parts(arguments, known), arguments)
     if len(arguments.sources) > 1:
         raise UserError(f"a named source must be the only one, got {' '.join(arguments.sources)}; a file of that name is ./{named[0]}")
     source = known[named[0]]
-    if source.fetch and not (source.parts and arguments.text):
+    if source.is_fetched(arguments):
+        with_text = source.parts_options if source.parts else ()
+        check_options(arguments, named[0], source.fetch_options, with_text)
         return source.fetch(arguments)
+    check_options(arguments, named[0], source.parts_options)
     arguments.name = arguments.name or named[0]
     arguments.split = source.split if arguments.split is None else arguments.split
-    arguments.val_tokens = arguments.val_tokens or source.val_tokens
+    if source.val_tokens and arguments.val_fraction is None and arguments.val_tokens is None:
+        arguments.val_tokens = default_val_tokens(source, arguments.tokens)
     return make_shards(source.parts(arguments), arguments)
+
+
+def check_options(arguments, source, used, with_text=()):
+    """Raise UserError for an option that was given and has no effect on the source. with_text: those that would have with --text."""
+    for option in TEXT_OPTIONS + SHARD_OPTIONS + HUB_OPTIONS:
+        if option in arguments.given and option not in used:
+            listed = ", ".join(_flag(name) for name in used)
+            remedy = "omit it, or add --text" if option in with_text else "omit it"
+            raise UserError(f"{source} does not use {_flag(option)}: {remedy} (what it uses: {listed})")
+
+
+def default_val_tokens(source, tokens):
+    """Tokens for validation of a source that has a number for it; but of a few tokens (None: of all) at most the usual fraction."""
+    return source.val_tokens if tokens is None else min(source.val_tokens, max(SMALLEST_SPLIT, round(DEFAULT_VAL_FRACTION * tokens)))
+
+
+def _flag(option):
+    return f"--{option.replace('_', '-')}"
 
 
 def paths_parts(arguments, known):

@@ -144,6 +144,16 @@ class ArrivingShard:
     def __getitem__(self, tokens):
         return self._opened()[tokens]
 
+    @property
+    def facts(self):
+        """As Shard.facts; what the manifest says until the file is there."""
+        return self._shard.facts if self._shard else {"name": self.path.name, "tokens": len(self), "bytes": self.listed.bytes}
+
+    @property
+    def sha256(self):
+        """As Shard.sha256."""
+        return self._shard and self._shard.sha256
+
     def check(self, vocab_size=None):
         """As Shard.check, if the file is there; otherwise the first read does it, with this `vocab_size`."""
         self._vocab_size = vocab_size if vocab_size is not None else self._vocab_size

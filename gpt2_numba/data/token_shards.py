@@ -7,9 +7,10 @@ The file's size is exactly 1024 + 2 * tokens bytes. A document begins with the e
 """
 
 import glob
+import hashlib
 import os
 import threading
-import zlib
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Shard:
 
     The file is read, not mapped: a mapped file that is truncated ends the process with SIGBUS. It is opened by the first read and stays open
     until `close`. While it is used its tokens must not change. After each read, the file's size, times and inode are compared with those at
-    the start; if they differ, a checksum of all tokens decides, so the same tokens in a new file are fine.
+    the start; if they differ, the file's SHA-256 decides, so the same tokens in a new file are fine.
 
     All methods may raise UserError: the file is missing or is not a shard, cannot be read, or is no longer what it was at the start.
     """
@@ -61,7 +62,7 @@ class Shard:
         self._file = None
         self.path, self.name = Path(path), str(path)
         self._lock = threading.Lock()  # two threads may want the same shard checked
-        self._checksum = None  # of all tokens, once they have been checked
+        self.sha256 = None  # of the whole file, in hexadecimal digits, once its tokens have been checked
         self._count = int(read_header(path, "a token shard", MAGIC, (VERSION,), HOW_TO_MAKE_ONE)[2])
         if self._count < 1:
             raise UserError(f"{path}: a token shard must hold at least one token, its header says {self._count}. {HOW_TO_MAKE_ONE}")
@@ -77,6 +78,12 @@ class Shard:
     def __len__(self):
         return self._count
 
+    @property
+    def facts(self):
+        """Name, tokens, bytes and time of modification (UTC) when the file was first opened, of JSON's types."""
+        modified = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._identity[1] // 10**9))
+        return {"name": self.path.name, "tokens": self._count, "bytes": self._identity[0], "modified": modified}
+
     def __getitem__(self, tokens):
         start, stop, _ = tokens.indices(self._count)
         with self._as_user_error():
@@ -91,11 +98,11 @@ class Shard:
     def check(self, vocab_size=None):
         """Read all tokens, if that has not been done. Raises UserError if one is not below `vocab_size`. Threads may call it together."""
         with self._lock, self._as_user_error():
-            if self._checksum is None:
+            if self.sha256 is None:
                 with self._open() as file:
                     identity = _identity(file)
                     self._check_size(identity)
-                    self._checksum = self._scan(file, vocab_size)
+                    self.sha256 = self._scan(file, vocab_size)
                     self._identity = identity
 
     def close(self):
@@ -123,18 +130,19 @@ class Shard:
         return tokens
 
     def _scan(self, file, vocab_size=None):
-        """Read all tokens of the open file and return their checksum."""
-        checksum = 0
+        """Read all tokens of the open file, a piece at a time, and return the file's SHA-256."""
+        file.seek(0)
+        digest = hashlib.sha256(file.read(HEADER_BYTES))
         for start in range(0, self._count, SCANNED_TOGETHER):
             tokens = self._read(file, start, min(start + SCANNED_TOGETHER, self._count))
             check_vocabulary(self.name, tokens, vocab_size, start)
-            checksum = zlib.crc32(tokens, checksum)
-        return checksum
+            digest.update(tokens)
+        return digest.hexdigest()
 
     def _accept(self, identity):
         """Remember another identity of the open file if its tokens are still those that were checked, otherwise raise UserError."""
         self._check_size(identity)
-        if self._scan(self._file) != self._checksum:
+        if self._scan(self._file) != self.sha256:
             raise self._changed("it has other tokens")
         self._identity = identity
 
@@ -161,10 +169,16 @@ class TokenArray:
 
     def __init__(self, tokens, name):
         self.tokens, self.name = tokens, name
+        self.sha256 = None  # as a Shard's, but of the tokens alone
         self._checked = False
 
     def __len__(self):
         return len(self.tokens)
+
+    @property
+    def facts(self):
+        """Name and number of tokens."""
+        return {"name": self.name, "tokens": len(self.tokens)}
 
     def __getitem__(self, tokens):
         return self.tokens[tokens]
@@ -173,7 +187,7 @@ class TokenArray:
         """Raise UserError if a token is not below `vocab_size`."""
         if not self._checked:
             check_vocabulary(self.name, self.tokens, vocab_size)
-            self._checked = True
+            self.sha256, self._checked = hashlib.sha256(np.ascontiguousarray(self.tokens)).hexdigest(), True
 
     def close(self):
         """Nothing is open."""

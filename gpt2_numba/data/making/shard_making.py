@@ -1,28 +1,33 @@
 """Parts of text to token shards: choosing which tokens are for validation, going on after a break, and saying how to train.
 
-The first tokens are for validation: a given number of them, or those of the first fraction of the text, unless the parts say themselves
-which of them are for validation. All of this depends on the text and the settings only, so a job that was stopped and goes on, with
-whatever number of processes, writes the same bytes.
+The first tokens are for validation: a given number of them, or those of the first fraction of the text; where parts say themselves that
+they are for validation, the first tokens of these. All of this depends on the text and the settings only, so a job that was stopped and
+goes on, with whatever number of processes, writes the same bytes.
 """
 
 import contextlib
 import hashlib
+import math
 import time
 
-from gpt2_numba.data.shard_writer import SPLITS, ShardWriter, cannot_write, free_bytes
+import numpy as np
+
+from gpt2_numba.data.making.shard_writer import SPLITS, ShardWriter, cannot_write, free_bytes
+from gpt2_numba.data.making.tokenizing import encode_units
+from gpt2_numba.data.making.training_command import training_command
 from gpt2_numba.data.tokenizer_record import record_tokenizer
-from gpt2_numba.data.tokenizing import encode_units
-from gpt2_numba.data.training_command import training_command
+from gpt2_numba.data.tokenizers import VOCAB_SIZES
 from gpt2_numba.errors import UserError
 from gpt2_numba.progress import Progress, duration, file_size
 
 SAVE_SECONDS = 10  # between two notes of the progress: what a broken job does again
 DEFAULT_VAL_FRACTION = 0.1
+SMALLEST_SPLIT = 2  # tokens: the smallest batch is one input and its target
 SAFETY = 1.05  # the first unit tells how many tokens a byte gives, about
 
 
 def make_shards(parts, arguments):
-    """Tokenize parts of text (see text_parts.py) to the shards of a command line (see __main__.py). Returns None.
+    """Tokenize parts of text (see text_parts.py) to the shards of a command line (see data/__main__.py). Returns None.
 
     Prints the shards and how to train on them. Raises UserError, one line, for a text that is not what it must be, for a disk that is too
     small, and for shards that exist already.
@@ -41,35 +46,49 @@ def make_shards(parts, arguments):
         _record(writer, arguments, documents=place["documents"], tokens=writer.tokens)
         writer.forget_progress()
     _report(writer, shards, place, arguments, time.monotonic() - begun)
+    if line := _few_for_validation(parts, writer, arguments):
+        print(line)
 
 
 class Division:
-    """Which tokens are for validation."""
+    """Which tokens are for validation.
+
+    --val-tokens N       the first N
+    --val-fraction F     those of the first bytes of the text, a fraction F of them
+    neither              a tenth of the text, at most one shard; or all of the parts that are for validation
+    with --tokens N      moreover at most the fraction, or a tenth, of these N
+
+    If the text has parts for validation, the others have none, and what of those parts is not wanted is dropped.
+    """
 
     def __init__(self, parts, arguments):
         fraction = arguments.val_fraction or DEFAULT_VAL_FRACTION
-        self._tokens = arguments.val_tokens
-        self._nbytes = fraction * sum(part.size for part in parts)
-        self._most = arguments.shard_size if arguments.val_fraction is None else None
+        parts_tell = any(part.validation is not None for part in parts)
+        by_default = arguments.val_tokens is None and arguments.val_fraction is None
         self._limit = arguments.tokens
+        self._nbytes = math.inf  # of the text for validation, and tokens:
+        self._most = math.inf if arguments.val_tokens is None else arguments.val_tokens
+        if arguments.val_tokens is None:
+            if not (by_default and parts_tell):
+                self._nbytes = fraction * sum(part.size for part in parts)
+            if by_default and not parts_tell:
+                self._most = arguments.shard_size
+            if self._limit:
+                self._most = min(self._most, max(SMALLEST_SPLIT, round(fraction * self._limit)))
 
     def divide(self, part, unit, tokens, nbytes, written):
         """Return the tokens of a unit for each split: {"val": ..., "train": ...}.
 
         nbytes: of the text before it; written: split -> tokens written before it.
         """
+        count = 0
+        if part.validation is not False and not written["train"]:
+            count = round(len(tokens) * min(1, max(0, self._nbytes - nbytes) / max(1, unit.size)))
+            count = min(count, self._most - written["val"])
+        if part.validation:
+            tokens = tokens[:count]
         if self._limit:
             tokens = tokens[: max(0, self._limit - sum(written.values()))]
-        if part.validation is not None:
-            count = len(tokens) if part.validation else 0
-        elif written["train"]:
-            count = 0
-        elif self._tokens is not None:
-            count = self._tokens - written["val"]
-        else:
-            count = round(len(tokens) * min(1, max(0, self._nbytes - nbytes) / max(1, unit.size)))
-            if self._most:
-                count = min(count, self._most - written["val"])
         return {"val": tokens[:count], "train": tokens[count:]}
 
     def ended(self, written):
@@ -79,6 +98,7 @@ class Division:
 def _write_units(parts, arguments, writer, division, place):
     """Tokenize from `place` to the end. Returns the place there: {"part", "unit", "nbytes", "documents", "marks"}."""
     total, saved, written = sum(part.size for part in parts), time.monotonic(), dict(writer.tokens)
+    end_of_text = VOCAB_SIZES[arguments.tokenizer] - 1
     units = _units(parts, place["part"], place["unit"])
     try:
         with (
@@ -94,7 +114,7 @@ def _write_units(parts, arguments, writer, division, place):
                     writer.write(split, tokens[split])
                 place = {
                     "part": index, "unit": number + 1, "nbytes": place["nbytes"] + unit.size,
-                    "documents": place["documents"] + encoded.documents, "marks": place["marks"] + encoded.marks,
+                    "documents": place["documents"] + sum(int(np.sum(tokens[split] == end_of_text)) for split in SPLITS), "marks": place["marks"] + encoded.marks,
                 }  # fmt: skip
                 written = dict(writer.tokens)
                 progress.advance(unit.size, f"{sum(written.values()) / 1e6:,.1f}M tokens")
@@ -178,6 +198,15 @@ def _nothing_left(writer):
         f"validation and training need at least one token each: {tokens['val']} of {total} tokens for validation leaves none for one of "
         "them. Choose another --val-tokens or --val-fraction"
     )
+
+
+def _few_for_validation(parts, writer, arguments):
+    """A line about parts for validation that have fewer tokens than are wanted; None if they have enough."""
+    val, total = writer.tokens["val"], sum(writer.tokens.values())
+    wanted = arguments.val_tokens or 0.9 * (arguments.val_fraction or 0) * total  # a fraction of bytes is only about one of tokens
+    if any(part.validation for part in parts) and val < wanted:
+        asked = f"--val-tokens {arguments.val_tokens}" if arguments.val_tokens else f"--val-fraction {arguments.val_fraction}"
+        return f"{asked}: this source has only {val:,} tokens for validation, all of which are taken"
 
 
 def _report(writer, shards, place, arguments, seconds):

@@ -21,8 +21,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2_numba.data.making.text_parts import TextOptions, group_files
 from gpt2_numba.data.regular_files import open_regular
-from gpt2_numba.data.text_parts import TextOptions, group_files
 from gpt2_numba.errors import UserError
 from gpt2_numba.progress import Progress
 

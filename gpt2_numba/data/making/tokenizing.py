@@ -29,7 +29,6 @@ class Encoded:
     """What became of a unit. tokens: uint16, end-of-text before each document; marks: how often a text says "<|endoftext|>" itself."""
 
     tokens: np.ndarray
-    documents: int
     marks: int
 
 
@@ -72,15 +71,14 @@ def encode_units(units, tokenizer, processes):
 
 def encode_unit(unit, encoding):
     """The Encoded of one unit."""
-    arrays, documents, marks = [np.empty(0, np.uint16)], 0, 0
+    arrays, marks = [np.empty(0, np.uint16)], 0
     end_of_text = np.array([encoding.eot_token], np.uint16)
     for begins, text in unit.pieces():
         if begins:
             arrays.append(end_of_text)
-            documents += 1
         arrays.append(encode_to_array(encoding, text))
         marks += text.count(END_OF_TEXT)
-    return Encoded(np.concatenate(arrays), documents, marks)
+    return Encoded(np.concatenate(arrays), marks)
 
 
 def _pool(tokenizer, processes):

@@ -8,12 +8,11 @@ No prompt is needed: each ending is appended to the context, and the one with th
         65535, bytes of this example, its index, label, number of endings,
         context length, context tokens, then for each ending its length and its tokens
 
-Each ending is one row of a batch. Rows follow each other whatever the batch size, so an example may be split over two batches. With context
-c0 c1 c2 and ending e0 e1:
+Each ending is one row of a batch, after its context (answers.py). With context c0 c1 c2 and ending e0 e1:
 
     inputs     c0 c1 c2 e0  0  0 ...
     targets    c1 c2 e0 e1  0  0 ...
-    mask        .  .  x  x  .  . ...      the losses that count
+    losses      .  .  x  x  .  . ...      those that count
 """
 
 import math
@@ -26,7 +25,6 @@ import numpy as np
 from gpt2_numba.data.file_header import HEADER_BYTES, HEADER_INTS, read_header
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.errors import UserError
-from gpt2_numba.integers import ceil_div
 
 MAGIC = 20240522
 VERSION = 1
@@ -76,70 +74,6 @@ class Score:
         return f"{self.correct}/{self.examples} = {self.accuracy:.4f} (95 % between {low:.4f} and {high:.4f})"
 
 
-class MultipleChoice:
-    """The examples of an evaluation file as batches, and the score of a model's losses on them.
-
-    path        the file
-    B, T        rows of a batch, at least 1; tokens of a row
-    rank, ranks index of this process, and number of processes: each gets a contiguous part of the examples, equal in number or one apart
-    vocab_size  if given, every token must be below it
-
-    `num_examples` counts those of the whole file, `batches` those of this rank (0 if there are more ranks than examples).
-    Raises UserError if the file is not an evaluation, holds a token outside the vocabulary, or has an example longer than T: cutting it
-    would change the evaluation.
-
-        for inputs, targets, mask in evaluation:
-            evaluation.score(losses)            # of the model, for this batch
-        evaluation.result().accuracy
-    """
-
-    def __init__(self, path, B, T, rank=0, ranks=1, vocab_size=None):
-        examples = read_examples(path)
-        self.num_examples = len(examples)
-        self.B, self.T = B, T
-        # All examples are checked, not only this rank's: all ranks should stop, or none.
-        _check_fit(path, examples, T, vocab_size)
-        self.examples = examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
-        self.rows = [(example.context, ending) for example in self.examples for ending in example.endings]
-        self.batches = ceil_div(len(self.rows), B)
-        self._row_losses = []  # mean loss of each ending scored so far, in the order of the rows
-
-    def __iter__(self):
-        """Yield (inputs, targets, mask) per batch, new arrays (B, T): int32, int32, bool. Resets the score.
-
-        Positions without a token, and rows after the last ending, hold token 0 and are not in the mask.
-        """
-        self._row_losses = []
-        for start in range(0, len(self.rows), self.B):
-            inputs, targets = np.zeros((2, self.B, self.T), dtype=np.int32)
-            mask = np.zeros((self.B, self.T), dtype=bool)
-            rows = self.rows[start : start + self.B]
-            for b, (context, ending) in enumerate(rows):
-                tokens = np.concatenate([context, ending])
-                inputs[b, : len(tokens) - 1] = tokens[:-1]
-                targets[b, : len(tokens) - 1] = tokens[1:]
-                mask[b, len(context) - 1 : len(tokens) - 1] = True  # the context's last token predicts the ending's first
-            self._mask = mask[: len(rows)].copy()  # the one above is the caller's
-            yield inputs, targets, mask
-
-    def score(self, losses):
-        """Score the batch yielded last. losses: floats (B, T), the loss of each target in nats; those outside the mask are ignored."""
-        if losses.shape != (self.B, self.T):
-            raise ValueError(f"score: losses must have shape (B, T) = ({self.B}, {self.T}), got {losses.shape}")
-        for row, mask in zip(losses, self._mask):
-            self._row_losses.append(row[mask].mean(dtype=np.float64))
-
-    def result(self):
-        """Return this rank's Score after all batches. Of endings with equal losses the first is chosen."""
-        if len(self._row_losses) != len(self.rows):
-            raise RuntimeError(f"result: each batch must be scored once; {len(self._row_losses)} rows of {len(self.rows)} were")
-        losses, correct = iter(self._row_losses), 0
-        for example in self.examples:
-            choice = np.argmin([next(losses) for _ in example.endings])
-            correct += int(choice == example.label)
-        return Score(correct, len(self.examples))
-
-
 def write_examples(path, examples):
     """Write `examples` (a list of 1 to 65,535 Examples) to `path` as an evaluation file, replacing an older file.
 
@@ -185,6 +119,19 @@ def read_examples(path):
     if longest_seen != longest:
         raise _damaged(path, f"its longest example has {longest_seen} bytes, and its header says {longest}")
     return examples
+
+
+def read_share(path, T, rank=0, ranks=1, vocab_size=None):
+    """The examples of the evaluation file at `path` that are process `rank`'s: a contiguous part, equal in number or one apart.
+
+    T           tokens of a row, which have to be enough for a context and an ending: cutting them would change the evaluation
+    vocab_size  if given, every token must be below it
+    The list is empty if there are more processes than examples and this one has none. Raises UserError if the file is missing, is not a
+    valid evaluation or does not fit, in every process, whichever has the example that does not.
+    """
+    examples = read_examples(path)
+    _check_fit(path, examples, T, vocab_size)
+    return examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
 
 
 def _parse(path, index, stream):

@@ -1,7 +1,7 @@
-"""Data sets on the network that `python -m gpt2_numba.data NAME` knows by name: HUB_SOURCES, a table as in sources.py.
+"""Data sets on the network that `python -m gpt2_numba.data NAME` knows by name: HUB_SOURCES, a part of the table in sources.py.
 
 Token shards that are ready come as they are (shard_download.py), text is tokenized here while the next file arrives (ArrivingText), and
-multiple-choice questions become an evaluation file (questions.py).
+multiple-choice questions become an evaluation file (evaluation/questions.py).
 """
 
 import hashlib
@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2_numba.command_line import user_path
-from gpt2_numba.data.hub import Fetch, RemoteFile, check_room, hub_files
-from gpt2_numba.data.questions import GPT2_CONTEXT, read_questions, write_questions
-from gpt2_numba.data.shard_download import ReadyShards, fetch_shards
-from gpt2_numba.data.sources import Source
-from gpt2_numba.data.text_parts import Part, TextOptions, parse_split, part_of_file
+from gpt2_numba.data.evaluation.questions import GPT2_CONTEXT, read_questions, write_questions
+from gpt2_numba.data.fetching.hub import Fetch, RemoteFile, check_room, hub_files
+from gpt2_numba.data.fetching.shard_download import ReadyShards, fetch_shards
+from gpt2_numba.data.making.source import SHARD_OPTIONS, TEXT_OPTIONS, Source
+from gpt2_numba.data.making.text_parts import Part, TextOptions, parse_split, part_of_file
 from gpt2_numba.data.tokenizers import ENCODINGS, END_OF_TEXT
 from gpt2_numba.errors import UserError
 
 GITHUB = "https://raw.githubusercontent.com"
+QUESTION_OPTIONS = ("questions", "limit", "longest")
+HUB_OPTIONS = ("shards", "text", "ranks") + QUESTION_OPTIONS
 KEPT_TEXTS = 2  # files of text that remain on the disk: a job that was broken off may read the latest ones again
 
 
@@ -72,6 +74,8 @@ def _shards_or_text(kind, size, purpose):
         purpose,
         fetch=lambda arguments: fetch_ready_shards(f"{kind}-{size}", arguments),
         parts=lambda arguments: text_parts(HubText(f"HuggingFaceFW/{kind}", f"sample/{size}T/*.parquet"), arguments),
+        parts_options=("text", "shards") + TEXT_OPTIONS + SHARD_OPTIONS,
+        fetch_options=("shards", "ranks"),
     )
 
 
@@ -86,6 +90,7 @@ HUB_SOURCES = {
         "stories in a small child's words (Eldan and Li 2023), 2.2 GB of text",
         parts=lambda arguments: text_parts(TINY_STORIES, arguments, split=END_OF_TEXT),
         split=END_OF_TEXT,
+        parts_options=("shards",) + TEXT_OPTIONS + SHARD_OPTIONS,
     ),
     "fineweb-10B": _shards_or_text("fineweb", "10B", "web text (Penedo et al. 2024), 103 shards of 100M GPT-2 tokens"),
     "fineweb-100B": _shards_or_text("fineweb", "100B", "the same, 1,028 shards"),
@@ -94,14 +99,17 @@ HUB_SOURCES = {
     "hellaswag": Source(
         "10,042 questions: which ending is right? (Zellers et al. 2019)",
         fetch=lambda arguments: make_evaluation("hellaswag", arguments),
+        fetch_options=QUESTION_OPTIONS,
     ),
     "mmlu": Source(
         "14,042 questions on 57 subjects (Hendrycks et al. 2021); needs pyarrow",
         fetch=lambda arguments: make_evaluation("mmlu", arguments),
+        fetch_options=QUESTION_OPTIONS,
     ),
     "mmlu-letters": Source(
         "the same, each choice after a letter, which is the answer",
         fetch=lambda arguments: make_evaluation("mmlu-letters", arguments),
+        fetch_options=QUESTION_OPTIONS,
     ),
 }
 HUB_SOURCES |= {short: replace(HUB_SOURCES[f"{short}-10B"], purpose=f"short for {short}-10B") for short in ("fineweb", "fineweb-edu")}

@@ -28,29 +28,29 @@ class Batch(NamedTuple):
     targets: np.ndarray
 
 
-def batches_by_length(lengths, read, tokens, longest, most_rows=None):
+def batches_by_length(lengths, read, tokens, longest):
     """Yield Batches that hold each row once.
 
     lengths    (n,) integers: inputs of each row, that is, its tokens without the last
     read       function of a row's number: its tokens, (length + 1,) integers
     tokens     of a batch, about
-    longest    tokens of a row, at most: no batch is longer        most_rows  of a batch; None: any number
+    longest    tokens of a row, at most: no batch is longer
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
         t = min(longest, round_up(int(lengths[order[start]]), LENGTH_STEP))
-        b = min(max(1, tokens // t), most_rows or len(order))
+        b = max(1, tokens // t)
         rows = order[start : start + b]
         start += b
         yield _batch(rows, min(b, _power_of_two(len(rows))), t, read)
 
 
-def padded_share(lengths, tokens, longest, most_rows=None):
+def padded_share(lengths, tokens, longest):
     """The share of the tokens in batches_by_length's batches that is padding, in [0, 1)."""
     nothing = np.zeros(1, np.int32)
-    sizes = [batch.inputs.size for batch in batches_by_length(lengths, lambda row: nothing, tokens, longest, most_rows)]
+    sizes = [batch.inputs.size for batch in batches_by_length(lengths, lambda row: nothing, tokens, longest)]
     return 1 - np.sum(lengths) / max(1, sum(sizes))
 
 

@@ -14,7 +14,7 @@ import json
 import zlib
 from pathlib import Path
 
-from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.data.evaluation.multiple_choice import Example, write_examples
 from gpt2_numba.data.regular_files import open_regular
 from gpt2_numba.data.tokenizers import encode
 from gpt2_numba.errors import UserError

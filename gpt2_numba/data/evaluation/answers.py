@@ -10,8 +10,8 @@ They differ only where endings differ in length. An ending that is a single lett
 
 import numpy as np
 
-from gpt2_numba.data.multiple_choice import Score
-from gpt2_numba.data.rows_by_length import batches_by_length
+from gpt2_numba.data.evaluation.multiple_choice import Score
+from gpt2_numba.data.evaluation.rows_by_length import batches_by_length
 
 
 class Answers:
@@ -33,9 +33,9 @@ class Answers:
         """The tokens of a row."""
         return np.concatenate(self.rows[row])
 
-    def batches(self, tokens, longest, most_rows=None):
+    def batches(self, tokens, longest):
         """The Batches of all rows; arguments as for batches_by_length."""
-        return batches_by_length(self.lengths, self.tokens, tokens, longest, most_rows)
+        return batches_by_length(self.lengths, self.tokens, tokens, longest)
 
     def add(self, rows, losses):
         """Take the losses (b, t) of a Batch with the numbers `rows`, nats."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2_numba.data.multiple_choice import NORMAL_95
+from gpt2_numba.data.evaluation.multiple_choice import NORMAL_95
 
 ENOUGH_WINDOWS = 10  # for a confidence interval: their mean losses are then about normally distributed
 

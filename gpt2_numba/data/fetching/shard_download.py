@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_numba.data.arriving_shards import Arrivals
-from gpt2_numba.data.download import arrived_bytes, download
+from gpt2_numba.data.fetching.download import arrived_bytes, download
+from gpt2_numba.data.fetching.hub import check_room, hub_files
 from gpt2_numba.data.file_header import HEADER_BYTES
-from gpt2_numba.data.hub import check_room, hub_files
 from gpt2_numba.data.loader import permute
+from gpt2_numba.data.making.training_command import training_command
 from gpt2_numba.data.manifest import MANIFEST, ListedShard, SignOfLife, read_manifest, write_manifest
 from gpt2_numba.data.token_shards import Shard
 from gpt2_numba.data.tokenizer_record import record_tokenizer
-from gpt2_numba.data.training_command import training_command
 from gpt2_numba.errors import UserError
 from gpt2_numba.progress import Progress
 
