@@ -29,7 +29,7 @@ from huggingface_folders import (
 
 from gpt2_numba import export as program
 from gpt2_numba.config import GPT2Config, parameter_shapes
-from gpt2_numba.data import download
+from gpt2_numba.data.fetching import download
 from gpt2_numba.data.tokenizers import byte_encoding, gpt2_encoding
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import bfloat16_bits, bfloat16_values
@@ -278,6 +278,9 @@ def break_folder(path, what):
         case "index of nothing":
             (path / "model.safetensors").unlink()
             (path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+        case "index of a name that no file can have":
+            (path / "model.safetensors").unlink()
+            (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "9" * 5000 + ".safetensors"}}))
 
 
 @pytest.mark.parametrize(
@@ -291,6 +294,7 @@ def break_folder(path, what):
         ("huge config", "must be a dictionary in JSON"),
         ("index to elsewhere", "weight_map"),
         ("index of nothing", "weight_map"),
+        ("index of a name that no file can have", "names 1 files, and 9{200} is missing"),
     ],
 )
 def test_an_incomplete_folder_is_refused(tmp_path, what, message):

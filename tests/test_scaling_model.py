@@ -18,6 +18,7 @@ from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.planning import collectives, many_gpus
 from gpt2_numba.planning.collectives import Fabric, message_ms
 from gpt2_numba.planning.figures import FIGURES
+from gpt2_numba.planning.layers_alike import PlannedSharing
 
 KINDS = "all_reduce", "reduce_scatter", "all_gather"
 FABRIC = Fabric(gpus_per_host=8, nvlink={kind: {8: 400} for kind in KINDS}, network=200, latency=1)  # GB/s, GB/s, µs
@@ -139,7 +140,7 @@ def test_a_small_all_reduce_between_many_hosts_uses_the_tree(figures):
 def test_contents_of_the_gradient_messages(monkeypatch):
     calls = []
     monkeypatch.setattr(many_gpus, "message_ms", lambda *call: calls.append(call) or 0.0)
-    many_gpus._gradient_messages(measured("d48"), Sharing(parse_descriptor("d48"), 0, 8, 1), FABRIC)
+    many_gpus._gradient_messages(measured("d48"), PlannedSharing(parse_descriptor("d48"), 8, 1), FABRIC)
     vectors, layer, embeddings = calls
     assert layer[:3] == ("reduce_scatter", 2 * 12 * 1600**2, 8)
     assert embeddings[:3] == ("reduce_scatter", 2 * (50304 + 1024) * 1600, 8)
@@ -148,7 +149,7 @@ def test_contents_of_the_gradient_messages(monkeypatch):
 
 def test_parameters_are_sent_while_the_next_are_updated(monkeypatch):
     monkeypatch.setattr(many_gpus, "message_ms", lambda kind, nbytes, *_: nbytes / 2)
-    gpu, sharing = measured("d12"), Sharing(parse_descriptor("d12"), 0, 4, 1)
+    gpu, sharing = measured("d12"), PlannedSharing(parse_descriptor("d12"), 4, 1)
     pieces = many_gpus._parameter_messages(gpu, sharing, FABRIC)
     update_ms = [n / sharing.state.global_count * gpu.adamw for n in (50304 * 768 / 4, 1024 * 768 / 4)]
     assert [ms for ms, _ in pieces[:2]] == pytest.approx(update_ms) and len(pieces) == 7
@@ -196,7 +197,7 @@ def test_without_message_time_n_gpus_are_n_times_as_fast_as_one(monkeypatch, mod
     many = step.step(model, ranks=64, tokens=64 * tokens, stage=stage, fabric=FABRIC)
     sharing = Sharing(parse_descriptor(model), 0, 64, stage)
     everything, own, counted = sharing.state.global_count, sharing.state.local_count(), sharing.counted.local_count()
-    more = 4 * many_gpus._sharded_gradients(gpu, sharing)
+    more = 4 * many_gpus._sharded_gradients(gpu, PlannedSharing(parse_descriptor(model), 64, stage))
     assert many.ms == pytest.approx(one.micro_steps + more + (one.norm * counted + one.adamw * own) / everything)
     assert (more > 0) == (stage == 2)
 

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from dev.drills import fuzz_commands, fuzz_readers
+from dev.drills import fuzz_commands, fuzz_folders, fuzz_readers
 from dev.drills.report import Lost, Needs, Try
 from gpt2_numba.errors import UserError
 
@@ -30,10 +30,10 @@ def tries(scale):
         import hypothesis  # noqa: F401
     except ImportError:
         raise Needs("hypothesis: pip install -e '.[test]'") from None
+    files = fuzz_readers.targets() + fuzz_folders.targets()
     return [
-        *(_fuzzed(name, strategy, use, scale.random(1600, short=40)) for name, strategy, use in fuzz_readers.targets()),
-        *(_fuzzed(name, strategy, use, scale.random(1600, short=40)) for name, strategy, use in fuzz_commands.targets()),
-        *(Try(f"{name} is {what}", _not_a_file(use, make)) for name, _, use in fuzz_readers.targets() for what, make in NOT_FILES.items()),
+        *(_fuzzed(name, strategy, use, scale.random(1600, short=40)) for name, strategy, use in files + fuzz_commands.targets()),
+        *(Try(f"{name} is {what}", _not_a_file(use, make)) for name, _, use in files for what, make in NOT_FILES.items()),
     ]
 
 

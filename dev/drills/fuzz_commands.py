@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dev.drills.questions import questions_as_json_lines
 from dev.drills.report import Lost
-from gpt2_numba import doctor, plot
+from gpt2_numba import doctor, plan, plot
 from gpt2_numba.config import count_parameters, parse_descriptor
 from gpt2_numba.data import __main__ as data
 from gpt2_numba.data import tokenizers
@@ -23,6 +23,7 @@ ODD_WORDS = [
     "a\nb", "\t", "on", "off", "auto", "cpu", "d12", "gpt3:c768", "d" + "9" * 5000, "L=1,NH=2,C=16", "L=" + "9" * 5000, "~", "~/x", ".", "./.",
     "x" * 300, "/dev/null", "/dev/full", "a/b", "[", "*", "ü", "\udcff", "😀", "model.bin", "book.txt", "questions.jsonl", "$\\foo$", "%s", "{0}", "@x",
 ]  # fmt: skip
+PLAN_FLAGS = ["--gpu", "--gpus", "--tokens", "--data-tokens", "--price", "--network", "--disk"]
 # Without what would name a file elsewhere.
 TEXT = st.text(st.characters(exclude_characters="\0/", exclude_categories=("Cs",)), max_size=12).filter(lambda text: ".." not in text)
 WORD = st.one_of(st.sampled_from(ODD_WORDS), TEXT)
@@ -54,11 +55,48 @@ def targets():
         ("train's flags", command_lines([*train_flags, "--help"]), lambda _directory, argv: _settings(argv)),
         ("model descriptors", _descriptors(), lambda _directory, text: count_parameters(parse_descriptor(text))),
         ("plot's arguments", command_lines(["--out", "--help"]), _plot),
+        ("plan's arguments", command_lines([*train_flags, *PLAN_FLAGS, "--help"]), _plan),
+        ("plan's numbers", _plans(), _plan),
         ("doctor's arguments", command_lines(["--check", "--warm", "--help"]), _doctor),
         ("data's arguments", command_lines(["--tokenizer", "--split", "--field", "--replace-invalid", "--val-fraction", "--val-tokens", "--tokens",
                                             "--shard-size", "--out", "--name", "--help"]), _tokenize),
         ("hellaswag's arguments", command_lines(["--out", "--limit", "--longest", "--name", "--tokenizer", "--help"]), _hellaswag),
     ]  # fmt: skip
+
+
+def _plans():
+    """A plan's command lines that can be read, with sizes of all magnitudes."""
+    number = st.one_of(st.integers(1, 4096), st.integers(0, 12).flatmap(lambda digits: st.integers(10**digits, 10 ** (digits + 1)))).map(
+        str
+    )
+    head_size = st.integers(1, 10**6).map(lambda n: 8 * n)
+    sizes = st.tuples(st.integers(1, 10_000), st.integers(1, 10**5), head_size, number, number).map(
+        lambda sizes: "L={},NH={},C={},T={},V={}".format(*sizes[:2], sizes[1] * sizes[2], *sizes[3:])
+    )
+    model = st.one_of(st.sampled_from(("d6", "d12", "d84", "gpt3:c12288", "L=10000,NH=1,C=8", "L=9999,NH=4,C=128,T=1")), sizes)
+    numbers = {
+        flag: number
+        for flag in ("-b", "-t", "-d", "-x", "-u", "-n", "-nk", "-v", "-m", "--gpus", "--tokens", "--data-tokens", "--price", "--disk")
+    }
+    choices = {
+        "-z": ("0", "1", "2"),
+        "-r": ("0", "1", "2"),
+        "--gpu": ("h100", "4090", "a100"),
+        "--device": ("cpu", "gpu"),
+        "--precision": ("fp32", "bf16"),
+        "-b": ("auto",),
+    }
+    pairs = st.one_of(
+        st.sampled_from(sorted(numbers)).flatmap(lambda flag: st.tuples(st.just(flag), numbers[flag])),
+        st.sampled_from(sorted(choices)).flatmap(lambda flag: st.tuples(st.just(flag), st.sampled_from(choices[flag]))),
+    )
+    flags = st.lists(pairs, max_size=5, unique_by=lambda pair: pair[0])
+    return st.tuples(model, flags).map(lambda drawn: ["-e", drawn[0], *(word for pair in drawn[1] for word in pair)])
+
+
+def _plan(directory, argv):
+    with working_directory(directory):
+        _ends_well(plan.main, argv)
 
 
 def _settings(argv):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dev.drills.questions import questions_as_json_lines, write_questions
 from dev.drills.training import FLAGS, B, T, V, train
 from gpt2_numba.config import parameter_shapes, parse_descriptor
+from gpt2_numba.data.evaluation.multiple_choice import read_share
+from gpt2_numba.data.evaluation.questions import read_questions
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import MultipleChoice
-from gpt2_numba.data.questions import read_questions
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.training.checkpoint import read_outliers
 from gpt2_numba.training.debug_state_file import DebugState, read_debug_state, write_debug_state
@@ -104,7 +104,7 @@ def targets():
         ("outliers", json_text(right["outliers_00000002.json"].decode()), _reads(read_outliers)),
         ("DONE", json_text(right["DONE_00000002"].decode()), _resumes),
         ("a token shard", damaged(_made(_shard)), _reads(_batches)),
-        ("questions", damaged(_made(write_questions)), _reads(lambda path: list(MultipleChoice(path, B, T, vocab_size=V)))),
+        ("questions", damaged(_made(write_questions)), _reads(lambda path: read_share(path, T, vocab_size=V))),
         (
             "questions as JSON lines",
             json_text(questions_as_json_lines().decode()),

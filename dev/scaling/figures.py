@@ -13,6 +13,11 @@ ONE_GPU = {
 }
 # One GPU, smaller micro-batches, both models: a folder of dev/bench.
 SMALLER_MICRO_BATCHES = "2026-11-22-h200-small-micro-batches"
+# One H200, small models: what a training has printed, a file of dev/bench, and the flags of its plan.
+SMALL_MODELS = {
+    "2026-11-28-h200-built-in/console.txt": "-e L=6,NH=6,C=384,V=257 -b 64 -t 256 -d 16384 -r 1",
+    "2026-11-22-h200-start/d6_graph.txt": "-e d6 -b 4 -t 1024 -d 4096 -r 0",
+}
 
 
 class Run(NamedTuple):

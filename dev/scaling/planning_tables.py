@@ -1,9 +1,12 @@
 """The tables of docs/planning.md: what python -m gpt2_numba.plan computes, beside what was measured and published."""
 
 import json
+import re
+import statistics
 
-from dev.scaling.figures import ONE_GPU, OUR_RUNS, SMALLER_MICRO_BATCHES
+from dev.scaling.figures import ONE_GPU, OUR_RUNS, SMALL_MODELS, SMALLER_MICRO_BATCHES
 from dev.scaling.one_gpu import BENCH
+from gpt2_numba.planning import measured
 from gpt2_numba.planning.cards import CARDS
 from gpt2_numba.planning.choices import decide
 from gpt2_numba.planning.memory import memory_by_part, memory_gib
@@ -81,6 +84,36 @@ def memory_table():
     return table(["run on H200s", "arena, GiB", "plan", "in use on the card, GiB", "plan", "recorded in"], rows)
 
 
+def recorded_times():
+    """(file of dev/bench, flags of the plan, ms a step) of small models and small micro-batches on one H200.
+
+    A day's card had its own speed: the times of small micro-batches are scaled by the speed of the large ones, then and on measured.SPEEDS_DATE.
+    """
+    speeds = {model: speed for model, _, _, speed in measured.SPEEDS["h200", "bf16"]}
+    then = {model: _result(training)["tokens_per_second"] for model, (training, _) in ONE_GPU.items()}
+    for row in _result(SMALLER_MICRO_BATCHES)["rows"]:
+        model, B = row["model"], row["B"]
+        tokens = B * row["T"] * row["micro_steps"]
+        yield SMALLER_MICRO_BATCHES, f"-e {model} -b {B} -t {row['T']} -d {tokens} -r 0", row["step_ms"] * then[model] / speeds[model]
+    for file, flags in SMALL_MODELS.items():
+        yield file, flags, statistics.median(map(float, re.findall(r"\| ([\d.]+) ms \|", (BENCH / file).read_text())))
+
+
+def _result(folder):
+    return json.loads((BENCH / folder / "result.json").read_text())
+
+
+def time_table():
+    """The plan beside recorded steps of small models and small micro-batches."""
+    rows = []
+    for file, flags, ms in recorded_times():
+        planned = plan_of(f"{flags} -x 1 --gpu h200").step().ms
+        rows.append(
+            [f"`{flags}`", f"{ms:.2f}", f"{planned:.2f} ({planned / ms - 1:+.1%})", f"[{file.partition('/')[0]}](../dev/bench/{file})"]
+        )
+    return table(["run on one H200", "ms a step", "plan", "recorded in"], rows)
+
+
 def published_table():
     """The plan beside llm.c's published runs."""
     rows = []
@@ -125,5 +158,6 @@ def cards_table():
 def planning_blocks():
     """The generated blocks of docs/planning.md."""
     return {
-        "example": example(), "guide": guide_table(), "recorded memory": memory_table(), "published runs": published_table(), "cards": cards_table(),
+        "example": example(), "guide": guide_table(), "recorded memory": memory_table(), "recorded times": time_table(),
+        "published runs": published_table(), "cards": cards_table(),
     }  # fmt: skip

@@ -95,17 +95,19 @@ def open_folder(path):
 def weight_files(path):
     """The Paths of a folder's weights. Raises UserError if there are none, or not all."""
     path = Path(path)
-    if not (path / CONFIG_FILE).is_file():
+    if not os.path.isfile(path / CONFIG_FILE):
         hint = "; a run's log directory has model_*.bin, which can be given instead" if list(path.glob("model_*.bin")) else ""
         raise UserError(f"{path} must be a Hugging Face folder, with {CONFIG_FILE} and {WEIGHTS[0]}, and has no {CONFIG_FILE}{hint}")
     for name in WEIGHTS:
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return [path / name]
-        if (path / (name + INDEX)).is_file():
+        if os.path.isfile(path / (name + INDEX)):
             files = [path / part for part in files_of_index(path / (name + INDEX))]
-            missing = [file.name for file in files if not file.is_file()]
+            missing = [file.name for file in files if not os.path.isfile(file)]  # nor is one whose name is too long
             if missing:
-                raise UserError(f"{path}: {name + INDEX} names {len(files)} files, and {missing[0]} is missing: copy or download it again")
+                raise UserError(
+                    f"{path}: {name + INDEX} names {len(files)} files, and {missing[0][:200]} is missing: copy or download it again"
+                )
             return files
     raise UserError(f"{path} must have weights, {' or '.join(WEIGHTS)}, and has none: copy or download them again")
 

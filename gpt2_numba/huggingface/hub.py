@@ -14,9 +14,9 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from gpt2_numba.data.download import download
-from gpt2_numba.data.download import read_json as read_json_from
-from gpt2_numba.data.hub import hub_address
+from gpt2_numba.data.fetching.download import download
+from gpt2_numba.data.fetching.download import read_json as read_json_from
+from gpt2_numba.data.fetching.hub import hub_address
 from gpt2_numba.errors import UserError
 from gpt2_numba.huggingface.config_json import read_config
 from gpt2_numba.huggingface.folder import CONFIG_FILE, INDEX, WEIGHTS, files_of_index, weight_files

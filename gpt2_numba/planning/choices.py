@@ -28,6 +28,7 @@ from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.settings import SHARD_DEFAULTS, Settings, default_gelu_fusion
 
 CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022 (arXiv:2203.15556)
+MOST_PARAMETERS = 10**15  # far beyond any memory, and their positions fit into int64
 PUBLISHED = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}
 # Tokens a step by parameters, from table 2.1 of the GPT-3 paper (arXiv:2005.14165), in powers of two.
 TOTAL_BATCHES = ((5e8, 1 << 19), (5e9, 1 << 20), (math.inf, 1 << 21))
@@ -93,6 +94,8 @@ def decide(request):
     settings, options = _machine(settings)
     shards_tokens, vocabulary = (None, None) if exploring else _data(settings)
     config = _model(settings, given, vocabulary, exploring)
+    if count_parameters(config) > MOST_PARAMETERS:
+        raise UserError(f"-e: a plan is for at most {MOST_PARAMETERS:.0e} parameters, got {count_parameters(config):.1e}: check {config}")
     if given.sequence_length is None and exploring:
         settings = replace(settings, sequence_length=config.max_T)
     if given.zero_stage is None and exploring:

@@ -12,14 +12,13 @@ Left out: differences between GPUs and between steps (all wait for the slowest),
 checkpoints, and the host, which is assumed to be always ahead of the GPU.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 
 from gpt2_numba.config import MATRICES
-from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.planning.collectives import message_ms
 from gpt2_numba.planning.figures import figure
+from gpt2_numba.planning.layers_alike import PlannedSharing
 
 FLOAT32 = 4  # bytes
 NORM_SUMS = 1056  # partial sums of squares on each GPU: BLOCKS in layers/fast/global_norm.py
@@ -69,7 +68,7 @@ def step(config, gpu, *, ranks, tokens, stage, fabric):
         raise ValueError(f"{tokens} tokens cannot be divided into rows of {gpu.T} for {ranks} GPUs")
     B = largest_divisor(rows, gpu.B)
     count, share = rows // B, gpu.micro_step_share(B)
-    sharing = Sharing(config, 0, ranks, stage)
+    sharing = PlannedSharing(config, ranks, stage)
     everything, L = sharing.state.global_count, config.L
     if ranks == 1:
         return Step(count * share * gpu.micro_step, 0.0, 0.0, gpu.norm, gpu.adamw, 0.0, 0.0, 0.0, B, count, tokens)
@@ -111,10 +110,11 @@ def overlap(pieces, keep_step=False):
     Returns (ms by which messages slow compute down, ms that compute waits, at the end or in between).
     """
     now = sent = slowed = waited = 0.0
+    during_message = figure("compute slowed during a message")
     per_layer = figure(f"compute slowed by a concurrent message, {'-z 2' if keep_step else '-z 0, 1'}")
     for compute, message in pieces:
         during = min(compute, max(0.0, sent - now))
-        slower = figure("compute slowed during a message") * during + (per_layer * compute if during else 0.0)
+        slower = during_message * during + (per_layer * compute if during else 0.0)
         now, slowed = now + compute + slower, slowed + slower
         if keep_step and sent > now:
             now, waited = sent, waited + sent - now
@@ -125,11 +125,10 @@ def overlap(pieces, keep_step=False):
 def _gradient_messages(gpu, sharing, fabric):
     """Milliseconds for the gradients of a layer's matrices, and for those of the embeddings and all vectors."""
     kind = "all_reduce" if sharing.stage == 0 else "reduce_scatter"
-    vectors = sum(stop - start for start, stop in sharing.vector_runs())
-    of_vectors = message_ms("all_reduce", gpu.element * vectors, sharing.state.ranks, fabric)
+    of_vectors = message_ms("all_reduce", gpu.element * sharing.vectors(), sharing.ranks, fabric)
 
     def message(segments):
-        return message_ms(kind, gpu.element * _elements(segments), sharing.state.ranks, fabric)
+        return message_ms(kind, gpu.element * _elements(segments), sharing.ranks, fabric)
 
     return message(sharing.layer_matrices(0)), message(sharing.embeddings()) + of_vectors
 
@@ -137,18 +136,17 @@ def _gradient_messages(gpu, sharing, fabric):
 def _norm_message(sharing, fabric):
     """Milliseconds for the loss and requests to stop; with shards also the sums of squares."""
     elements = 2 if sharing.stage == 0 else NORM_SUMS + 2
-    return message_ms("all_reduce", FLOAT32 * elements, sharing.state.ranks, fabric)
+    return message_ms("all_reduce", FLOAT32 * elements, sharing.ranks, fabric)
 
 
 def _parameter_messages(gpu, sharing, fabric):
     """For each matrix (ms to update it and the vectors before it, ms to send it), then (ms to update the remaining vectors, 0)."""
     pieces, elements = [], 0
-    for name, parts in itertools.groupby(sharing.state.parts(), key=lambda part: part[3].name):
-        parts = list(parts)
-        elements += sum(length for _, _, length, _ in parts)
-        if name in MATRICES:
-            nbytes = gpu.element * _elements(segment for *_, segment in parts)
-            pieces.append((elements, message_ms("all_gather", nbytes, sharing.state.ranks, fabric)))
+    for tensor in sharing.state.tensors:
+        elements += tensor.own * tensor.copies
+        if tensor.name in MATRICES:
+            nbytes = gpu.element * tensor.whole * tensor.copies
+            pieces.append((elements, message_ms("all_gather", nbytes, sharing.ranks, fabric)))
             elements = 0
     pieces.append((elements, 0.0))
     return [(updated / sharing.state.global_count * gpu.adamw, message) for updated, message in pieces]
@@ -162,6 +160,6 @@ def _sharded_gradients(gpu, sharing):
     """Extra ms of a micro-step with -z 2: the received sums are added to this GPU's parts, and the buffers are cleared."""
     if sharing.stage < 2:
         return 0.0
-    everything = sharing.state.config.L * _elements(sharing.layer_matrices(0))
+    everything = sharing.config.L * _elements(sharing.layer_matrices(0))
     own = everything - (sharing.grads.global_count - sharing.grads.local_count())
     return gpu.element * (3 * own + everything) / gpu.copy_rate / 1e6

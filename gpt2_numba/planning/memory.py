@@ -8,8 +8,8 @@ from dataclasses import replace
 from gpt2_numba.gpu.cublaslt import WORKSPACE_BYTES
 from gpt2_numba.memory_fit import free_host_bytes, largest_batch
 from gpt2_numba.memory_plan import plan_memory
-from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.planning.cards import CARDS
+from gpt2_numba.planning.layers_alike import PlannedSharing
 from gpt2_numba.planning.measured import OUTSIDE_GIB, OUTSIDE_GIB_NCCL
 
 GIB = 2**30
@@ -51,12 +51,12 @@ def largest_micro_batch(plan, recompute):
     """The largest B that fits with a level of recomputing; 0 if none does."""
     workspace = WORKSPACE_BYTES if plan.card else 0  # `largest_batch` counts it, and so does `outside`
     free = (capacity_gib(plan) - outside_gib(plan)) * GIB + workspace
-    sharing = Sharing(plan.config, 0, plan.gpus, plan.settings.zero_stage)
+    sharing = PlannedSharing(plan.config, plan.gpus, plan.settings.zero_stage)
     return largest_batch(plan.config, plan.T, replace(plan.options, recompute=recompute), free, sharing)
 
 
 def _arena(plan, options, B, T, gpus):
-    return plan_memory(plan.config, B, T, options, Sharing(plan.config, 0, gpus, plan.settings.zero_stage))
+    return plan_memory(plan.config, B, T, options, PlannedSharing(plan.config, gpus, plan.settings.zero_stage))
 
 
 def memory_guide(plan):

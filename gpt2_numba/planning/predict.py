@@ -1,7 +1,8 @@
 """The time of a step on one GPU, for any model on any card.
 
-    time of a part = max(bytes / copy rate, FLOP / matmul rate) / share      share: measured, interpolated between two widths of models
-    time of a step = sum of its parts * stretch                              so that the measured speeds of d12 and d48 come out
+    time of a launch = max(bytes / copy rate, FLOP / matmul rate) / share + 7 µs
+                                                                share: measured, interpolated between two widths of models
+    time of a step   = sum of its launches * stretch            so that the measured speeds of d12 and d48 come out
 
 A card's rates are an H200's measured ones times what NVIDIA publishes of the two: bandwidth, and peak (with the published share of it that
 large products reach). So H100s and H200s are as measured; other cards are an estimate.
@@ -19,20 +20,19 @@ from gpt2_numba.planning.cards import CARDS
 from gpt2_numba.planning.measured import (
     COPY_RATE,
     LARGER_HEADS,
+    LAUNCH_MS,
     LIMITS_CARD,
     MATMUL_RATE,
     MEASURED_FUSION,
+    MEASURED_T,
     OTHER_SHARES,
     SHARES,
-    SLOWER_ROWS,
-    SLOWER_ROWS_T,
     SPEEDS,
     WIDTHS,
 )
 from gpt2_numba.planning.one_gpu import OneGpu
 from gpt2_numba.planning.parts import parts_of_step
 
-EVERY_SIZE = 64  # up to here the time of a micro-step is computed for every number of rows
 MODELS = "d12", "d48"  # the models of WIDTHS
 
 
@@ -43,28 +43,23 @@ def can_predict(options):
 
 def predicted(config, B, T, options, card):
     """The OneGpu of a model with micro-batches of (B, T) tokens. options: Options for which can_predict holds. card: a key of CARDS."""
-    stretch = _between(_stretches(card, options.precision), config.C)
-    copy_rate, _ = _rates(card, options.precision)
-    gpu = _sum(config, B, T, options, card).slower(stretch)
-    of_B = _slower_row(config.C, B * T, options.precision)
-    shares = tuple((size, size / B * _slower_row(config.C, size * T, options.precision) / of_B) for size in _sizes(B))
-    # What a small micro-batch loses is not part of AdamW and of the norm.
-    small = gpu._replace(shares=shares).slower(of_B)
-    return small._replace(norm=gpu.norm, adamw=gpu.adamw, copy_rate=copy_rate / 1e9)
+    gpu = _sum(config, B, T, options, card)
+    shares = tuple((rows, _sum(config, rows, T, options, card).micro_step / gpu.micro_step) for rows in _fewer_rows(B))
+    return gpu._replace(shares=shares).slower(_between(_stretches(card, options.precision), config.C))
 
 
-def _sizes(B):
+def _fewer_rows(B):
     """Numbers of rows up to B between which the time of a micro-step is nearly linear."""
-    return sorted({*range(1, min(B, EVERY_SIZE) + 1), *(2**n for n in range(B.bit_length())), B})
+    return sorted({*(2**n for n in range(B.bit_length())), B})
 
 
 def _sum(config, B, T, options, card):
-    """The OneGpu that the parts of a step add up to, micro-batches as large as those measured."""
+    """The OneGpu that the launches of a step add up to."""
     ms = dict.fromkeys(("forward", "head", "layer", "tail", "norm", "adamw"), 0.0)
     copy_rate, matmul_rate = _rates(card, options.precision)
     for part in parts_of_step(config, B, T, options):
         least = max(part.nbytes / copy_rate, part.flop / matmul_rate)
-        ms[part.phase] += 1000 * part.calls * least / _share(part.name, config, options.precision)
+        ms[part.phase] += part.calls * (1000 * least / _share(part.name, config, options.precision) + LAUNCH_MS)
     ms["layer"] /= config.L
     return OneGpu(B=B, T=T, layers=config.L, copy_rate=copy_rate / 1e9, element=4 if options.precision == "fp32" else 2, **ms)
 
@@ -91,18 +86,6 @@ def _between(values, C):
     return float(np.interp(math.log(C), [math.log(width) for width in WIDTHS], values))
 
 
-def _slower_row(C, tokens, precision):
-    """Time per row of a micro-batch of `tokens` tokens, relative to a micro-batch of the size that SHARES were measured with."""
-    if precision == "fp32":  # measured with a smaller micro-batch, and for one width
-        B = SPEEDS[LIMITS_CARD, "fp32"][0][1]
-        return max(1.0, _slower_row(C, tokens, "bf16") / _slower_row(WIDTHS[0], B * SLOWER_ROWS_T, "bf16"))
-    multiples = []
-    for width, rows in zip(WIDTHS, SLOWER_ROWS):
-        sizes = [math.log(B * SLOWER_ROWS_T * width) for B, _ in rows]
-        multiples.append(float(np.interp(math.log(tokens * C), sizes, [multiple for _, multiple in rows])))
-    return _between(multiples, C)
-
-
 def _stretches(card, precision):
     """Measured time over the sum of the parts for each measured model: the card's own, or the mean over the cards that were measured."""
     measured = {name: _stretch(name, precision) for name, kind in SPEEDS if kind == precision}
@@ -116,7 +99,7 @@ def _stretch(card, precision):
     options = Options("gpu", precision, recompute=0, gelu_fusion=MEASURED_FUSION[precision], kernels=KernelSet("fast", fused=True))
     stretches = []
     for model, B, tokens, speed in SPEEDS[card, precision]:
-        gpu = _sum(parse_descriptor(model), B, SLOWER_ROWS_T, options, card)
-        parts = tokens / (B * SLOWER_ROWS_T) * gpu.micro_step + gpu.norm + gpu.adamw
+        gpu = _sum(parse_descriptor(model), B, MEASURED_T, options, card)
+        parts = tokens / (B * MEASURED_T) * gpu.micro_step + gpu.norm + gpu.adamw
         stretches.append(tokens / speed * 1000 / parts)
     return stretches

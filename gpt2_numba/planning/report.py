@@ -132,7 +132,7 @@ def _sources(plan):
         unmeasured.append(f"-r {settings.recompute}")
     if plan.config not in [parse_descriptor(model) for model in MODELS[: len(measured.SPEEDS["h200", precision])]]:
         unmeasured.append("this model")
-    if plan.T != measured.SLOWER_ROWS_T:
+    if plan.T != measured.MEASURED_T:
         unmeasured.append(f"-t {plan.T}")
     if unmeasured:
         lines.append(f"by formula, not measured: {', '.join(unmeasured)}")
