@@ -30,6 +30,16 @@ def test_the_scores_of_the_exercise_are_those_of_the_trainer(case):
     np.testing.assert_allclose(spike.scored(**given)["return"]["z"], scores, rtol=1e-12)
 
 
+def test_equal_outliers_score_what_the_chapter_derives():
+    """sqrt((w - k) / k) for the k-th of them, so 12 in a row are above a threshold of 3, and the thirteenth is not."""
+    detector, w = OutlierDetector(128), 128
+    for _ in range(w):
+        detector.update(2.0)
+    scores = [detector.update(5.0) for _ in range(13)]
+    np.testing.assert_allclose(scores, [np.sqrt((w - k) / k) for k in range(1, 14)], rtol=1e-12)
+    assert scores[11] > 3 > scores[12]
+
+
 def test_a_run_of_the_exercise_costs_what_the_trainer_counts():
     size = plan.arguments(None, **plan.EXERCISE.sizes[-1])
     run = plan.planned(**size)["return"]

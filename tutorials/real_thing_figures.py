@@ -2,10 +2,12 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image as Picture
 
-from tutorials.model_figures import BLUE, GREY, PALE, RED, present
+from tutorials.model_figures import BLUE, DPI, GREY, PALE, RED, present
 
 ORANGE, GREEN = "#e08a1e", "#3f9b57"
+PICTURE_WIDTH, COLOURS = 1100, 64  # of a picture that a command has drawn
 SMOOTHED = 10  # steps of the running mean in a curve of losses
 
 
@@ -54,6 +56,16 @@ def draw_spike(runs, garbage):
     )
 
 
+def draw_file(path, alt):
+    """Show a picture that a command has drawn, smaller and in fewer colours, so that the notebook stays small."""
+    picture = Picture.open(path).convert("RGB")
+    picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
+    pixels = np.asarray(picture.quantize(COLOURS).convert("RGB"))
+    figure = Figure(figsize=(pixels.shape[1] / DPI, pixels.shape[0] / DPI))
+    figure.figimage(pixels)
+    present(figure, alt)
+
+
 def draw_tokenizers(merges, losses, bits):
     """Loss per token and bits per byte of one kind of model, against the number of merged pairs."""
     figure = Figure(figsize=(9, 3.1), layout="constrained")
@@ -70,8 +82,8 @@ def draw_tokenizers(merges, losses, bits):
                 fontsize=9,
                 color=colour,
             )
-        axes.set_title(title, fontsize=10.5)
-        axes.set_xlabel("pairs made one token")
+        axes.set_ylabel(title, fontsize=10.5)
+        axes.set_xlabel("merges: pairs made one token")
         axes.set_ylim(min(values) - 0.25 * np.ptp(values), max(values) + 0.3 * np.ptp(values))
         axes.set_xlim(-0.07 * merges[-1], 1.15 * merges[-1])
         axes.spines[["top", "right"]].set_visible(False)
@@ -84,7 +96,10 @@ def draw_intervals(scores, chance, reached):
     axes = figure.subplots()
     for line, (low, high) in enumerate(scores.values()):
         axes.plot((low, high), (line, line), color=BLUE, linewidth=5, solid_capstyle="butt")
-    for value, label, colour, side in ((chance, f"chance, {chance:.0%}", GREY, "right"), (reached, f"{reached:.1%}", RED, "left")):
+    for value, label, colour, side in (
+        (chance, f"chance, {chance:.0%}", GREY, "right"),
+        (reached, f"{reached:.1%}, GPT-2 124M", RED, "left"),
+    ):
         axes.axvline(value, color=colour, linestyle="--", linewidth=1.2)
         axes.text(value + (0.008 if side == "left" else -0.008), -0.75, label, color=colour, ha=side, va="center", fontsize=9.5)
     axes.set_yticks(range(len(scores)), [f"{questions:,} questions" for questions in scores])
@@ -97,7 +112,7 @@ def draw_intervals(scores, chance, reached):
 
 
 def draw_choices(panels, labels):
-    """Probabilities of the likeliest tokens. panels: {title: (V',)}; labels: of the V' bars. Pale: what they were before."""
+    """Shares of the likeliest tokens among the drawn. panels: {title: (V',)}; labels: of the V' bars. Pale: the first panel's."""
     figure = Figure(figsize=(10.4, 5), layout="constrained")
     before = next(iter(panels.values()))
     top = 1.15 * max(values.max() for values in panels.values())
@@ -109,7 +124,8 @@ def draw_choices(panels, labels):
         axes.set_ylim(0, top)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supylabel("probability", fontsize=10)
+    figure.supylabel("share of 2,000 draws", fontsize=10)
+    figure.supxlabel("next token, the likeliest first (pale: all tokens)", fontsize=10)
     present(figure, "Four panels: all tokens; a low temperature sharpens; top-k and top-p cut off the tail.")
 
 

@@ -16,10 +16,10 @@ def arguments(random, n, ends):
     return {"losses": losses, "lengths": lengths}
 
 
-def judged(losses, lengths, *, bits=None):
+def judged(losses, lengths, *, bits=None, base=math.e):
     loss = float(np.mean(losses))
     text = float(np.sum(losses[lengths > 0])) / math.log(2) / int(np.sum(lengths))
-    return {"return": {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": text if bits is None else bits}}
+    return {"return": {"loss": loss, "perplexity": base**loss, "bits_per_byte": text if bits is None else bits}}
 
 
 def mistake(bits, hint):
@@ -43,6 +43,7 @@ EXERCISE = host_exercise(
         "value": ("The message names the key. At the first size there is a single token, at the last one there are three end-of-text.",),
     },
     mistakes=(
+        Mistake(lambda **given: judged(**given, base=2), "The loss is in nats: its perplexity is a power of e, not of 2."),
         mistake(lambda losses, lengths: losses.sum() / LN2 / lengths.sum(), "What end-of-text costs is no part of the text: leave it out."),
         mistake(lambda losses, lengths: losses[lengths > 0].sum() / lengths.sum(), "That is nats per byte: divide by ln 2."),
         mistake(lambda losses, lengths: LN2 * losses[lengths > 0].sum() / lengths.sum(), "A bit is ln 2 = 0.69 nats, so there are more bits."),
@@ -61,7 +62,7 @@ EXERCISE = host_exercise(
         Wrong("bits per token", {"bits / np.sum(lengths)": "loss / math.log(2)"}, "value", "bits per token"),
         Wrong("tokens for bytes", {"bits / np.sum(lengths)": "bits / np.sum(lengths > 0)"}, "value", "bits per token"),
         Wrong("one byte too many", {"np.sum(lengths)": "(np.sum(lengths) + 1)"}, "value"),
-        Wrong("a perplexity of bits", {"math.exp(loss)": "2.0**loss"}, "value"),
+        Wrong("a perplexity of bits", {"math.exp(loss)": "2.0**loss"}, "value", "a power of e"),
         Wrong("a mean of ratios", {
             "bits = np.sum(losses[lengths > 0]) / math.log(2)": "bits = np.mean(losses[lengths > 0] / lengths[lengths > 0]) / math.log(2)",
             "bits / np.sum(lengths)": "bits",

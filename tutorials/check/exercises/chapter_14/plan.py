@@ -45,7 +45,9 @@ EXERCISE = host_exercise(
             "flop = tokens of all steps times what one token costs; seconds = flop / what all GPUs compute in a second.",
         ),
         "not written": ("The function must return a dict with four keys.",),
-        "value": ("The message names the first of the four that is wrong. Those behind it follow from it.",),
+        "value": (
+            "The message names the first of the four that is wrong. Those behind it follow from it. (Steps are whole: // rounds down to an integer.)",
+        ),
     },
     mistakes=(
         mistake("rounded up", "A step needs all of its tokens: round down."),

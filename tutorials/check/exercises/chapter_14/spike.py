@@ -25,7 +25,9 @@ def arguments(random, case):
     return {"values": values, "threshold": 2.0, "window": 8}
 
 
-def scored(values, threshold, window, *, early=False, before=False, sample=False, skipped_out=False, root=True, take_in_bad=False):
+def scored(
+    values, threshold, window, *, early=False, before=False, sample=False, skipped_out=False, root=True, take_in_bad=False, size=False
+):
     """The answer; with other keywords, a wrong one."""
     latest, z = [], []
     for value in values:
@@ -39,6 +41,7 @@ def scored(values, threshold, window, *, early=False, before=False, sample=False
         variance = measured.var(ddof=1 if sample and len(measured) > 1 else 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             score = (value - measured.mean()) / (np.sqrt(variance) if root else variance)
+            score = abs(score) if size else score
         z.append(math.nan if not (full or early and len(latest) == window) else 0.0 if np.ptp(measured) == 0 else float(score))
         if skipped_out and z[-1] > threshold:
             latest = others
@@ -67,6 +70,7 @@ EXERCISE = host_exercise(
         mistake("The window already holds the new value when mean and deviation are taken.", before=True),
         mistake("Divide the squared distances by the number of values, not by one less.", sample=True),
         mistake("The deviation is the root of the mean of the squares.", root=False),
+        mistake("A score has a sign: a loss below the mean has a negative one, and is never skipped.", size=True),
         mistake("A skipped step's value stays in the window.", skipped_out=True),
     ),
     wrong=(
@@ -79,7 +83,7 @@ EXERCISE = host_exercise(
         Wrong("what is not finite goes in", {"            continue\n": "            latest.append(value)\n            continue\n"}, "value"),
         Wrong("what is not finite has no score", {"z.append(math.inf)": "z.append(math.nan)"}, "value"),
         Wrong("upside down", {"(value - mean) / deviation)": "(mean - value) / deviation)"}, "value"),
-        Wrong("its size", {"(value - mean) / deviation)": "abs(value - mean) / deviation)"}, "value"),
+        Wrong("its size", {"(value - mean) / deviation)": "abs(value - mean) / deviation)"}, "value", "has a sign"),
         Wrong("all of the run", {"deque(maxlen=window)": "deque()", "len(latest) == window": "len(latest) >= window"}, "value"),
     ),
 )  # fmt: skip
