@@ -9,6 +9,7 @@ COMMANDS = {
     "plan": "memory, largest micro-batch, time and price of a training before it starts, and what does not fit",
     "doctor": "what this machine has and what is missing; --check checks every layer, --warm compiles the kernels ahead",
     "plot": "draw runs: losses, HellaSwag, speed, layers; a picture, or an HTML page with settings and machine",
+    "replay": "make a step of a run again, to the bit: which layer or row of the batch explains a spike or a NaN; try kernels on it",
     "evaluate": "loss, perplexity and bits per byte of a model on any text; its answers to multiple-choice questions",
     "export": "write a checkpoint as a Hugging Face folder, with config, tokenizer and model.safetensors",
     "sample": "let a model continue a prompt, or one line after another",

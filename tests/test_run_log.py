@@ -45,9 +45,9 @@ def test_what_is_written_is_json_and_is_read_back(tmp_path, clock):
 
     lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["run", "validation", "step", "accuracy", "statistics", "end"]
-    assert lines[2]["loss"] == 0.3333333 and lines[2]["norm"] == "inf" and "mfu" not in lines[2]
+    assert lines[2]["loss"] == 0.333333343 and lines[2]["norm"] == "inf" and "mfu" not in lines[2]
     history = read_run_log(tmp_path)
-    assert history.series["train_loss"][1].tolist() == [0.3333333] and history.series["norm"][1].tolist() == [math.inf]
+    assert history.series["train_loss"][1].tolist() == [0.333333343] and history.series["norm"][1].tolist() == [math.inf]
     assert math.isnan(history.series["loss_z"][1][0]) and "mfu" not in history.series
     assert history.series["eval_accuracy"][0].tolist() == [1] and history.end["done"]
     assert history.statistics == [(0, {"gradients": {"fcw": {"rms": [0.5, "inf"]}}})]

@@ -3,6 +3,7 @@
     {"kind": "run", ...}            when a run starts or is resumed: settings, model, machine, versions (run_header.py)
     {"kind": "step", ...}           a training step: loss, learning rate, norm, z-scores, ms, tokens/s, MFU, now and then memory
     {"kind": "validation", ...}     its loss            {"kind": "accuracy", ...}     of an evaluation
+    {"kind": "shard", ...}          a shard of the data has been read as a whole: its digest (shard_log.py)
     {"kind": "statistics", ...}     gradients and activations of every layer (layer_statistics.py)
     {"kind": "end", ...}            how the run ended; a killed one has none
 
@@ -24,7 +25,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.training.log import MAIN_LOG, RUN_LOG, LogFile, cut_resumed
 
 FORMAT = 1  # a reader refuses a larger one
-DIGITS = 7  # significant digits of what is logged: a float32 has no more
+DIGITS = 9  # significant digits of what is logged: as many as tell any two float32 apart
 # What is logged of a step, and how its series is called.
 SERIES = {
     "step": ("loss", "learning_rate", "norm", "loss_z", "norm_z", "ms", "tokens_per_second", "mfu", "host_bytes", "gpu_bytes"),
