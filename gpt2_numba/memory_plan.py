@@ -69,7 +69,7 @@ def plan_memory(config, B, T, options, sharing=None):
     real = FLOAT32 if options.precision == "fp32" else BFLOAT16_BITS
     sharing, fused = sharing or Sharing(config), options.kernel_set.fused
     N, C, count, own = B * T, config.C, count_parameters(config), sharing.state.local_count()
-    arena = Arena()
+    arena = Arena(options.guards)
     arena.add("parameters", "params", (count,), real)
     arena.add("gradients", "grads", (sharing.grads.local_count(),), real)
     if sharing.stage == 2:
@@ -80,7 +80,7 @@ def plan_memory(config, B, T, options, sharing=None):
         arena.add("master weights", "master", (own,), FLOAT32)
     for name, shape in activation_shapes(config, B, T).items():
         copies = 1 if name in SHARED_BY_BLOCKS[options.recompute] else config.L
-        arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real)
+        arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real, apart=True)
     arena.add("activations", "encoded", (N * C,), real)
     arena.add("activations", "lnf", (N * C,), real)
     arena.add("activations", "lnf_mean", (N,), FLOAT32)
@@ -104,7 +104,8 @@ def plan_memory(config, B, T, options, sharing=None):
 def _plan_for_fast_kernels(arena, config, B, T, real, sharing):
     """Scratch, the positions of each token, and whatever a recorded step reads from memory because it changes from step to step."""
     N, C = B * T, config.C
-    sums = max(layernorm_scratch_size(C), matmul_scratch_size(4 * C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C))
+    of_biases = (matmul_scratch_size(columns) for columns in (C, 3 * C, 4 * C))  # more columns may need less
+    sums = max(layernorm_scratch_size(C), gelu_scratch_size(4 * C), encoder_scratch_size(N, C), *of_biases)
     arena.add("logits and scratch", "sums", (sums,), FLOAT32)
     arena.add("logits and scratch", "att_scratch", (attention_scratch_size(B, T, config.NH, config.HS, real),), FLOAT32)
     arena.add("tokens", "places", (N,), np.int32)

@@ -46,9 +46,9 @@ LOAD_PIECE = 1 << 24  # numbers converted and copied at a time
 
 
 class GPT2:
-    """A model in training: parameters, gradients, optimizer state and activations for batches of up to (B, T) tokens.
+    """A model in training: parameters, gradients, optimizer state and activations for batches of up to B * T tokens.
 
-    config   GPT2Config        B, T  largest batch; T at most config.max_T
+    config   GPT2Config        B, T  rows of a batch, of T tokens or, more of them, shorter ones; T at most config.max_T
     options  Options: device, precision, kernels and so on
     group    the processes that train this model together (parallel/group.py); None: this one alone
     Raises UserError if these do not go together or memory is too small. Parameters are zero until they are loaded.
@@ -97,17 +97,20 @@ class GPT2:
         """Set parameters from (name, layer, float array) triples, one for each tensor of each layer; resets the optimizer's state."""
         parts = {(segment.name, segment.layer): (*part, segment.start) for *part, segment in self.sharing.state.parts()}
         for name, layer, values in pieces:
-            target = getattr(self.params, name)
-            target = target[layer] if isinstance(target, list) else target
-            if tuple(values.shape) != tuple(target.shape):
-                raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
-            self._write(target, values)
+            self._load_piece(name, layer, values)
             if "master" in self.memory:
                 local, start, length, first = parts[name, layer]
                 mine = bfloat16_bits(values.reshape(-1)[start - first : start - first + length])
                 self._write(self.memory["master"][local : local + length], bfloat16_values(mine))  # as in llm.c: rounded copies
         zero(self.memory["m"])
         zero(self.memory["v"])
+
+    def _load_piece(self, name, layer, values):
+        target = getattr(self.params, name)
+        target = target[layer] if isinstance(target, list) else target
+        if tuple(values.shape) != tuple(target.shape):
+            raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
+        self._write(target, values)
 
     def load_params(self, tensors):
         """Set all parameters: name -> float array, shaped as parameter_shapes says. Resets the optimizer's state."""
@@ -201,10 +204,10 @@ class GPT2:
     # ----------------------------------------------------------------------------------------------- forward pass
 
     def forward(self, inputs):
-        """Compute the logits of a batch. inputs: (b, t) int32 host array, b at most B, t at most T."""
+        """Compute the logits of a batch. inputs: (b, t) int32 host array, t at most T, b * t at most B * T."""
         b, t = inputs.shape
-        if b > self.B or t > self.T:
-            raise ValueError(f"forward: inputs must be at most (B, T) = ({self.B}, {self.T}), got {inputs.shape}")
+        if b * t > self.B * self.T or t > self.T:
+            raise ValueError(f"forward: inputs must be {self.B * self.T} tokens at most, in rows of up to {self.T}, got {inputs.shape}")
         acts = self.activations(b, t)
         self._batch = (acts, self._load_tokens("inputs", acts.inputs, inputs))
         self.graphs.run(("forward", b, t), lambda: self._order.forward(self, acts))

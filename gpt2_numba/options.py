@@ -18,6 +18,7 @@ class Options:
     tf32            allow TF32 in float32 matrix products on a GPU; applies to the whole process
     gelu_fusion     0, or 1: cuBLASLt computes the GELU as part of the product before it, or 2: its backward too. Only on a real GPU
     graph           record the launches of a pass as a CUDA graph and replay it, on a real GPU; the bits are the same
+    guards          guard every launch: the memory plan leaves red zones between the arrays (training/guarded_model.py)
     zero_stage      what several processes share out: 0 nothing, 1 the optimizer's state, 2 the gradients as well
     kernels         auto, fast, plain, or files with functions of your own (kernel_sets.choose_kernels); or a KernelSet
     """
@@ -29,6 +30,7 @@ class Options:
     tf32: bool = True
     gelu_fusion: int = 0
     graph: bool = True
+    guards: bool = False
     zero_stage: int = 0
     kernels: str | KernelSet = "auto"
 

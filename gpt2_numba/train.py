@@ -16,12 +16,14 @@ from gpt2_numba.parallel.group import Alone
 from gpt2_numba.plot import plot_losses
 from gpt2_numba.training.endings import Diverged, NotSaved, Stopped, raise_shared_problem
 from gpt2_numba.training.evaluation import answer_questions, sample, validate
+from gpt2_numba.training.frozen_tensors import FrozenTensors
 from gpt2_numba.training.gpu_info import gpu_info
 from gpt2_numba.training.log_directory import log_directory
 from gpt2_numba.training.logs import Logs
 from gpt2_numba.training.not_finite import explain
 from gpt2_numba.training.preparation import peak_tokens_per_second, prepare
 from gpt2_numba.training.program import run_training
+from gpt2_numba.training.rehearsal import rehearsed
 from gpt2_numba.training.saver import Saver
 from gpt2_numba.training.schedules import learning_rate
 from gpt2_numba.training.step_reports import StepReports, StepResult
@@ -39,7 +41,7 @@ def train(settings, group=None):
     """
     group = group or Alone()
     with log_directory(settings, group) as lock:
-        return training_loop(prepare(settings, group), group, lock)
+        return training_loop(rehearsed(prepare(settings, group)), group, lock)
 
 
 def training_loop(run, group, lock):
@@ -51,7 +53,7 @@ def training_loop(run, group, lock):
         peak_tokens_per_second=peak_tokens_per_second(settings, model.config, group), explain=functools.partial(explain, model),
     )  # fmt: skip
 
-    step, interrupted = run.first_step, False
+    step, interrupted, frozen = run.first_step, False, FrozenTensors(run)
     with log, Prefetcher(run.train_loader) as batches, StopRequest(batches.stop_waiting) as stop, Saver(run, reports, lock) as saver:
 
         def asked_to_stop():  # several processes must stop at the same step, and a signal may reach only one: a step's results tell all
@@ -63,6 +65,7 @@ def training_loop(run, group, lock):
         while True:
             last = step == run.max_steps
             saver.reached(step, position=batches.state())
+            frozen.look(step)
             if group.ranks == 1 and data_problem():
                 raise data_problem()
             if last:
@@ -90,7 +93,7 @@ def training_loop(run, group, lock):
                 log.write_validation(step, val_loss)
 
             # Once in a while: does it choose the right endings?
-            if run.questions and (due(settings.val_every, step) or last):
+            if run.questions is not None and (due(settings.val_every, step) or last):
                 reports.finish()
                 score = answer_questions(model, run.questions, stop)
                 if interrupted := score is None:
@@ -144,7 +147,7 @@ def training_loop(run, group, lock):
         group.doing("plotting the losses")
         picture = log.path.with_name("loss.png")
         try:
-            plot_losses(log.path, picture, f"{model.config}, {count_parameters(model.config) / 1e6:.1f} M parameters")
+            plot_losses(log.path, picture, f"{model.config}, {count_parameters(model.config):,} parameters")
             print(f"wrote {log.path} and {picture}")
         except Exception as error:  # a run that has done all its steps must not fail for its picture
             print(f"warning: there is no picture of the losses: {str(error) or type(error).__name__}", file=sys.stderr)

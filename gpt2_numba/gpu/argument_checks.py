@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, on_host
 
+MOST_GRID_ROWS = 65535  # blocks in y or z; in x there may be 2**31 - 1
 _KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32)}
 
 
@@ -75,6 +77,15 @@ def check_width(function, **sizes):
     for letter, size in sizes.items():
         if size % 8:
             raise ValueError(f"{function}: {letter} must be a multiple of 8 on a GPU (16-byte loads), got {size}")
+
+
+def check_grid(function, **counts):
+    """Raise UserError if one of the numbers of blocks, by what they stand for, is more than a GPU's grid has in y or z."""
+    for what, count in counts.items():
+        if count > MOST_GRID_ROWS:
+            raise UserError(
+                f"{function}: {what} must be at most {MOST_GRID_ROWS:,}, the rows of a GPU's grid, got {count:,}: use a smaller micro-batch (-b)"
+            )
 
 
 def _axis_size(axis, sizes):

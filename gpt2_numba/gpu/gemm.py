@@ -4,6 +4,7 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import SIMULATING, copy_to_host, to_storage
 from gpt2_numba.gpu.cublaslt import cublaslt_gemm
+from gpt2_numba.gpu.launches import observable
 
 _tf32_allowed = True
 
@@ -20,6 +21,7 @@ def tf32_allowed():
 
 
 # Many parameters, as in every BLAS: they describe one product. The sizes are given, since rows with padding do not reveal them.
+@observable
 def gemm(
     out, a, b, *, rows, columns, inner, transpose_a=False, transpose_b=False, alpha=1.0, accumulate=False, bias=None,
     save_before_gelu=None, before_gelu=None,

@@ -89,21 +89,10 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, 
     then removed and the checkpoints of other steps are unchanged. Raises OldCheckpointsRemain, in all processes, if old ones cannot be
     deleted. Other errors of the functions propagate where they occur.
     """
-    directory, checksums = Path(directory), {}
-    own_names = [*write_files, *([done_file_name(step)] if group.rank == 0 else [])]
-    try:
-        # Each stage starts when all processes have finished the one before; the reason of a failure is known to all of them.
-        failure = (
-            _by_rank_0(group, lambda: _remove_hidden_files(directory))  # left by a killed run: they take up space
-            or _first_failure(group, lambda: checksums.update(_write_hidden(directory, write_files, group)))
-        )
-        if not failure:
-            checksums_by_rank = group.gather(checksums)
-            failure = _by_rank_0(group, lambda: _complete(directory, step, checksums_by_rank, group, facts))
-    finally:
-        for name in own_names:
-            with suppress(OSError):  # usually there is none left; what cannot be removed now, the next checkpoint removes
-                _hidden_path(directory, name).unlink()
+    directory = Path(directory)
+    failure = _try(
+        directory, step, write_files, group, lambda checksums_by_rank: _complete(directory, step, checksums_by_rank, group, facts)
+    )
     if failure:
         reason, advice = failure
         raise CheckpointFailed(
@@ -114,6 +103,46 @@ def save_checkpoint(directory, step, write_files, group, keep=0, major_every=0, 
         raise OldCheckpointsRemain(
             f"the checkpoint of step {step} was written to {directory}, but older ones could not be deleted ({failure[0]}). Delete them by hand"
         )
+
+
+def rehearse_checkpoint(directory, step, write_files, group):
+    """Write all files of a checkpoint under their hidden names, then remove them: is there space, may they be written, are they right?
+
+    Parameters as for save_checkpoint. Raises CheckpointFailed, in all processes, where that does.
+    """
+    directory = Path(directory)
+
+    def finish(checksums_by_rank):
+        _write_hidden_done(directory, step, checksums_by_rank, group, facts=None)
+        _flush_directory(directory)
+
+    failure = _try(directory, step, write_files, group, finish)
+    if failure:
+        reason, advice = failure
+        raise CheckpointFailed(f"checkpoints cannot be written to {directory} ({reason}), as a rehearsal has shown{advice}")
+
+
+def _try(directory, step, write_files, group, finish):
+    """Write all files under their hidden names, and let rank 0 `finish` with their checksums by rank; then remove the hidden files.
+
+    Returns, in all processes, [reason, advice] of the first that failed, or None.
+    """
+    checksums = {}
+    own_names = [*write_files, *([done_file_name(step)] if group.rank == 0 else [])]
+    try:
+        # Each stage starts when all processes have finished the one before; the reason of a failure is known to all of them.
+        failure = (
+            _by_rank_0(group, lambda: _remove_hidden_files(directory))  # left by a killed run: they take up space
+            or _first_failure(group, lambda: checksums.update(_write_hidden(directory, write_files, group)))
+        )
+        if failure:
+            return failure
+        checksums_by_rank = group.gather(checksums)
+        return _by_rank_0(group, lambda: finish(checksums_by_rank))
+    finally:
+        for name in own_names:
+            with suppress(OSError):  # usually there is none left; what cannot be removed now, the next checkpoint removes
+                _hidden_path(directory, name).unlink()
 
 
 def complete_checkpoints(directory):
@@ -283,6 +312,11 @@ def _write_hidden(directory, write_files, group):
 
 def _complete(directory, step, checksums_by_rank, group, facts):
     """Write DONE under its hidden name, then rename the hidden files of all processes, which makes them the checkpoint."""
+    _rename_files(directory, step, _write_hidden_done(directory, step, checksums_by_rank, group, facts))
+
+
+def _write_hidden_done(directory, step, checksums_by_rank, group, facts):
+    """Write DONE under its hidden name. Returns the checksums of all files by name."""
     for process, files in zip(group.names, checksums_by_rank):
         if not all(_hidden_path(directory, name).exists() for name in files):
             raise OSError(errno.ENOENT, f"the files written by {process} are not there: all processes must share one directory (-o)")
@@ -290,7 +324,7 @@ def _complete(directory, step, checksums_by_rank, group, facts):
     done = _hidden_path(directory, done_file_name(step))
     write_done_file(done, step, all_files, facts)
     _flush_file(done)
-    _rename_files(directory, step, all_files)
+    return all_files
 
 
 def _rename_files(directory, step, names):

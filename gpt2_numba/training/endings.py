@@ -8,7 +8,7 @@ STOPPED, FAILED = 128 + signal.SIGINT, 1  # exit codes
 
 
 class Ending(Exception):
-    """The base of the three. code: the program's exit code."""
+    """The base of the others. code: the program's exit code."""
 
     code = FAILED
 
@@ -45,6 +45,17 @@ class Diverged(Ending):
             f"error: after {step} steps the run has diverged: {steps_in_a_row} steps in a row have updated nothing, since the loss or the "
             f"gradient norm was not finite. {again}, with a smaller learning rate (-l) or a longer warm-up (-u)"
         )
+
+
+class Frozen(Ending):
+    """Tensors of parameters have not moved in the first updates. finding: the same without the way to go on."""
+
+    def __init__(self, names, steps):
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        self.finding = (
+            f"after {steps} steps AdamW has not moved {shown}: every gradient was exactly 0. Does a backward function leave it out?"
+        )
+        super().__init__(f"error: {self.finding} To train on all the same, add --frozen-tensors warn")
 
 
 def raise_shared_problem(group, problem):

@@ -3,7 +3,8 @@
 Each takes a while, and ends early when the run is asked to stop: `stop` is its StopRequest. The result is then None.
 """
 
-from gpt2_numba.data.multiple_choice import Score
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import Score
 from gpt2_numba.inference import Decoder
 from gpt2_numba.training.sampler import Xorshift64Star, sample_from_logits
 
@@ -28,17 +29,16 @@ def validate(model, loader, batches, stop):
 
 
 def answer_questions(model, questions, stop):
-    """The model's Score on a MultipleChoice, whose questions are divided among the processes."""
-    group, mine = model.group, None
-    for inputs, targets, _ in questions:
+    """The Score of all processes. questions: the Examples that are this one's part."""
+    group, answers = model.group, Answers(questions)
+    for batch in answers.batches(model.B * model.T, model.T):
         if stop.requested:
             break
         group.doing("answering multiple-choice questions")
-        model.evaluate(inputs, targets)
-        questions.score(model.losses_to_host())
-    else:
-        mine = questions.result()
+        model.evaluate(batch.inputs, batch.targets)
+        answers.add(batch.rows, model.losses_to_host())
     model.discard_losses()  # a mean over these batches has no meaning
+    mine = answers.score() if answers.complete else None
     correct, examples, stops = group.sum([mine.correct, mine.examples, 0] if mine else [0, 0, 1])
     return None if stops else Score(int(correct), int(examples))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from gpt2_numba.gpu.backend import real_gpu
 from gpt2_numba.training.layer_statistics import LayerStatistics
-from gpt2_numba.training.log import MainLog
+from gpt2_numba.training.log import RUN_LOG, MainLog
 from gpt2_numba.training.run_header import run_header
 from gpt2_numba.training.run_log import RunLog
+from gpt2_numba.training.shard_log import ShardLog, earlier_digests
 from gpt2_numba.training.tracking import open_tracker
 
 SECONDS_PER_MEMORY = 10  # between two measurements of the memory in use
@@ -31,7 +32,9 @@ class Logs:
         self._tracker = open_tracker(settings.track, directory, header, run.first_step) if first and settings.track else None
         if self._tracker:
             header["tracker"] = self._tracker.identity
+        earlier = earlier_digests(Path(directory) / RUN_LOG) if directory and run.first_step else {}
         self._run = RunLog(directory, header, run.first_step) if directory else None
+        self._shards = ShardLog(run, self._run.write, earlier) if directory else None
         self._every, self._statistics = settings.stats_every, LayerStatistics(run.model) if settings.stats_every else None
         self._on_gpu, self._memory_read, self._step = settings.device == "gpu" and real_gpu(), -SECONDS_PER_MEMORY, run.first_step
 
@@ -49,6 +52,8 @@ class Logs:
         """Log a training step, as MainLog does. others: loss_z and norm_z, ms, tokens_per_second, mfu; None if not known."""
         self._main.write_train_step(step, loss, learning_rate, norm)
         self._step = step + 1
+        if self._shards:
+            self._shards.look(step + 1)
         if self._run or self._tracker:
             others = {name: value for name, value in others.items() if value == value}  # no z-scores while their window fills
             self._write("step", step, loss=loss, learning_rate=learning_rate, norm=norm, **others, **self._memory())
@@ -79,6 +84,7 @@ class Logs:
     def __exit__(self, kind, error, _):
         ending = "all steps are done" if kind is None else f"{kind.__name__}: {error}"
         if self._run:
+            self._shards.look(self._step)
             self._run.write("end", self._step, ending=ending, done=kind is None)
         if self._tracker:
             self._tracker.close(failed=kind is not None)

@@ -11,8 +11,8 @@ from pathlib import Path
 from gpt2_numba.config import GPT2_VOCAB_SIZE, count_parameters, parameter_shapes, parse_descriptor
 from gpt2_numba.data.arriving_shards import Arrivals
 from gpt2_numba.data.builtin_corpus import builtin_corpus
+from gpt2_numba.data.evaluation.multiple_choice import read_share
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import MultipleChoice
 from gpt2_numba.data.token_shards import find_shards
 from gpt2_numba.data.tokenizer_record import check_vocabulary_size, tokenizer_of_shards
 from gpt2_numba.data.tokenizers import VOCAB_SIZES, encoding_for_vocab
@@ -31,9 +31,10 @@ from gpt2_numba.own_kernels import check_own_kernels
 from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
 from gpt2_numba.parallel.shards import Sharing
 from gpt2_numba.training.checkpoint import agreed_checkpoints, unfinished_checkpoints
+from gpt2_numba.training.guarded_model import GuardedGPT2
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.resume import Checkpoint, RunState, open_newest, restore
-from gpt2_numba.training.run_facts import differences, run_facts
+from gpt2_numba.training.run_facts import check_training_data, differences, run_facts
 from gpt2_numba.training.settings import (
     BUILT_IN_CPU_DEFAULTS,
     BUILT_IN_GPU_DEFAULTS,
@@ -56,7 +57,7 @@ class PreparedRun:
     encoding: object | None  # the tokenizer; None: samples are printed as token numbers
     train_loader: DataLoader
     val_loader: DataLoader
-    questions: MultipleChoice | None
+    questions: list | None  # Examples for this process, perhaps none; None: no process answers questions
     run_state: RunState
     facts: dict  # recorded in checkpoints (run_facts.py)
     first_step: int  # steps already done
@@ -65,9 +66,10 @@ class PreparedRun:
     tokens_per_step: int
 
 
-def prepare(settings, group):
+def prepare(settings, group, open_from=None):
     """Return the PreparedRun of a training. settings: from choose_machine. All processes of the group call it.
 
+    open_from  None: open_start; or a function with its parameters and results, for a start from another checkpoint
     If one process fails, all of them end, with that process's reason.
     """
 
@@ -76,7 +78,7 @@ def prepare(settings, group):
 
     group.doing("preparing the run")
     check_agreement(group, facts_of_settings(settings) | facts_of_versions(settings.device))
-    start_from = each(open_start, settings, group)
+    start_from = each(open_from or open_start, settings, group)
     settings, config, encoding = each(choose_model, settings, start_from)
     weights = None
     if start_from is None:
@@ -107,6 +109,8 @@ def prepare(settings, group):
     facts = each(run_facts, settings, group.ranks)
     if start_from and (changes := differences(start_from.facts, facts)):
         print(f"what differs from the run that wrote the checkpoint: {'; '.join(changes)}")
+    if start_from and not settings.restart_data:
+        check_training_data(start_from.facts, facts)
     return PreparedRun(
         settings=settings, model=model, encoding=encoding, train_loader=train_loader, val_loader=val_loader, questions=questions,
         run_state=run_state, facts=facts, first_step=first_step, max_steps=max_steps, grad_accum_steps=grad_accum_steps,
@@ -277,13 +281,13 @@ def make_questions(settings, config, group):
     """The multiple-choice questions for this process, or None without -h."""
     if not settings.hellaswag:
         return None
-    B, T = settings.batch_size, settings.sequence_length
-    return MultipleChoice(settings.eval_file, B, T, rank=group.rank, ranks=group.ranks, vocab_size=config.V)
+    return read_share(settings.eval_file, settings.sequence_length, group.rank, group.ranks, config.V)
 
 
 def make_model(settings, config, group, kernels):
     """The model, with its parameters not yet loaded."""
-    return GPT2(config, B=settings.batch_size, T=settings.sequence_length, options=model_options(settings, kernels), group=group)
+    model_class = GuardedGPT2 if settings.guards else GPT2
+    return model_class(config, B=settings.batch_size, T=settings.sequence_length, options=model_options(settings, kernels), group=group)
 
 
 def model_options(settings, kernels):

@@ -7,10 +7,11 @@ import warnings
 from gpt2_numba.command_line import one_line
 from gpt2_numba.data.arriving_shards import StoppedWaiting
 from gpt2_numba.errors import SharedError, UserError
+from gpt2_numba.gpu.guards import GuardError
 from gpt2_numba.parallel.group import only_first_prints
 from gpt2_numba.parallel.start import join
 from gpt2_numba.parallel.watch import end_process
-from gpt2_numba.training.endings import STOPPED, Ending
+from gpt2_numba.training.endings import FAILED, STOPPED, Ending
 from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings
 
@@ -19,7 +20,8 @@ def run_training(train, argv):
     """Call train(settings, group) as the command line asks. Returns the exit code.
 
     0    all steps are done
-    1    a checkpoint that was due at the end or at a stop was not written, the run has diverged, or a process was lost
+    1    a checkpoint that was due at the end or at a stop was not written, the run has diverged, a process was lost, or a guard has found
+         a wrong launch (--guards on); what is in memory then is not saved
     2    a user's mistake, or data that can no longer be read
     130  stopped by a signal or a closed pipe
     """
@@ -46,6 +48,12 @@ def run_training(train, argv):
         if group.rank == 0:
             raise
         return 2
+    except GuardError as found:
+        print(f"error: {one_line(found)}", file=sys.stderr)
+        if group.ranks > 1:
+            group.fail(one_line(found))
+            end_process(FAILED)
+        code = FAILED
     except KeyboardInterrupt:
         group.fail("stopped at once, by Ctrl-C")
         print("\nstopped at once", file=sys.stderr)

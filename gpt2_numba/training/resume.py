@@ -33,6 +33,7 @@ from gpt2_numba.training.checkpoint import (
     model_file_name,
     outliers_file_name,
     read_outliers,
+    rehearse_checkpoint,
     save_checkpoint,
     state_file_name,
     write_outliers,
@@ -83,6 +84,17 @@ def save(directory, step, model, position, run_state, keep=0, major_every=0, fac
     keep, major_every, facts   see save_checkpoint
     Raises CheckpointFailed, in all of them, if it cannot be written.
     """
+    files = _files(step, model, position, run_state)
+    save_checkpoint(directory, step, files, model.group, keep, major_every, facts)
+
+
+def rehearse_save(directory, step, model, position, run_state):
+    """Write the files of a checkpoint and remove them. Parameters and errors are those of `save`."""
+    rehearse_checkpoint(directory, step, _files(step, model, position, run_state), model.group)
+
+
+def _files(step, model, position, run_state):
+    """This process's files of a checkpoint: name -> function that writes the file to the path it is given."""
     model.synchronize()
     group, master = model.group, model.raw("master")
     state = TrainingState(
@@ -96,7 +108,7 @@ def save(directory, step, model, position, run_state, keep=0, major_every=0, fac
         windows = run_state.loss_outliers.values(), run_state.norm_outliers.values()
         files[model_file_name(step)] = lambda path: write_model_file(path, model.config, model.raw("params"))
         files[outliers_file_name(step)] = lambda path: write_outliers(path, *windows)
-    save_checkpoint(directory, step, files, group, keep, major_every, facts)
+    return files
 
 
 def save_or_warn(settings, step, model, position, run_state, facts=None):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from gpt2_numba.config import count_parameters
 from gpt2_numba.gpu.backend import device_name
+from gpt2_numba.layers.fast.attention import engine_name
 from gpt2_numba.parallel.agreement import PACKAGE_ROOT, facts_of_versions
+from gpt2_numba.training.shard_log import shard_facts
 
 _GIT_TIMEOUT_SECONDS = 10
 _LEFT_OUT = ("rank", "server_address", "shared_path")  # differ between processes, or name other machines
@@ -25,8 +27,11 @@ def run_header(run):
         "model": {
             "sizes": str(model.config), "parameters": count_parameters(model.config), "V": model.config.V, "kernels": model.kernels.name,
             "bytes": model.arena.nbytes,
+        } | ({"attention": engine_name(model.raw("params"), model.config.HS)} if model.kernels.fused else {}),
+        "data": {
+            "training_tokens": int(run.train_loader.num_tokens), "validation_tokens": int(run.val_loader.num_tokens),
+            "shards": shard_facts(run),
         },
-        "data": {"training_tokens": int(run.train_loader.num_tokens), "validation_tokens": int(run.val_loader.num_tokens)},
         "machine": machine(settings.device, model.group.ranks),
         "versions": {name: value for name, value in facts_of_versions(settings.device).items() if value is not None and name != "GPU"},
         "commit": commit(),
