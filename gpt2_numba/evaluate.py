@@ -21,23 +21,23 @@ import numpy as np
 
 from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.config import VOCAB_PADDING
-from gpt2_numba.data.answers import Answers
 from gpt2_numba.data.builtin_corpus import builtin_corpus
-from gpt2_numba.data.multiple_choice import MultipleChoice
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import read_share
+from gpt2_numba.data.evaluation.rows_by_length import batches_by_length, losses_of_batches, padded_share
+from gpt2_numba.data.evaluation.text_windows import TextLosses, token_bytes, windows_of_text
+from gpt2_numba.data.making.text_parts import TextOptions, parse_split, parts_of_paths
+from gpt2_numba.data.making.tokenizing import encode_units
 from gpt2_numba.data.regular_files import open_regular
-from gpt2_numba.data.rows_by_length import batches_by_length, losses_of_batches, padded_share
-from gpt2_numba.data.text_parts import TextOptions, parse_split, parts_of_paths
-from gpt2_numba.data.text_windows import TextLosses, token_bytes, windows_of_text
 from gpt2_numba.data.token_shards import Shard, find_shards
 from gpt2_numba.data.tokenizer_record import tokenizer_of_shards
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE, VOCAB_SIZES
-from gpt2_numba.data.tokenizing import encode_units
 from gpt2_numba.errors import UserError
 from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.gpu.backend import device_name
 from gpt2_numba.integers import round_up
+from gpt2_numba.named_model import choose_encoding, choose_options, open_source
 from gpt2_numba.progress import Progress
-from gpt2_numba.sample import choose_encoding, choose_options, open_source
 from gpt2_numba.training.settings import default_gelu_fusion
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -287,7 +287,7 @@ def run(argv):
     options = choose_options(settings, source)
     options = replace(options, tf32=bool(settings.tf32), gelu_fusion=default_gelu_fusion(options.precision))  # rounds as in the trainer
     text = open_text(settings, config.V)
-    questions = {path: MultipleChoice(path, 1, T, vocab_size=config.V).examples[: settings.limit] for path in settings.questions}
+    questions = {path: read_share(path, T, vocab_size=config.V)[: settings.limit] for path in settings.questions}
     encoding = text.encoding if text else _encoding_if_any(settings.tokenizer, config.V)
 
     model = EvaluationModel(config, T, options, settings.batch_tokens)

@@ -31,17 +31,6 @@ class EvaluationModel(ForwardModel):
         self.memory["mean_loss"] = to_device(mean_loss) if options.device == "gpu" else mean_loss
         self._losses_gathered = 0
 
-    def forward(self, inputs):
-        """Compute the logits of a batch. inputs: (b, t) int32 host array, t at most T, b * t at most batch_tokens."""
-        b, t = inputs.shape
-        if b * t > self.batch_tokens or t > self.T:
-            raise ValueError(f"forward: inputs must be {self.batch_tokens} tokens at most, in rows of up to {self.T}, got {inputs.shape}")
-        self.B, B = b, self.B  # any number of rows fits that has no more tokens
-        try:
-            super().forward(inputs)
-        finally:
-            self.B = B
-
 
 def _largest_fast_batch(config, T, options):
     """Rows of T tokens that are enough to be fast, or fewer if memory is small; at least 1."""

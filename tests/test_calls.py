@@ -14,7 +14,7 @@ from tests.test_import_rule import source_files
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gpt2_numba"
 MOST_POSITIONAL, MOST_PARAMETERS = 4, 8
-TABLES = {"_setting"}  # each call is a row of a table, whose columns are named once, in the definition
+TABLES = {"setting"}  # each call is a row of a table, whose columns are named once, in the definition
 
 
 def is_jitted(function):

@@ -185,7 +185,7 @@ def test_operations_are_counted_and_fail(tmp_path):
     renamed = [name for operation, name in done if operation == "replace"]
     assert renamed[-1] == "DONE_00000002" and {"model_00000002.bin", "state_00000002_00000.bin"} <= set(renamed)
     assert ("unlink", "DONE_00000002") in done and ("fsync", "log") in done
-    first_write = next(n for n, (name, file) in enumerate(done) if name == "write" and "model" in file)
+    first_write = next(n for n, (name, file) in enumerate(done) if name == "write" and "model_00000002" in file)
     other = tmp_path / "other"
     other.mkdir()
     failed = train(other, {"-x": 2}, lambda: plant(other / "log", fails(errno.ENOSPC), first_write))

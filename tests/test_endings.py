@@ -10,9 +10,9 @@ import pytest
 from gpt2_numba import memory_fit
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parse_descriptor
+from gpt2_numba.data.evaluation.multiple_choice import Example
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import Example, MultipleChoice, write_examples
-from gpt2_numba.data.token_shards import write_shard
+from gpt2_numba.data.token_shards import Shard, write_shard
 from gpt2_numba.errors import SharedError, UserError
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
@@ -82,10 +82,9 @@ def test_validation_stops_after_the_batch_in_hand(counted_model):
     assert evaluation.validate(counted_model, loader, 4, StopAt(0)) is None and counted_model.forwards == 6
 
 
-def test_questions_stop_after_the_batch_in_hand(counted_model, tmp_path):
-    endings = [np.array([ending]) for ending in range(4)]
-    write_examples(tmp_path / "questions.bin", [Example(label, np.array([5, 6]), endings) for label in range(4)])
-    questions = MultipleChoice(tmp_path / "questions.bin", 4, 4, vocab_size=V)
+def test_questions_stop_after_the_batch_in_hand(counted_model):
+    endings = [np.array([3, ending]) for ending in range(4)]  # rows of 4 tokens, four of which fill a batch
+    questions = [Example(label, np.array([5, 6, 7]), endings) for label in range(4)]
     assert evaluation.answer_questions(counted_model, questions, StopAt(2)) is None and counted_model.forwards == 2
     assert evaluation.answer_questions(counted_model, questions, StopAt(99)).examples == 4
 
@@ -302,10 +301,15 @@ def test_a_checkpoint_whose_checksums_are_lost_is_used_with_a_warning(data, tmp_
 
 def test_other_data_are_told_and_can_be_begun_anew(data, tmp_path, capsys):
     train(*data, "-o", tmp_path / "log")
-    tokens = np.random.default_rng(6).integers(0, V, 17)
+    before = Shard(tmp_path / "train_0.bin")
+    tokens = np.random.default_rng(6).integers(0, V, len(before))
     write_shard(tmp_path / "train_0.bin", tokens)
     printed = resumed(capsys, *data, "-o", tmp_path / "log", "-x", 5)
-    assert "what differs from the run that wrote the checkpoint: max steps 5, before 4; training data: a file of 1,058 bytes" in printed
+    assert "checkpoint: max steps 5, before 4; training data: shard 1 of 2 has other contents, of the same size" in printed
+    write_shard(tmp_path / "train_0.bin", [*tokens, 1])  # as many samples: the position would fit
+    sizes = f"shard 1 of 2 has {1026 + 2 * len(tokens):,} bytes, before {1024 + 2 * len(tokens):,} bytes"
+    with pytest.raises(UserError, match=rf"must be those of the run that is resumed: {sizes}\. Put .*\(--restart-data on\)"):
+        train(*data, "-o", tmp_path / "log", "-x", 6, "-y", 1)
     write_shard(tmp_path / "train_2.bin", tokens)
     with pytest.raises(UserError, match=r"from a run with 2 shard\(s\), and this one has 3.*\(--restart-data on\)"):
         train(*data, "-o", tmp_path / "log", "-x", 6, "-y", 1)

@@ -8,12 +8,12 @@ import pytest
 
 from gpt2_numba import evaluate
 from gpt2_numba.config import parameter_shapes, parse_descriptor
-from gpt2_numba.data.answers import Answers
 from gpt2_numba.data.builtin_corpus import builtin_corpus
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import Example, Score, read_examples, write_examples
+from gpt2_numba.data.evaluation.rows_by_length import LENGTH_STEP, batches_by_length, losses_of_batches, padded_share
+from gpt2_numba.data.evaluation.text_windows import ENOUGH_WINDOWS, TextLosses, estimate, token_bytes, windows_of_text
 from gpt2_numba.data.loader import DataLoader
-from gpt2_numba.data.multiple_choice import Example, MultipleChoice, read_examples, write_examples
-from gpt2_numba.data.rows_by_length import LENGTH_STEP, batches_by_length, losses_of_batches, padded_share
-from gpt2_numba.data.text_windows import ENOUGH_WINDOWS, TextLosses, estimate, token_bytes, windows_of_text
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.data.tokenizer_record import record_tokenizer
 from gpt2_numba.data.tokenizers import byte_encoding
@@ -21,7 +21,9 @@ from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
+from gpt2_numba.training.evaluation import answer_questions
 from gpt2_numba.training.model_file import write_model_file
+from gpt2_numba.training.stop_request import StopRequest
 
 CONFIG = parse_descriptor("L=2,NH=2,C=16,T=64,V=257")
 END_OF_TEXT = 256
@@ -121,15 +123,15 @@ def test_few_windows_have_no_interval():
 # ---------------------------------------------------------------------------------------------------------- batches
 
 
-@pytest.mark.parametrize("tokens, most_rows", [(1, None), (64, None), (256, 3), (10**6, None)])
-def test_batches_hold_each_row_once_in_few_shapes(tokens, most_rows):
+@pytest.mark.parametrize("tokens", [1, 64, 256, 10**6])
+def test_batches_hold_each_row_once_in_few_shapes(tokens):
     lengths = np.random.default_rng(2).integers(1, 100, 200)
     rows = [random_tokens(length + 1, seed) for seed, length in enumerate(lengths)]
     seen, shapes = [], set()
-    for batch in batches_by_length(lengths, rows.__getitem__, tokens, 100, most_rows):
+    for batch in batches_by_length(lengths, rows.__getitem__, tokens, 100):
         b, t = batch.inputs.shape
         assert t % LENGTH_STEP == 0 or t == 100
-        assert b * t <= max(tokens, t) and b <= (most_rows or b)
+        assert b * t <= max(tokens, t)
         for place, row in enumerate(batch.rows):
             n = lengths[row]
             assert batch.inputs[place, :n].tolist() == rows[row][:-1].tolist() and not batch.inputs[place, n:].any()
@@ -221,16 +223,24 @@ def answered(model, questions):
     return answers
 
 
-def test_batched_by_length_the_same_endings_are_chosen_as_in_the_files_order(model, questions):
-    in_order = MultipleChoice(questions, 4, 64)
-    answers = Answers(in_order.examples)
-    for index, (inputs, targets, _) in enumerate(in_order):
+def answered_in_order(model, examples, B, T):
+    """Answers to Examples as llm.c asks for them: in the file's order, in batches of (B, T) tokens, each row padded to T."""
+    answers = Answers(examples)
+    for start in range(0, len(answers.rows), B):
+        inputs, targets = np.zeros((2, B, T), np.int32)
+        rows = np.arange(start, min(start + B, len(answers.rows)))
+        for place, row in enumerate(rows):
+            tokens = answers.tokens(row)
+            inputs[place, : len(tokens) - 1], targets[place, : len(tokens) - 1] = tokens[:-1], tokens[1:]
         model.evaluate(inputs, targets)
-        in_order.score(model.losses_to_host())
-        answers.add(np.arange(4 * index, min(4 * index + 4, len(in_order.rows))), model.losses_to_host())
-    by_length = answered(model, questions)
-    assert by_length.choices() == answers.choices()
-    assert by_length.score() == in_order.result()
+        answers.add(rows, model.losses_to_host())
+    return answers
+
+
+def test_batched_by_length_the_same_endings_are_chosen_as_in_the_files_order(model, questions):
+    by_length, in_order = answered(model, questions), answered_in_order(model, read_examples(questions), 4, 64)
+    np.testing.assert_allclose(by_length.nats, in_order.nats, rtol=1e-5)
+    assert by_length.choices() == in_order.choices()
     assert by_length.choices()[7] == 0  # of equal endings the first
 
 
@@ -258,6 +268,59 @@ def test_a_missing_row_is_an_error(questions):
 
 def test_an_ending_of_nothing_but_a_blank_has_one_character():
     assert Answers([Example(0, np.array([97]), [np.array([32]), np.array([32, 97, 98])])]).characters(byte_encoding()).tolist() == [1, 2]
+
+
+# ------------------------------------------------------------------------------------------------- a model in training
+
+ONE_BLOCK = parse_descriptor("L=1,NH=2,C=16,T=16,V=61")
+MACHINES = pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("gpu", "bf16")])
+
+
+@pytest.fixture
+def short_rows(monkeypatch):
+    """Questions of up to 16 tokens, which batches of (2, 16) tokens hold in rows of 8, 12 and 16."""
+    monkeypatch.setattr("gpt2_numba.data.evaluation.rows_by_length.LENGTH_STEP", 4)
+    random = np.random.default_rng(6)
+    lengths = [(2, (4, 5)), (9, (2, 7)), (3, (3, 2, 4))]
+    return [Example(0, random.integers(61, size=c), [random.integers(61, size=n) for n in endings]) for c, endings in lengths]
+
+
+def in_training(device, precision):
+    model = GPT2(ONE_BLOCK, 2, 16, Options(device=device, precision=precision, tf32=False))
+    model.load_pieces((name, layer, 4 * values) for name, layer, values in draw_initial_weights(ONE_BLOCK, parameter_shapes(ONE_BLOCK), 3))
+    return model
+
+
+@MACHINES
+def test_a_model_in_training_chooses_the_same_endings_as_in_the_files_order(device, precision, short_rows, monkeypatch):
+    trainer = in_training(device, precision)
+    in_order, seen, add = answered_in_order(trainer, short_rows, 2, 16), [], Answers.add
+    monkeypatch.setattr(Answers, "add", lambda answers, rows, losses: seen.append((answers, losses.shape)) or add(answers, rows, losses))
+    right = [example._replace(label=choice) for example, choice in zip(short_rows, in_order.choices())]
+    assert answer_questions(trainer, right, StopRequest()) == Score(3, 3)
+    assert len({shape for _, shape in seen}) == 3
+    np.testing.assert_allclose(seen[0][0].nats, in_order.nats, rtol=1e-5 if precision == "fp32" else 1e-2)
+
+
+@MACHINES
+def test_questions_leave_no_trace_in_a_model_in_training(device, precision, short_rows):
+    """After a step, an evaluation and another step the results and the parameters are, bit for bit, those of two steps."""
+    models, results = [in_training(device, precision) for _ in range(2)], ([], [])
+    for step in range(2):
+        tokens = random_tokens(2 * 17, step).reshape(2, 17) % 61
+        for model, measured in zip(models, results):
+            model.zero_grad()
+            model.forward(tokens[:, :-1])
+            model.backward(tokens[:, 1:])
+            measured.append(model.measure(1.0).wait())
+            model.update(step, 1e-2)
+        answer_questions(models[0], short_rows, StopRequest())
+    first, second = ([model.raw(name).tobytes() for name in ("params", "m", "v")] for model in models)
+    assert first == second and results[0] == results[1]
+
+
+def test_a_process_without_questions_has_no_score():
+    assert answer_questions(in_training("cpu", "fp32"), [], StopRequest()) == Score(0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- the command

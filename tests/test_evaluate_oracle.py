@@ -10,11 +10,13 @@ import json
 import numpy as np
 import pytest
 
+from dev.oracle import exported_losses
 from gpt2_numba import evaluate, export
 from gpt2_numba.config import parameter_shapes, parse_descriptor
-from gpt2_numba.data.answers import Answers
-from gpt2_numba.data.multiple_choice import read_examples
-from gpt2_numba.data.questions import read_questions, write_questions
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import read_examples
+from gpt2_numba.data.evaluation.questions import read_questions, write_questions
+from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.data.tokenizers import byte_encoding, encode
 from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.initial_weights import draw_initial_weights
@@ -171,3 +173,17 @@ def test_the_harness_runs_on_an_exported_folder_and_its_scores_are_ours(folder, 
     assert scores["acc_norm,none"] == answers.score(answers.characters(byte_encoding())).accuracy
     printed = capsys.readouterr().out
     assert "160 log-likelihoods, largest relative difference" in printed and "acc_norm" in printed
+
+
+def test_an_exported_folder_has_the_losses_of_the_model_and_a_damaged_one_is_told(folder, tmp_path, capsys):
+    write_shard(tmp_path / "x_val_000000.bin", np.random.default_rng(5).integers(0, CONFIG.V, 1000))
+    command = [str(folder.parent / "model.bin"), str(folder), "--shards", str(tmp_path / "x_val_*.bin"), "-t", "80"]
+    assert exported_losses.main(command) == 0
+    assert capsys.readouterr().out.startswith("960 tokens in rows of 80")  # twelve rows: a multiple of a batch
+
+    damaged = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    with torch.no_grad():
+        damaged.transformer.h[1].mlp.c_fc.weight[3] += 1.0
+    damaged.save_pretrained(tmp_path / "damaged")
+    assert exported_losses.main([command[0], str(tmp_path / "damaged"), *command[2:]]) == 1
+    assert exported_losses.main([*command, "--tokens", "100"]) == 2

@@ -44,18 +44,25 @@ ALLOWED = {
     "planning": {"training", "huggingface", "data", "command_line"} | BELOW_THE_MODEL,
     "plan": {"planning", "command_line"},
     "export": {"training", "huggingface", "data", "parallel", "gpu", "progress", "command_line", "config", "errors"},
-    "sample": {"training", "inference", "huggingface", "model", "options", "data", "gpu", "progress", "command_line", "config", "errors"},
-    "plotting": {"training", "data", "command_line", "config", "errors"},
+    "named_model": {"training", "huggingface", "model", "options", "data", "gpu", "progress", "config", "errors"},
+    "sample": {"named_model", "training", "inference", "data", "gpu", "command_line", "errors"},
+    "plotting": {"training", "data", "progress", "command_line", "config", "errors"},
     "evaluation_model": {"inference", "memory_fit", "gpu", "errors"},
-    "evaluate": {"sample", "training", "evaluation_model", "data", "gpu", "progress", "command_line"} | PLAIN,
+    "evaluate": {"named_model", "training", "evaluation_model", "data", "gpu", "progress", "command_line"} | PLAIN,
     "plot": {"plotting", "training", "command_line", "errors"},
     "train": {"training", "plot", "data", "parallel", "command_line", "config", "errors"},
+    "replaying": {"training", "data", "parallel", "own_kernels", "layer_checks", "progress", "fused_layer_order"} | BELOW_THE_MODEL,
+    "replay": {"replaying", "plotting", "training", "progress", "gpu", "command_line", "config"},
     "check_model": {"training", "model", "layer_checks", "data", "options", "gpu", "command_line", "config", "errors"},
     "machine_checks": {"memory_fit", "data", "parallel", "kernel_sets", "layers", "gpu", "cpu_cache"} | PLAIN,
     "doctor": {"machine_checks", "train", "training", "layer_checks", "gpu", "config", "command_line"},
     "": {"model", "options", "config", "errors", "console"},  # gpt2_numba/__init__.py
     "__main__": {"command_line", "errors"},
 }
+
+# The rooms of data/ and what each may import of the others. A file of data/ itself, which training reads, imports none of them ...
+DATA_ROOMS = {"evaluation": set(), "making": set(), "fetching": {"evaluation", "making"}}
+DATA_COMMAND = {"sources", "__main__"}  # ... except for the command that makes the files, which imports all, and which none imports
 
 
 def source_files():
@@ -98,6 +105,12 @@ def layer_and_set(name):
     return rest[is_fast], is_fast
 
 
+def data_room(name):
+    """gpt2_numba.data.making.source -> making; "command" for a file of DATA_COMMAND, "" for any other file of data/ itself."""
+    room = [*name.split("."), "", ""][2]
+    return room if room in DATA_ROOMS else "command" if room in DATA_COMMAND else ""
+
+
 def faults(path, source=None):
     """The forbidden imports of a file, as text."""
     name = module_name(path)
@@ -117,6 +130,10 @@ def faults(path, source=None):
                 found.append(f"{name} imports {imported}: layers do not import each other")
             elif other_is_fast and not is_fast:
                 found.append(f"{name} imports {imported}: a layer's own file must not need its fast kernels")
+        elif part == other == "data" and data_room(name) != "command":
+            room, other_room = data_room(name), data_room(imported)
+            if other_room and other_room not in {room} | DATA_ROOMS.get(room, set()):
+                found.append(f"{name} imports {imported}: data/{room} must not need data/{other_room}")
     return found
 
 
@@ -156,6 +173,11 @@ def test_parts_allow_only_parts_listed_above_them():
         ("gpu/gemm.py", "from gpt2_numba.model import GPT2"),
         ("data/loader.py", "from gpt2_numba.model import GPT2"),
         ("data/loader.py", "import importlib\nimportlib.import_module('gpt2_numba.layers.gelu')"),
+        ("data/loader.py", "from gpt2_numba.data.making.text_parts import Part"),
+        ("data/loader.py", "from .fetching import hub"),
+        ("data/making/source.py", "from gpt2_numba.data.fetching.hub import Fetch"),
+        ("data/making/source.py", "from ..evaluation import questions"),
+        ("data/fetching/hub_sources.py", "from gpt2_numba.data.sources import sources"),
         ("training/log.py", "from gpt2_numba.plot import plot_losses"),
         ("layer_checks/sizes.py", "from gpt2_numba.config import GPT2Config"),
         ("plot.py", "from gpt2_numba.train import main"),
@@ -183,6 +205,11 @@ def test_the_rule_catches_forbidden_imports(file, source):
         ("gpu/gemm.py", "from gpt2_numba.gpu.backend import SIMULATING\nfrom .backend import SIMULATING"),
         ("model.py", "from gpt2_numba.layers.gelu import gelu_forward"),
         ("data/loader.py", "from gpt2_numba.data.token_shards import read_shard\nfrom ..errors import UserError"),
+        (
+            "data/fetching/hub_sources.py",
+            "from gpt2_numba.data.making.source import Source\nfrom gpt2_numba.data.evaluation import questions",
+        ),
+        ("data/sources.py", "from gpt2_numba.data.fetching.hub_sources import HUB_SOURCES"),
         ("plot.py", "from gpt2_numba.training.log import read_main_log\nimport development"),
     ],
 )

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.data.evaluation.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.gpu.detect_gpu import count_gpus
 from gpt2_numba.training.checkpoint import complete_checkpoints

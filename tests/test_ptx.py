@@ -36,6 +36,9 @@ PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 FAST_KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
     "tensor_statistics.tensor_statistics_kernel": "f2 m1 |",
+    "red_zones.fill_kernel": "b1 int |",
+    "red_zones.zones_kernel": "n1 b1 l2 |",
+    "red_zones.examine_kernel": "n1 u1 int int int |",
     "fast.adamw.adamw_kernel": "m1 m1 f1 f1 f1 bool f1 u1 f1 l2 int int float float float float bool | load store",
     "fast.delta.delta_kernel": "f3 m2 m2 | load",
     "fast.matmuls.split_heads_kernel": "f5 m2 | load store",
@@ -62,6 +65,7 @@ FAST_KERNELS = {
     "fast.encoder.encoder_backward_wpe_kernel": "m2 m2 int | load store",
     "fast.encoder.encoder_backward_wte_kernel": "m2 f1 m2 n1 n2 | load store",
     "fast.encoder.encoder_backward_pieces_kernel": "m2 f1 n2 | load store",
+    "fast.one_row.one_row_kernel": "m2 m2 m2 m1 m1 m1 bool bool bool | load",
     "fast.gelu.gelu_forward_kernel": "m2 m2 | load store",
     "fast.gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
     "fast.gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
@@ -111,6 +115,10 @@ MADE = {
 }
 
 MADE["fast.one_query.attention_one_query_kernel"] = ("make_one_query_kernel", ((8,), (64,), (80,), (128,), (320,)))
+MADE["fast.one_row.one_row_kernel"] = (
+    "make_one_row_kernel",
+    ((768, True), (1600, True), (1600, False), (3072, False), (6400, False), (20480, False)),
+)
 MADE |= {
     f"fast.{file}.attention_{name}_kernel": (f"make_{name}_kernel", ((64,), (80,), (96,), (128,)))
     for file in ("mma", "tf32")
@@ -128,6 +136,7 @@ ALSO_NARROW = {
     "fast.encoder.encoder_forward_kernel": "tokens",
     "fast.encoder.encoder_backward_wte_kernel": "places and pieces",
     "fast.encoder.encoder_backward_pieces_kernel": "pieces",
+    "fast.one_row.one_row_kernel": "the bias, the residual stream",
     "fast.global_norm.sum_of_squares_kernel": "a block's partial sum",
     "fast.matmuls.causal_softmax_forward_kernel": "a row's lse",
     "fast.matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
@@ -302,7 +311,7 @@ def test_every_kernel_is_in_the_table(ptx):
 
 def test_plain_and_fast_kernels_do_not_mix():
     assert not [name for name in PLAIN_KERNELS if name.startswith("fast.")]
-    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions", "tensor_statistics"}
+    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions", "tensor_statistics", "red_zones"}
 
 
 @every_build

@@ -70,6 +70,8 @@ FLAGS = [
     (None, "--kernels", "plain,mine.py", "kernels", "plain,mine.py"),
     (None, "--attention", "cudnn", "attention", "cudnn"),
     (None, "--graph", "off", "graph", False),
+    (None, "--guards", "on", "guards", True),
+    (None, "--frozen-tensors", "warn", "frozen_tensors", "warn"),
     (None, "--seed", "0", "seed", 0),
 ]
 DATA_FLAGS = ["-i", "train.bin", "-j", "val.bin"]

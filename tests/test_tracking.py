@@ -99,7 +99,7 @@ def test_one_that_fails_is_one_warning_and_changes_nothing(flags, package, capsy
 
 
 def test_a_missing_package_is_a_users_mistake_before_anything_else(flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gpt2_numba.training.settings.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("gpt2_numba.training.flags.importlib.util.find_spec", lambda name: None)
     assert trainer.main([*flags, "--track", "trackio"]) == 2
     assert "pip install trackio" in capsys.readouterr().err and not (tmp_path / "log").exists()
 

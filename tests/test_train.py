@@ -8,7 +8,7 @@ import pytest
 
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parse_descriptor
-from gpt2_numba.data.multiple_choice import Example, write_examples
+from gpt2_numba.data.evaluation.multiple_choice import Example, write_examples
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import real_gpu
@@ -92,6 +92,14 @@ def test_multiple_choice_accuracy_is_logged(shards, tmp_path, capsys):
     steps, accuracies = read_main_log(tmp_path / "log" / "main.log")["eval_accuracy"]
     assert list(steps) == [60] and accuracies[0] > 0.8  # 0.25 by chance
     assert "HellaSwag: " in capsys.readouterr().out
+
+
+def test_questions_change_nothing_in_the_training(shards, tmp_path):
+    rng = np.random.default_rng(6)
+    write_examples(tmp_path / "questions.bin", [Example(0, rng.integers(0, V, n), [rng.integers(0, V, n)] * 2) for n in (1, 3)])
+    flags = [*TINY, *shards, "-v", "1", "--eval-file", str(tmp_path / "questions.bin")]
+    with_questions, without = (run([*flags, "-h", asked]).raw("params").tobytes() for asked in "10")
+    assert with_questions == without
 
 
 def test_a_sample_continues_a_learnt_text(tmp_path):

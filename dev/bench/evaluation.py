@@ -10,28 +10,27 @@ so that kernels are compiled and graphs recorded.
 """
 
 import datetime
+import itertools
 import json
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
 from dev.bench.machine import commit, gpus, versions
 from gpt2_numba.command_line import Parser, exit_code, main_program, user_path
 from gpt2_numba.config import GPT2_VOCAB_SIZE, parameter_shapes, parse_descriptor
-from gpt2_numba.data.answers import Answers
 from gpt2_numba.data.builtin_corpus import builtin_corpus
-from gpt2_numba.data.multiple_choice import Example, MultipleChoice, read_examples, write_examples
-from gpt2_numba.data.rows_by_length import padded_share
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import Example, read_share
+from gpt2_numba.data.evaluation.rows_by_length import batches_by_length, padded_share
 from gpt2_numba.data.tokenizers import BYTE_VOCAB_SIZE
 from gpt2_numba.evaluate import evaluate_questions
 from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.gpu.backend import device_name, real_gpu
 from gpt2_numba.initial_weights import draw_initial_weights
+from gpt2_numba.named_model import open_source
 from gpt2_numba.options import Options
 from gpt2_numba.progress import Progress
-from gpt2_numba.sample import open_source
 from gpt2_numba.training.settings import default_gelu_fusion
 
 QUESTIONS, ENDINGS = 10_042, 4  # HellaSwag's validation questions: 3,243 about videos (ActivityNet), 6,799 from WikiHow
@@ -72,16 +71,14 @@ def hellaswag_shaped(V, count=QUESTIONS, seed=0):
     return examples
 
 
-def answer_in_order(model, questions, answers, most_batches=None):
-    """Fill Answers in the order of a MultipleChoice, in batches of its B rows of T tokens: llm.c's way."""
-    with Progress("in the file's order", questions.batches, "batches") as progress:
-        for index, (inputs, targets, _) in enumerate(questions):
-            if index == most_batches:
-                return
-            model.evaluate(inputs, targets)
-            rows = np.arange(index * questions.B, min((index + 1) * questions.B, len(questions.rows)))
-            answers.add(rows, model.losses_to_host())
-            progress.advance()
+def answer_in_order(model, answers, most_batches=None):
+    """Fill Answers in the file's order, in batches of rows of T tokens: llm.c's way."""
+    as_long = np.full(len(answers.rows), model.T)  # as if all rows were: nothing is sorted, and each is padded to T
+    with Progress("in the file's order", len(as_long), "endings") as progress:
+        for batch in itertools.islice(batches_by_length(as_long, answers.tokens, model.batch_tokens, model.T), most_batches):
+            model.evaluate(batch.inputs, batch.targets)
+            answers.add(batch.rows, model.losses_to_host())
+            progress.advance(len(batch.rows))
 
 
 def parse(argv):
@@ -113,12 +110,8 @@ def run(argv):
     model = EvaluationModel(config, T, options, settings.batch_tokens)
     source.load(model) if source else model.load_pieces(draw_initial_weights(config, parameter_shapes(config), 42))
 
-    examples = read_examples(settings.questions) if settings.questions else hellaswag_shaped(config.V)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "questions.bin"
-        write_examples(path, examples[: settings.limit])
-        questions = MultipleChoice(path, model.batch_tokens // T, T, vocab_size=config.V)
-    answers = Answers(questions.examples)
+    examples = read_share(settings.questions, T, vocab_size=config.V) if settings.questions else hellaswag_shaped(config.V)
+    answers = Answers(examples[: settings.limit])
 
     result = {
         "command": "python -m dev.bench.evaluation " + " ".join(argv), "date": datetime.date.today().isoformat(), "gpu": gpus(),
@@ -139,11 +132,11 @@ def run(argv):
         result["by token"], result["by sum"] = str(answers.score()), str(answers.score(1))
         print(f"  by token {result['by token']}, by sum {result['by sum']}")
     if settings.way != "by-length":
-        in_order = Answers(questions.examples)
-        answer_in_order(model, questions, in_order, most_batches=3)
+        in_order = Answers(answers.examples)
+        answer_in_order(model, in_order, most_batches=3)
         begun = time.perf_counter()
-        answer_in_order(model, questions, in_order)
-        _report(result, "in order", time.perf_counter() - begun, 1 - result["tokens"] / (questions.batches * questions.B * T))
+        answer_in_order(model, in_order)
+        _report(result, "in order", time.perf_counter() - begun, 1 - result["tokens"] / (len(in_order.rows) * T))
     if settings.way == "both":
         result["different choices"] = sum(a != b for a, b in zip(answers.choices(), in_order.choices()))
         result["in order, by token"] = str(in_order.score())

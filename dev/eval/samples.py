@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2_numba.data.answers import Answers
-from gpt2_numba.data.multiple_choice import Example
+from gpt2_numba.data.evaluation.answers import Answers
+from gpt2_numba.data.evaluation.multiple_choice import Example
 from gpt2_numba.data.tokenizers import encode, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.evaluate import evaluate_questions
 from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.gpu.backend import real_gpu
+from gpt2_numba.named_model import open_source
 from gpt2_numba.options import Options
-from gpt2_numba.sample import open_source
 
 
 class Sample(NamedTuple):

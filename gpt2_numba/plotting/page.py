@@ -18,6 +18,7 @@ from gpt2_numba.plotting.curves import (
     svg_text,
 )
 from gpt2_numba.plotting.layers import has_layers, layers_figure
+from gpt2_numba.progress import duration
 
 PANEL_SIZE = (4.7, 3.1)  # inches, 72 units of the SVG each: letters of 10 units are readable on a phone, which shows them in their size
 
@@ -185,14 +186,6 @@ def _story(run):
     parts.append(f"ended: {run.ended}" if run.ended else "no end is logged: it is still running, or was killed")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def duration(seconds):
-    """Seconds as text: 48 s, 12 min, 3 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _tables(runs):

@@ -46,7 +46,7 @@ no token, no pieces, and an end for the last piece. With pieces of 3, the tokens
 import numpy as np
 from numba import cuda, float32
 
-from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
+from gpt2_numba.gpu.argument_checks import check_arrays, check_grid, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
 from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, IN_FLIGHT, LOADS_IN_FLIGHT, WARP_SIZE, add_rows8
@@ -198,6 +198,7 @@ def encoder_forward(out, tokens, wte, wpe):
     )  # fmt: skip
     check_on_device("encoder_forward", out, "layers/encoder.py")
     check_width("encoder_forward", C=C)
+    check_grid("encoder_forward", B=B)
     grid = (ceil_div(T, ROWS_PER_BLOCK), B)
     encoder_forward_kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
 

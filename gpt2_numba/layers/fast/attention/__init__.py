@@ -38,7 +38,7 @@ One H200, 2026-11-22, T = 1,024, launched back to back, milliseconds forward + b
 
 import functools
 
-from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
+from gpt2_numba.gpu.argument_checks import check_arrays, check_grid, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, device_properties, real_gpu
 from gpt2_numba.gpu.gemm import tf32_allowed
 from gpt2_numba.layers.attention import SHAPE_HINT, sizes_of
@@ -133,6 +133,8 @@ def attention_backward(dqkv, dout, out, lse, qkv, scratch):
 
 
 def _check_for_kernels(function, sizes, qkv, scratch):
+    if engine(qkv.dtype, sizes["HS"]) not in (wgmma, cudnn):  # the others have a head in each row of the grid
+        check_grid(function, **{"B * NH": sizes["B"] * sizes["NH"]})
     check_on_device(function, qkv, "layers/attention")
     check_width(function, HS=sizes["HS"])
     check_scratch(function, scratch, attention_scratch_size(sizes["B"], sizes["T"], sizes["NH"], sizes["HS"], qkv.dtype))

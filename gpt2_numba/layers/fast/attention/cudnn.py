@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import compute_stream, device_pointer, real_gpu
+from gpt2_numba.gpu.launches import observable
 from gpt2_numba.integers import round_up
 
 # 9.16. Older versions copy a list of lengths from the host in every call if T is not a multiple of 128, which a CUDA graph cannot record.
@@ -172,12 +173,14 @@ def scratch_size(B, T, NH, HS):
     return (B * NH * (2 * rows * columns + 4 * rows) + OVERHEAD_BYTES) // 4
 
 
+@observable
 def attention_forward(out, lse, qkv, scratch):
     """Arguments as in the package's attention_forward, checked. Raises UserError if cuDNN is missing or does not support the shape."""
     pointers = {**_parts("qkv", qkv), "out": device_pointer(out), "lse": device_pointer(lse)}
     _run(_plan(describe_forward, *_sizes(out, lse)), pointers, scratch)
 
 
+@observable
 def attention_backward(dqkv, dout, out, lse, qkv, scratch):
     """Arguments as in the package's attention_backward, checked. Raises UserError as attention_forward does."""
     pointers = {name: device_pointer(array) for name, array in (("out", out), ("dout", dout), ("lse", lse))}
