@@ -366,6 +366,7 @@ def test_what_cannot_run_is_a_problem(flags, words):
     ("-d 8192000 --data-tokens 2B", "the data are read 4.1 times, and after 4 passes"),
     ("-b 1 -t 64 -x 2", "tokens a parameter, far below 20"),
     ("-x 4000000", "tokens a parameter, far above 20"),
+    ("-d 2097152", "the gradients of 256 micro-steps are added up in bfloat16"),
     ("-e gpt3:c2560 -x 30000 -d 2097152", "attention takes up to 0.50 GiB more"),
     ("-e L=1,NH=2,C=16,V=256 -x 1 --attention cudnn", "planned without cuDNN"),
 ])  # fmt: skip
@@ -375,6 +376,11 @@ def test_what_is_probably_not_meant_is_a_warning(flags, words):
     assert len(found) == 1 and any(line == f"warning: {found[0]}" for line in report(planned)[0])
 
 
+@pytest.mark.parametrize("flags", ["-d 1048576", "-d 2097152 --precision fp32"])
+def test_micro_steps_that_are_few_or_in_fp32_are_none(flags):
+    assert not any("micro-steps" in line for line in warnings(decided(f"{COMMAND} {flags}")))
+
+
 def test_a_long_run_without_checkpoints_is_a_warning():
     planned = decided(COMMAND)
     assert "add -n" in warnings(planned, hours=5.0)[-1]
@@ -382,7 +388,7 @@ def test_a_long_run_without_checkpoints_is_a_warning():
 
 
 def test_a_sensible_run_has_neither():
-    planned = decided(f"{COMMAND} -d 8192000 -u 100 --data-tokens 5B -n 100 -nk 3 --disk 100")
+    planned = decided(f"{COMMAND} -b 100 -d 8192000 -u 100 --data-tokens 5B -n 100 -nk 3 --disk 100")
     assert problems(planned) == warnings(planned, hours=4.0) == []
 
 

@@ -11,6 +11,7 @@ MOST_EPOCHS = 4  # up to here repeated data are nearly as good as new ones: Muen
 CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022 (arXiv:2203.15556)
 FAR_OFF = 10  # times more or fewer
 LONG_RUN = 1.0  # hours
+MOST_ADDED = 128  # gradients that bfloat16 adds up to a few percent, however alike they are: docs/numbers.md
 CARDS_WITH_CUDNN = "h100", "h100-pcie", "h200", "gh200"  # where --attention auto takes cuDNN for FASTER_BY_CUDNN
 
 
@@ -21,7 +22,9 @@ def problems(plan):
 
 def warnings(plan, hours=None):
     """Lines about what is probably not meant. hours: of the run, None if unknown."""
-    return _lines(plan, (warm_up, no_decay, epochs, chinchilla, cudnn_scratch)) + [line for line in (no_checkpoints(plan, hours),) if line]
+    return _lines(plan, (warm_up, no_decay, epochs, chinchilla, many_micro_steps, cudnn_scratch)) + [
+        line for line in (no_checkpoints(plan, hours),) if line
+    ]
 
 
 def _lines(plan, checks):
@@ -90,6 +93,13 @@ def epochs(plan):
     if plan.data_tokens and plan.tokens > MOST_EPOCHS * plan.data_tokens:
         passes = plan.tokens / plan.data_tokens
         return f"the data are read {passes:.1f} times, and after {MOST_EPOCHS} passes repeated tokens teach little"
+
+
+def many_micro_steps(plan):
+    """Gradients of very many micro-steps in bfloat16."""
+    count = plan.tokens_per_step // (plan.B * plan.T * plan.gpus)
+    if plan.options.precision == "bf16" and count > MOST_ADDED:
+        return f"the gradients of {count} micro-steps are added up in bfloat16, whose rounding then shows: use a larger -b"
 
 
 def chinchilla(plan):
