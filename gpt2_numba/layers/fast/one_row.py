@@ -3,14 +3,15 @@
     out = inp weightᵀ + bias        with layernorm: of the normalised inp        gelu: GELU of it all        accumulate: added to out
 
 Formulas and plain kernels: layers/matmul.py, layernorm.py, gelu.py, residual.py. With one row each weight is used once, so the time is that
-of reading the weights, 20 MB at most in a block of GPT-2 1558M, and of starting kernels one after the other. What is different here:
+of reading the weights (20 MB for the largest matrix of a block of GPT-2 1558M in bfloat16, 161 MB for the output layer), and of starting
+kernels one after the other. What is different here:
 
     No tiles. A warp computes the dot product of the row with the weights of one output channel, which are neighbours in memory. Channels
     of many weights are shared out among SPLIT warps of a block, which add up their sums in shared memory: so a thread has few weights to
-    load, and every product has enough warps to keep all multiprocessors busy.
+    load, and most products have a block for every multiprocessor (the smallest of GPT-2 124M has 96).
 
-    All weights of a thread are loaded at once, 16 bytes at a time, and before anything else: they do not depend on the row. While they are
-    on their way, the row is prepared. They stay packed as they come (load8_words), since any arithmetic on them would wait for them. The
+    All weights that a thread has of an output channel are loaded at once, 16 bytes at a time; those of its first channel before anything
+    else, since they do not depend on the row. While they are on their way, the row is prepared. They stay packed as they come (load8_words), since any arithmetic on them would wait for them. The
     weights of the next channel are on their way while the sums of this one are added up.
 
     The row lies in shared memory, in the type of inp. All threads of a block bring it there. With a LayerNorm they normalise it first, and
@@ -20,7 +21,8 @@ of reading the weights, 20 MB at most in a block of GPT-2 1558M, and of starting
 
 So a token takes five kernels in each block of the model: this one four times, and attention.
 
-The order of each sum depends on C alone, not on the number of blocks: the bits repeat.
+Each sum has one order, which depends on C alone, not on the number of blocks: the columns of a thread, the lanes of a warp in pairs, the
+SPLIT warps from first to last. So the bits repeat.
 
     | array                       | shape, type                 | access                                              |
     | --------------------------- | --------------------------- | --------------------------------------------------- |
@@ -155,7 +157,7 @@ def make_one_row_kernel(C, normalised):
         commit_copies()
         wait_for_copies(0)
 
-    # Parameters: the arrays of a linear layer and of a LayerNorm, and which of them are used.
+    # Parameters: the arrays of a linear layer and of a LayerNorm, whether there is a bias, and what is done with the sums.
     @cuda.jit(cache=True)
     def one_row_kernel(out, inp, weight, bias, layernorm_weight, layernorm_bias, has_bias, gelu, accumulate):
         """Dynamic shared memory: the row. Warp w has the output channel w // SPLIT of the CHANNELS that the block takes at a time."""
