@@ -36,7 +36,7 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.evaluation_model import EvaluationModel
 from gpt2_numba.gpu.backend import device_name
 from gpt2_numba.integers import round_up
-from gpt2_numba.named_model import choose_encoding, choose_options, open_source
+from gpt2_numba.named_model import add_model_options, choose_encoding, choose_options, open_source
 from gpt2_numba.progress import Progress
 from gpt2_numba.training.settings import default_gelu_fusion
 
@@ -247,12 +247,8 @@ def parse(argv):
         "--tokenizer", choices=("auto", "gpt2", "bytes", "none"), default="auto",
         help="auto: as recorded with shards, or by the vocabulary: 257 bytes, 50257 gpt2, otherwise none",
     )  # fmt: skip
-    how.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one")
-    how.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default auto: the model file's, bf16 only on a GPU"
-    )
+    add_model_options(how.add_argument)
     how.add_argument("--tf32", type=int, choices=(0, 1), default=0, help="fp32 on a GPU: products in TF32, as in the trainer (default 0)")
-    how.add_argument("--kernels", metavar="SET", default="auto", help="as in python -m gpt2_numba.train (default auto)")
     how.add_argument("--json", metavar="FILE", type=user_path, help="also write the results to FILE, as JSON")
     settings = parser.parse_args(argv)
     if settings.text and settings.shards:
@@ -277,9 +273,7 @@ def run(argv):
     settings = parse(argv)
     source = open_source(settings.model)
     config = source.config
-    T = settings.sequence_length or config.max_T
-    if config.max_T < T:
-        raise UserError(f"-t must be at most the model's longest context, {config.max_T}, got {T}")
+    T = source.context(settings.sequence_length, "-t")
     if settings.stride and settings.stride > T:
         raise UserError(
             f"--stride must be at most the window of {T} tokens, got {settings.stride}: tokens between windows would be left out"

@@ -26,6 +26,13 @@ class Source(NamedTuple):
     flat: object | None = None
     pieces: object | None = None
 
+    def context(self, asked, flag):
+        """The context of the model, tokens: `asked`, by a flag, or the longest. Raises UserError if it is longer than that."""
+        longest = self.config.max_T
+        if asked and asked > longest:
+            raise UserError(f"{flag} must be at most the model's longest context, {longest}, got {asked}")
+        return asked or longest
+
     def load(self, model):
         """Set the parameters of a model of this config."""
         with Progress("loading the model", count_parameters(self.config), "parameters") as progress:
@@ -58,6 +65,13 @@ def open_source(name):
         f"the model must be a log directory, a checkpoint, a model file, a Hugging Face folder or a name of its hub, got {name[:200]!r}, and "
         "there is nothing of that name: check the path"
     )
+
+
+def add_model_options(add):
+    """How MODEL is to be used: --device, --precision and --kernels, which choose_options reads. add: add_argument of a parser or a group."""
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default auto: that of the model file, bf16 only on a GPU")
+    add("--kernels", metavar="SET", default="auto", help="as in python -m gpt2_numba.train (default auto)")
 
 
 def choose_options(settings, source):

@@ -17,7 +17,7 @@ from gpt2_numba.data.tokenizers import encode
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import device_name
 from gpt2_numba.inference import Decoder, ForwardModel, generate
-from gpt2_numba.named_model import choose_encoding, choose_options, open_source
+from gpt2_numba.named_model import add_model_options, choose_encoding, choose_options, open_source
 from gpt2_numba.training.sampler import Xorshift64Star, choose_token
 
 DEFAULT_SEED = 1337  # that of the trainer's samples
@@ -67,6 +67,11 @@ def coin_sequences(seed, count):
     return [Xorshift64Star(seed if i == 0 else (seeds.next_u32() << 32 | seeds.next_u32()) or 1) for i in range(count)]
 
 
+def make_choosers(V, seed, count, **choices):
+    """`count` functions (logits) -> token below V, each with coins of its own. choices: those of choose_token."""
+    return [lambda logits, coins=coins: choose_token(logits[:V], coins.next_coin(), **choices) for coins in coin_sequences(seed, count)]
+
+
 class Writer:
     """Continues prompts with a model, and prints the texts."""
 
@@ -75,10 +80,7 @@ class Writer:
         self.decoder = Decoder(model, settings.samples)
         choices = dict(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
         V = encoding.n_vocab if encoding else model.config.V  # the model's may include the padding of its matrix
-        self._choosers = [
-            lambda logits, coins=coins: choose_token(logits[:V], coins.next_coin(), **choices)
-            for coins in coin_sequences(settings.seed, settings.samples)
-        ]
+        self._choosers = make_choosers(V, settings.seed, settings.samples, **choices)
 
     def write(self, tokens, prompt=""):
         """Print `prompt` and the text that follows the tokens; of several texts the first as it comes, the others after it."""
@@ -194,9 +196,7 @@ def parse(argv):
         "--tokenizer", choices=("auto", "gpt2", "bytes", "none"), default="auto",
         help="auto: by the vocabulary, 257 bytes, 50257 gpt2, otherwise none; none: prompt and text are token numbers",
     )  # fmt: skip
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default auto: that of the model file, bf16 only on a GPU")
-    add("--kernels", metavar="SET", default="auto", help="as in python -m gpt2_numba.train; default auto")
+    add_model_options(add)
     return parser.parse_args(argv)
 
 
@@ -205,9 +205,7 @@ def run(argv):
     settings = parse(argv)
     source = open_source(settings.model)
     config = source.config
-    T = settings.context or config.max_T
-    if config.max_T < T:
-        raise UserError(f"--context must be at most the model's longest context, {config.max_T}, got {T}")
+    T = source.context(settings.context, "--context")
     encoding = choose_encoding(settings.tokenizer, config.V)
     end = config.V - 1 if encoding is None else encoding.eot_token
     tokens = None

@@ -157,7 +157,7 @@ def test_what_nothing_has_written_is_named_when_it_is_read():
             layer(arrays.b, arrays.a)
         arrays.a[:], arrays.tokens[:] = 1, 0
         layer(arrays.b, arrays.a, arrays.tokens)
-    layer(arrays.b, np.full(3, np.nan))  # nobody observes
+    layer(arrays.b, np.full(3, np.nan))  # not observed
     assert np.isnan(arrays.b).all()
 
 

@@ -55,7 +55,7 @@ def nothing_of_the_users(tmp_path, monkeypatch):
     for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server there
     monkeypatch.setattr(download, "PAUSES", ())
     monkeypatch.setattr(download, "PAUSES_BEFORE_THE_FIRST_ANSWER", ())
 
@@ -417,7 +417,7 @@ def hub(monkeypatch):
 def test_a_model_is_downloaded_once_and_then_taken_from_the_cache(tmp_path, hub, write):
     weights = lively_weights(CONFIG)
     hub.models["openai-community/gpt2"] = write(tmp_path / "theirs", CONFIG, weights)
-    (tmp_path / "theirs" / "tf_model.h5").write_bytes(b"what nobody asks for")
+    (tmp_path / "theirs" / "tf_model.h5").write_bytes(b"a file that is not needed")
     assert huggingface_config("gpt2") is None and huggingface_files("gpt2") == []
     assert_same(load("gpt2")[1], weights)
     assert not any("tf_model" in path for path in hub.asked)

@@ -271,5 +271,5 @@ def test_32_micro_steps_of_the_kernels():
         assert (abs(error) <= worst).all()
         relative = math.sqrt(np.square(error).sum() / np.square(exact).sum())
         expected = accumulation.expected_error(count, *accumulation.common_and_different(each))
-        # The mean of the squares of so many errors is that of as many independent ones; mantissas of few numbers scatter by as much again.
+        # A mean square is taken over a finite number of errors. It scatters as if they were independent, and as much again from the mantissas.
         assert expected * (1 - 6 / math.sqrt(error.size)) / 1.3 < relative < 1.3 * expected * (1 + 6 / math.sqrt(error.size))

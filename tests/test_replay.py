@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+from replay_command import replay_command
 
-from gpt2_numba import replay
 from gpt2_numba import train as trainer
 from gpt2_numba.data.loader import DataLoader
 from gpt2_numba.data.token_shards import write_shard
@@ -53,15 +53,7 @@ def spiked(room):
 
 @pytest.fixture
 def run(capsys):
-    """run(*arguments) -> (exit code, what was printed, errors)."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = replay.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return replay_command(capsys)
 
 
 def make_steps(directory, last):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from replay_command import replay_command
 
-from gpt2_numba import fused_layer_order, replay
+from gpt2_numba import fused_layer_order
 from gpt2_numba import train as trainer
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.gpu.backend import bfloat16_supported, copy_to_device, copy_to_host, gpu_available
@@ -93,15 +94,7 @@ def on_fast(train):
 
 @pytest.fixture
 def run(capsys):
-    """run(*arguments) -> (exit code, what was printed, errors)."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = replay.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+    return replay_command(capsys)
 
 
 @needs_bfloat16

@@ -207,7 +207,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_conversation(models, capsys, monkeypatch):
-    """In a terminal: Ctrl-C ends an answer, a mistake is told and the next line read, Ctrl-D ends."""
+    """In a terminal: Ctrl-C ends an answer, a mistake is reported and the next line is read, Ctrl-D ends the program."""
     lines = iter(["1 2", "x", "1 2"])
     asked = []
 

@@ -3,11 +3,10 @@
 import json
 import sys
 
-import numpy as np
 import pytest
+from tiny_training import tiny_training
 
 from gpt2_numba import train as trainer
-from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.training.preparation import choose_machine
 from gpt2_numba.training.settings import parse_settings
 
@@ -35,10 +34,7 @@ def finish(): record("finish")
 
 @pytest.fixture
 def flags(tmp_path):
-    write_shard(tmp_path / "train.bin", np.random.default_rng(5).integers(0, 11, 400))
-    write_shard(tmp_path / "val.bin", np.arange(11))
-    flags = f"-i {tmp_path}/train.bin -j {tmp_path}/val.bin -e L=1,NH=1,C=8,V=11 -b 1 -t 4 -d 8 -m 1 -s 0 --device cpu -o {tmp_path}/log"
-    return flags.split()
+    return tiny_training(tmp_path)
 
 
 @pytest.fixture

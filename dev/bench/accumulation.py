@@ -141,7 +141,7 @@ def measure(argv):
         made_up = (relative_error(made_up_gradients(count, ratio)) for count in MADE_UP_COUNTS)
         rows.append([f"{ratio:g}", *(f"{error:.4f} ({bias:+.4f})" for error, bias in made_up), ""])
     formula = (f"{expected_error(count, 1, 0):.4f} to {expected_error(count, 0, 1):.4f}" for count in MADE_UP_COUNTS)
-    print("\nmade-up gradients: error (bias) of the sum of so many, by σ / μ")
+    print("\nmade-up gradients: error (bias) of the sum, by σ / μ and the number of micro-steps")
     print(table(["σ / μ", *map(str, MADE_UP_COUNTS), ""], [*rows, ["formula", *formula, ""]]))
 
 

@@ -16,12 +16,6 @@ import math
 import numpy as np
 
 
-def student_density(t, freedom):
-    """The density of Student's distribution at t (a number or an array)."""
-    logarithm = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
-    return math.exp(logarithm) * (1 + np.square(t) / freedom) ** (-(freedom + 1) / 2)
-
-
 def student_quantile(outside, freedom):
     """The t that Student's distribution exceeds in absolute value with the probability `outside`.
 

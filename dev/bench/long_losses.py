@@ -39,7 +39,7 @@ USUAL = {
     "cpu": {"model": TINY, "batch": "-b 4 -t 32 -d 256", "precisions": "fp32", "tokenizer": "bytes", "share": 0.5},
 }
 SCHEDULE = "-q 0.1 -c 0.1 -v 0"
-WARM_UP = 5  # one step of so many warms up
+WARM_UP = 5  # one step in five is warm-up
 ROW_EVERY = 20  # of the table
 OUTSIDE = 0.01  # how often chance alone may exceed an allowance
 FEWEST_RUNS = 3

@@ -20,10 +20,9 @@ from gpt2_numba.data.token_shards import Shard, find_shards
 from gpt2_numba.data.tokenizers import encode, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.inference import Decoder, ForwardModel, generate
-from gpt2_numba.named_model import choose_options, open_source
+from gpt2_numba.named_model import add_model_options, choose_options, open_source
 from gpt2_numba.progress import Progress
-from gpt2_numba.sample import coin_sequences
-from gpt2_numba.training.sampler import choose_token
+from gpt2_numba.sample import make_choosers
 
 LINES = range(2, 13)  # of a function after its docstring
 PROMPT_TOKENS = 200  # longer ones are left out
@@ -88,11 +87,7 @@ def is_valid(function_source):
 
 def complete(decoder, encoding, prompt, settings):
     """The texts that the model writes after a prompt, one for each of the decoder's sequences."""
-    V = encoding.n_vocab
-    choosers = [
-        lambda logits, coins=coins: choose_token(logits[:V], coins.next_coin(), temperature=settings.temperature, top_k=50)
-        for coins in coin_sequences(settings.seed, decoder.B)
-    ]
+    choosers = make_choosers(encoding.n_vocab, settings.seed, decoder.B, temperature=settings.temperature, top_k=50)
     texts = [[] for _ in choosers]
     for new in generate(decoder, [encoding.eot_token, *encode(encoding, prompt)], settings.tokens, choosers, encoding.eot_token):
         for text, token in zip(texts, new):
@@ -130,9 +125,7 @@ def parse(argv):
     parser.add_argument("--tokens", metavar="N", type=int, default=128, help="of a completion, at most (default 128)")
     parser.add_argument("--temperature", metavar="X", type=float, default=0.8, help="default 0.8; the 50 likeliest tokens remain")
     parser.add_argument("--seed", metavar="S", type=int, default=1337, help="of the random choices (default 1337)")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default auto: a GPU if there is one")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default auto: that of the model file")
-    parser.add_argument("--kernels", metavar="SET", default="auto", help="as in python -m gpt2_numba.train; default auto")
+    add_model_options(parser.add_argument)
     parser.add_argument("--json", metavar="FILE", type=user_path, help="also write the results and some completions to FILE")
     return parser.parse_args(argv)
 

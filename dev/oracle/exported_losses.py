@@ -24,7 +24,13 @@ LARGEST_DIFFERENCE = 2e-3  # nats, of one token: float32 logits of about 100, wh
 
 def read_rows(pattern, T, count):
     """(inputs, targets), int32 (n, T), n a multiple of ROWS: the first `count` tokens of the shards, or as many as there are."""
-    tokens = np.concatenate([np.asarray(Shard(path)[:]) for path in find_shards(pattern)])[: count + 1]
+    pieces, wanted = [], count + 1
+    for path in find_shards(pattern):
+        pieces.append(Shard(path)[:wanted])
+        wanted -= len(pieces[-1])
+        if not wanted:
+            break
+    tokens = np.concatenate(pieces)
     n = (len(tokens) - 1) // T // ROWS * ROWS
     if not n:
         raise UserError(f"{pattern}: must have at least {ROWS * T + 1:,} tokens, got {len(tokens):,}: give more with --tokens")

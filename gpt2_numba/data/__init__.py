@@ -11,6 +11,7 @@ loader           shards to batches (B, T) of inputs and targets, in llm.c's orde
 prefetch         a thread reads the next batch while the current step runs
 arriving_shards  shards that are waited for while they are downloaded; manifest: the list of them that comes first
 regular_files    files are opened here, and what is no file is refused
+disk_space       room for what is going to be written: shards, downloads, a plan's checkpoints
 
 What a model is asked, and where the files come from, in rooms of their own; nothing above needs them, and each may import those above it:
 

@@ -12,7 +12,7 @@ from gpt2_numba.gpu.simulator import elements_of
 
 RED_ZONE = 1 << 14  # bytes: an overrun by a tile of a matrix ends in it
 PATTERN = 0x7FA5  # of every two bytes
-PATTERNS = {2: PATTERN, 4: PATTERN << 16 | PATTERN}  # of a number of so many bytes
+PATTERNS = {2: PATTERN, 4: PATTERN << 16 | PATTERN}  # by the bytes of a number
 MAGNITUDES, INFINITIES = {2: 0x7FFF, 4: 0x7FFFFFFF}, {2: 0x7F80, 4: 0x7F800000}  # without the sign; NaN is larger than infinity
 WORDS = {2: np.uint16, 4: np.uint32}
 THREADS = 256
@@ -44,6 +44,7 @@ def as_words(array, width):
 
 @cuda.jit(cache=True)
 def fill_kernel(words, pattern):
+    """words [w] (N,) unsigned integers of any width     pattern  one of them"""
     for i in range(cuda.grid(1), words.shape[0], cuda.gridsize(1)):
         words[i] = pattern
 

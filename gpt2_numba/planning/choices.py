@@ -4,11 +4,11 @@ import dataclasses
 import fnmatch
 import math
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2_numba.config import GPT2_VOCAB_SIZE, GPT2Config, count_parameters, parse_descriptor
+from gpt2_numba.data.disk_space import free_bytes
 from gpt2_numba.data.manifest import MANIFEST, read_manifest
 from gpt2_numba.data.token_shards import Shard, find_shards
 from gpt2_numba.data.tokenizer_record import tokenizer_of_shards
@@ -19,6 +19,7 @@ from gpt2_numba.huggingface import huggingface_config, is_huggingface
 from gpt2_numba.kernel_sets import KernelSet
 from gpt2_numba.options import Options
 from gpt2_numba.planning.cards import CARDS, card_of_device, find_card
+from gpt2_numba.planning.checks import CHINCHILLA
 from gpt2_numba.planning.collectives import Fabric, fabric
 from gpt2_numba.planning.many_gpus import largest_divisor, step
 from gpt2_numba.planning.memory import largest_micro_batch
@@ -27,7 +28,6 @@ from gpt2_numba.planning.request import launched
 from gpt2_numba.training.model_file import read_model_file
 from gpt2_numba.training.settings import SHARD_DEFAULTS, Settings, default_gelu_fusion
 
-CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022 (arXiv:2203.15556)
 MOST_PARAMETERS = 10**15  # far beyond any memory, and their positions fit into int64
 PUBLISHED = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}
 # Tokens a step by parameters, from table 2.1 of the GPT-3 paper (arXiv:2005.14165), in powers of two.
@@ -250,9 +250,7 @@ def _free_disk(request, settings):
         return request.disk
     if not settings.log_dir:
         return None
-    path = Path(settings.log_dir).absolute()
-    here = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
-    return shutil.disk_usage(here).free / 1e9
+    return free_bytes(settings.log_dir) / 1e9
 
 
 def _fabric(network, card):

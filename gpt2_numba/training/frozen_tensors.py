@@ -1,6 +1,6 @@
 """Does every tensor of parameters move? Asked once, after the first updates of a run.
 
-A tensor that a backward pass forgets has a gradient of exactly 0, and a run of days can go well enough without it for nobody to notice.
+A tensor that the backward pass leaves out has a gradient of exactly 0. The loss may fall all the same, and the fault go unnoticed for days.
 AdamW's m, the running mean of the gradients, shows it: in such a tensor every number is 0. Rows may well be 0, those of wte beyond the
 vocabulary and those of wpe beyond the sequence length, but not a whole tensor, not even one that is reached only through others that began
 at 0.

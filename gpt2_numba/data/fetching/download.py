@@ -16,7 +16,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import ssl
 import sys
 import time
@@ -25,6 +24,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from gpt2_numba.data.disk_space import free_bytes
 from gpt2_numba.errors import UserError
 
 try:
@@ -97,14 +97,6 @@ def read_json(url):
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no JSON
             failures += 1
             _pause_or_raise(url, error, failures, PAUSES_BEFORE_THE_FIRST_ANSWER)
-
-
-def free_bytes(directory):
-    """The bytes that can still be written where `directory` is, or will be. Raises OSError."""
-    directory = Path(directory).absolute()
-    while not directory.exists():
-        directory = directory.parent
-    return shutil.disk_usage(directory).free
 
 
 class _Broken(Exception):

@@ -11,7 +11,8 @@ import threading
 import urllib.parse
 from typing import NamedTuple
 
-from gpt2_numba.data.fetching.download import arrived_bytes, download, free_bytes, read_json
+from gpt2_numba.data.disk_space import free_bytes
+from gpt2_numba.data.fetching.download import arrived_bytes, download, read_json
 from gpt2_numba.errors import UserError
 from gpt2_numba.progress import Progress, file_size
 

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from gpt2_numba.data.making.shard_writer import SPLITS, ShardWriter, cannot_write, free_bytes
+from gpt2_numba.data.disk_space import free_bytes
+from gpt2_numba.data.making.shard_writer import SPLITS, ShardWriter, cannot_write
 from gpt2_numba.data.making.tokenizing import encode_units
 from gpt2_numba.data.making.training_command import training_command
 from gpt2_numba.data.tokenizer_record import record_tokenizer

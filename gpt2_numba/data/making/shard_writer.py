@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -293,14 +292,6 @@ def _write_from(path, count, pieces):
         out.flush()
         os.fsync(out.fileno())
     os.replace(new, path)
-
-
-def free_bytes(directory):
-    """Free space of the disk of a directory, which need not exist yet. Raises OSError."""
-    directory = Path(directory).absolute()
-    while not directory.exists():
-        directory = directory.parent
-    return shutil.disk_usage(directory).free
 
 
 def _short(value):
