@@ -21,6 +21,26 @@ def test_a_short_one():
     assert "| open files " in done.stdout and "| threads " in done.stdout and done.stderr == ""
 
 
+@linux_only
+@pytest.mark.parametrize("program, code", [
+    ("import time; time.sleep(20)", 0),
+    ("import time\nfiles = []\nwhile True: files.append(open('/dev/null')); time.sleep(0.05)", 1),
+])  # fmt: skip
+def test_a_process_that_already_runs(program, code, capsys):
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        assert long_haul.main(["--pid", str(process.pid), "--minutes", "0.02", "--every", "0.05"]) == code
+        process.kill()
+    assert ("| GROWS |" in capsys.readouterr().out) == bool(code)
+
+
+@linux_only
+def test_a_process_that_has_ended_is_told(capsys):
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert long_haul.main(["--pid", str(process.pid), "--minutes", "1"]) == 2
+    assert "samples" in capsys.readouterr().err
+
+
 def samples_of(name, values):
     flat = {"host memory, MiB": 100.0, "open files": 6, "threads": 4}
     return [flat | {name: value} for value in values]

@@ -2,6 +2,7 @@
 
     python -m dev.drills.long_haul                                      5,000 steps, then 100 rounds of saving and resuming, on the CPU
     python -m dev.drills.long_haul --minutes 9 --rounds 0 -- --device gpu -e d12 -b 64 -t 1024 -r 0
+    python -m dev.drills.long_haul --pid 1234 --minutes 9                   one that already runs, whatever its flags
     python -m dev.drills.long_haul --steps 300 --rounds 3               a short one
 
 The training validates, samples and writes checkpoints all the time. Its memory, open files and threads are read once a second from /proc,
@@ -48,6 +49,15 @@ def sample(pid, watch):
     return values | ({"GPU memory, MiB": watch.used()} if watch and watch.used() is not None else {})
 
 
+def watch_process(pid, seconds, every, watch):
+    """Sample a process every so many seconds, for so many, or until it ends. Returns the samples."""
+    samples, begin = [], time.monotonic()
+    while (values := sample(pid, watch)) and time.monotonic() - begin < seconds:
+        samples.append(values)
+        time.sleep(every)
+    return samples
+
+
 def watch_training(directory, changes, seconds, every, watch):
     """Train until the end, or for so many seconds, and sample every so many. Returns (samples, Ended). The first samples are the start."""
     run, samples, begin = Training(directory, changes), [], time.monotonic()
@@ -71,6 +81,19 @@ def growth(samples):
     return rows
 
 
+def print_growth(samples, every):
+    """Print the medians of the thirds. Returns whether everything is flat."""
+    if len(samples) < SHORTEST:
+        raise UserError(
+            f"the training must take at least {SHORTEST} samples, {SHORTEST * every:.0f} s, it took {len(samples)}: use more --steps"
+        )
+    print(f"{len(samples)} samples\n\n| {'':<18} | middle third | last third |      |\n| {'-' * 18} | -----------: | ---------: | ---- |")
+    rows = growth(samples)
+    for name, middle, last, flat in rows:
+        print(f"| {name:<18} | {middle:12.1f} | {last:10.1f} | {'flat' if flat else 'GROWS'} |")
+    return all(flat for *_, flat in rows)
+
+
 def long_training(directory, steps, minutes, watch, every=1.0):
     """Print the table of a long training. Returns whether everything is flat."""
     changes = {**CHANGES, "-x": steps} if not minutes else {**CHANGES, "-x": 10**8, "-v": 1000, "-s": 1000, "-n": 2000}
@@ -78,19 +101,8 @@ def long_training(directory, steps, minutes, watch, every=1.0):
     if ended.code != (STOPPED if minutes else 0):
         print(f"FAILED: {ended}")
         return False
-    if len(samples) < SHORTEST:
-        raise UserError(
-            f"the training must take at least {SHORTEST} samples, {SHORTEST * every:.0f} s, it took {len(samples)}: use more --steps"
-        )
-    done = sum(line.startswith("step ") for line in ended.out.splitlines())
-    print(
-        f"{done:,} steps, {len(samples)} samples\n\n"
-        f"| {'':<18} | middle third | last third |      |\n| {'-' * 18} | -----------: | ---------: | ---- |"
-    )
-    rows = growth(samples)
-    for name, middle, last, flat in rows:
-        print(f"| {name:<18} | {middle:12.1f} | {last:10.1f} | {'flat' if flat else 'GROWS'} |")
-    return all(flat for *_, flat in rows)
+    print(f"{sum(line.startswith('step ') for line in ended.out.splitlines()):,} steps")
+    return print_growth(samples, every)
 
 
 def save_and_resume(directory, rounds):
@@ -118,9 +130,12 @@ def run(argv):
     parser.add_argument("--minutes", type=float, default=0, help="train for so long instead of a number of steps")
     parser.add_argument("--rounds", type=int, default=100, help="how often to save and resume, 0: never (default: 100)")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between two samples (default: 1)")
+    parser.add_argument("--pid", type=int, help="watch this process for --minutes, and do nothing else")
     arguments = parser.parse_args(own)
     if not sys.platform.startswith("linux"):
         raise UserError("the long haul reads /proc, which only Linux has")
+    if arguments.pid is not None:
+        return int(not print_growth(watch_process(arguments.pid, 60 * arguments.minutes, arguments.every, MemoryWatch()), arguments.every))
     training.extra_flags[:] = extra
     good = True
     with tempfile.TemporaryDirectory(prefix="long_haul_") as directory:
