@@ -76,13 +76,16 @@ def copy_by_eights_kernel(out, inp, first):
     store8(out, i, x)
 
 
+TWO_WIDTHS = 2 * WIDTH
+
+
 @cuda.jit
 def copy_by_words_kernel(out, inp, first):
     """The same, widened only after all bytes have been loaded."""
     i = first + cuda.grid(1) * WIDTH
     if i + WIDTH > inp.size:
         return
-    words = cuda.local.array(2 * WIDTH, uint32)
+    words = cuda.local.array(TWO_WIDTHS, uint32)
     x = cuda.local.array(WIDTH, float32)
     load8_words(inp, i, words, WIDTH)
     widen8(inp, words, WIDTH, x)

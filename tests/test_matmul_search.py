@@ -168,6 +168,8 @@ def test_adopting_choices_replaces_earlier_ones(cache):
     assert other.get("a product") is None
     one.adopt(other.known(), *GPU)
     assert one.get("a product") is None and not one.searching
+    one.adopt(Choices().known(), *GPU)  # of a process that does not search
+    assert one.get("a product") is None and one.known()["gpu"] == GPU[0]
 
 
 def test_choices_from_another_gpu_are_ignored_with_a_message(cache):

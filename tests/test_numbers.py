@@ -192,7 +192,7 @@ def test_a_nudge_grows_at_a_large_rate_only():
     rows = {float(row[0]): [float(cell) for cell in row[3:]] for row in map(str.split, printed.splitlines()[2:])}
     (slow_first, *_, slow_last, slow_growth, slow_losses), (first, *_, last, fast_growth, fast_losses) = rows[min(rows)], rows[max(rows)]
     assert slow_last < 4 * slow_first and slow_growth < 1.1 and slow_losses < 1e-5
-    assert last > 100 * first and fast_growth > 1.25 and fast_losses > 1e-3
+    assert last > 100 * first and fast_growth > 1.25 and fast_losses > 3e-4
 
 
 # ------------------------------------------------------------------------------------- gradients added up in bfloat16

@@ -52,10 +52,10 @@ def test_the_document_is_up_to_date(document):
 
 
 def test_the_document_about_planning_is_up_to_date():
-    """In a process of its own: in the simulator some scratch of the kernels has another size."""
+    """In a process of its own that sees no GPU: scratch of some kernels depends on the GPU, and has another size in the simulator."""
     code = "import sys; from dev.scaling.report import BLOCKS, with_blocks; text = sys.stdin.read(); print(with_blocks(text, BLOCKS['planning.md']()), end='')"
     text = (report.DOCS / "planning.md").read_text()
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "PYTHONUTF8": "1"}
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], input=text, env=environment, cwd=report.DOCS.parent, capture_output=True, encoding="utf-8"
     )

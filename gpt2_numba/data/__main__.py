@@ -85,7 +85,7 @@ def parse_arguments(argv, known):
     add_hub_options(parser)
     arguments = parser.parse_args(argv)
     for name, value in vars(arguments).items():
-        if value == []:  # argparse removes a value of "--" without a word
+        if value in ([], "--"):  # some versions of argparse remove a value of "--" without a word
             raise UserError(f"{_flag(name)} cannot be '--': choose another value")
     if arguments.val_fraction is not None and arguments.val_tokens is not None:
         raise UserError(

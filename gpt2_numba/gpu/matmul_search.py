@@ -73,6 +73,8 @@ class Choices:
         """
         self.close()
         self.searching, self._machine = search, {"gpu": gpu, "cublaslt": library}
+        if not content["algorithms"]:  # of a process that has chosen nothing
+            return []
         self._known, mismatch = _parse(content, self._machine)
         return [f"another process's matmul choices are {mismatch}: they are ignored, and bits will differ"] if mismatch else []
 

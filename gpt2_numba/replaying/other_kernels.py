@@ -128,7 +128,7 @@ def open_other(text, model):
 
 
 def _scratch(count):
-    return cuda.device_array(max(1, count), np.float32)
+    return cuda.device_array(max(1, int(count)), np.float32)
 
 
 def _attention_scratch(qkv, lse):
