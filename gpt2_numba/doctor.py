@@ -7,7 +7,8 @@ With --check it also checks every layer and prints tables of the largest errors:
 sets of kernels, plain and fast, against the references, on the GPU or, without one, in Numba's simulator at tiny sizes.
 
 With --warm it compiles the trainer's kernels for this machine's GPU and stores them on disk (gpu/kernel_cache.py), so that a training
-starts at once. It uses several processes, since Numba compiles one kernel at a time in a process.
+starts at once. It uses several processes, since Numba compiles one kernel at a time in a process. Without it the first training of its kind
+has its kernels compiled while it prepares (training/compile_ahead.py).
 
 With --verify DIR it checks the files of all checkpoints in a log directory instead, and prints a line for each (training/verification.py).
 """

@@ -1,9 +1,10 @@
 """How long the trainer takes from the command to its first step, and where the time goes.
 
-    python -m dev.bench.start [--cold] [--out FILE] -- FLAGS OF gpt2_numba.train
+    python -m dev.bench.start [--cold] [--alone] [--out FILE] -- FLAGS OF gpt2_numba.train
+    python -m dev.bench.starts                                   several of them, side by side
 
-The training runs one step. --cold gives it an empty cache, without the compiled kernels and other choices kept by earlier runs. Prints a
-table; --out also writes it as JSON.
+The training runs one step. --cold gives it an empty cache, without the compiled kernels and other choices kept by earlier runs; --alone no
+processes that compile ahead (training/compile_ahead.py). Prints a table; --out also writes it as JSON.
 """
 
 import json
@@ -95,21 +96,42 @@ for method in ("zero_grad", "measure", "update"):
 timed(train.StepReports, "finish", "waiting for the GPU", "first step: batches")
 counted(cublaslt, "_make_plan", "kinds of matmuls planned")
 counted(cublaslt, "_search", "of these, algorithm searched")
-train.train(preparation.choose_machine(settings.parse_settings(sys.argv[3:])))
+arguments = sys.argv[3:]
+if arguments[0] == "alone":
+    preparation.compile_in_background = lambda *_: None
+train.train(preparation.choose_machine(settings.parse_settings(arguments[1:])))
 kernels = [(use.kernel, use.types, use.loaded, use.seconds) for use in kernel_cache.uses]
 open(sys.argv[2], "w").write(json.dumps({"parts": parts, "inside": inside, "kernels": kernels, "problems": kernel_cache.problems}))
 """
 
 
-def measure(flags, cache=None):
-    """Start a training with these flags and time it until it reports its first step. cache: directory in place of the user's."""
+def measure(flags, cache=None, alone=False):
+    """Start a training with these flags and time it until it reports its first step.
+
+    cache: directory in place of the user's. alone: without processes that compile ahead
+    """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.json")
         environment = dict(os.environ)
         if cache is not None:
             environment |= {"XDG_CACHE_HOME": str(cache), "NUMBA_CACHE_DIR": str(cache)}
         start = time.time()
-        command = [sys.executable, "-u", "-c", PROGRAM, repr(start), str(report), *flags, "-x", "1", "-v", "0", "-s", "0"]
+        command = [
+            sys.executable,
+            "-u",
+            "-c",
+            PROGRAM,
+            repr(start),
+            str(report),
+            "alone" if alone else "",
+            *flags,
+            "-x",
+            "1",
+            "-v",
+            "0",
+            "-s",
+            "0",
+        ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         seconds, line = None, ""
         for line in process.stdout:
@@ -147,11 +169,12 @@ def run(argv):
     """Measure as the command line says."""
     parser = Parser(prog="python -m dev.bench.start", doc=__doc__)
     parser.add_argument("--cold", action="store_true", help="with an empty cache")
+    parser.add_argument("--alone", action="store_true", help="without processes that compile ahead")
     parser.add_argument("--out", type=user_path, help="file for the result, as JSON")
     parser.add_argument("flags", nargs="+", help="flags of gpt2_numba.train, after --")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as empty:
-        result = measure(arguments.flags, empty if arguments.cold else None)
+        result = measure(arguments.flags, empty if arguments.cold else None, arguments.alone)
     print(format_result(result))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")

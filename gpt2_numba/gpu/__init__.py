@@ -11,7 +11,8 @@ fast kernels and the model:
                      gemm.py               matrix products: cublaslt.py and matmul_search.py, or NumPy in the simulator
                      graph.py              a pass recorded as a CUDA graph and replayed
                      staging.py  moment.py                               copies and clocks that do not wait
-                     kernel_cache.py       compiled kernels on disk
+                     kernel_cache.py  claims.py                              compiled kernels on disk; who compiles which
     without a GPU    simulator.py          Numba's simulator, faster and stricter; race_detector.py watches it
                      detect_gpu.py         is there a GPU, asked before Numba is imported
+                     described_gpu.py      a GPU of which only the description is there: it notes launches, for training/compile_ahead.py
 """

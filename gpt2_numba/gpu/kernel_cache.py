@@ -14,6 +14,8 @@ types at the same time can get each other's. This cache works differently:
 - A file is written under a temporary name, then renamed, and never modified: processes cannot disturb each other.
 - It begins with a digest of its contents. If it is damaged, the kernel is compiled again. If nothing can be written, kernels are compiled
   in every process.
+- A process that is about to compile a kernel claims it (claims.py); another that needs the same one waits and loads it. So processes that
+  start together share the work, and others may compile ahead (training/compile_ahead.py).
 - When the cache grows too large, the least recently used kernels are deleted.
 """
 
@@ -31,9 +33,13 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
 
+from gpt2_numba.gpu import claims
+
 KEPT_BYTES = 256 << 20  # a kernel takes about 0.1 MB: thousands of kernels, from tens of versions of the sources
 ABANDONED_AFTER = 3600  # seconds; no process is still writing an unfinished file older than this
 SUFFIX = ".kernel"
+LIST_SUFFIX = ".list"  # names of all the kernels that a run needs (training/compile_ahead.py)
+UNUSED_AFTER = 30 * 86400  # seconds; lists that no run has read for so long are deleted
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,6 +99,13 @@ def kernel_name(function):
 def file_digests(files):
     """File -> digest of its contents on disk now."""
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def sources():
+    """A digest of all files from which any kernel can be made, as text."""
+    return hashlib.sha256(
+        repr(sorted((path.relative_to(ROOT).as_posix(), digest) for path, digest in _digests_at_start.items())).encode()
+    ).hexdigest()
 
 
 @functools.cache
@@ -167,10 +180,26 @@ class KernelCache:
         return directory() / f"{self.name}-{digest[:32]}{SUFFIX}"
 
     def load_overload(self, argument_types, target_context):
-        """The kernel, bound to the GPU; None if it is not in the cache or cannot be used, and must be compiled."""
+        """The kernel, bound to the GPU; None if it is not in the cache or cannot be used, and must be compiled.
+
+        If another process is compiling it, this one waits. If nobody is, it is this process's to compile (save_overload).
+        """
         self.started = time.perf_counter()
         try:
             path = self.path(argument_types)
+        except Exception as error:
+            return self.failed(error)
+        if not os.path.exists(path):
+            claims.claim(path)
+        kernel = self.read(path)  # another process may have stored it meanwhile
+        if kernel is not None:
+            claims.release(path)
+            self.note(argument_types, loaded=True)
+        return kernel
+
+    def read(self, path):
+        """The kernel in a file, bound to the GPU; None if it cannot be used."""
+        try:
             stored = path.read_bytes()
             digest, contents = stored[:32], stored[32:]
             if hashlib.sha256(contents).digest() != digest:
@@ -180,23 +209,29 @@ class KernelCache:
         except FileNotFoundError:
             return None
         except Exception as error:
-            problems.append(f"{self.name}: {type(error).__name__}: {error}")
-            return None
-        self.note(argument_types, loaded=True)
+            return self.failed(error)
         return kernel
+
+    def failed(self, error):
+        """Note why a kernel could not be loaded or stored: from the file system, from pickle, from a Numba with other internals."""
+        problems.append(f"{self.name}: {type(error).__name__}: {error}")
 
     def save_overload(self, argument_types, kernel):
         """Store a compiled kernel. If that fails, the run continues without."""
         self.note(argument_types, loaded=False)
+        path = None
         try:
+            path = self.path(argument_types)
             changed = [path for path, digest in file_digests(self.sources).items() if digest != _digests_at_start[path]]
             if changed:
                 raise NotCacheable(f"{changed[0]} has changed since this process started")
             contents = serialize(kernel)
-            write(self.path(argument_types), hashlib.sha256(contents).digest() + contents)
+            write(path, hashlib.sha256(contents).digest() + contents)
             delete_unused()
-        except Exception as error:  # from the file system, from pickle, from a Numba with other internals
-            problems.append(f"{self.name}: {type(error).__name__}: {error}")
+        except Exception as error:
+            self.failed(error)
+        finally:
+            claims.release(path)
 
     def note(self, argument_types, loaded):
         uses.append(Use(self.name, ", ".join(map(str, argument_types)), loaded, time.perf_counter() - self.started))
@@ -258,9 +293,10 @@ def delete_unused():
             kept += size
             if kept > KEPT_BYTES:
                 path.unlink(missing_ok=True)
-        for path in directory().glob("*.unfinished"):
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                path.unlink(missing_ok=True)
+        for suffix, age in ((".unfinished", ABANDONED_AFTER), (claims.SUFFIX, ABANDONED_AFTER), (LIST_SUFFIX, UNUSED_AFTER)):
+            for path in directory().glob(f"*{suffix}"):
+                if time.time() - path.stat().st_mtime > age:
+                    path.unlink(missing_ok=True)
     except OSError:
         pass
 

@@ -90,6 +90,8 @@ def prepare(settings, group, open_from=None):
     if settings.batch_size == "auto":
         settings = replace(settings, batch_size=min(group.gather(each(largest_batch_size, settings, config, group.ranks, kernels))))
     grad_accum_steps = each(accumulation_steps, settings, group.ranks)
+    if settings.device == "gpu" and real_gpu():
+        compile_in_background(settings, config, group.ranks)
     train_loader, val_loader = each(make_loaders, settings, config, group)
     questions = each(make_questions, settings, config, group)
     check_agreement(
@@ -231,6 +233,13 @@ def largest_batch_size(settings, config, ranks, kernels):
         )
     candidates = (B for B in range(1, largest + 1) if not total or total // row_tokens % B == 0)
     return max(candidates, default=1)  # 1 even if it does not fit, which the model reports
+
+
+def compile_in_background(settings, config, ranks):
+    """Compile what is missing of the run's kernels, in other processes, while this one prepares the rest."""
+    from gpt2_numba.training import compile_ahead  # on a GPU only
+
+    compile_ahead.start(settings, config, ranks)
 
 
 def accumulation_steps(settings, ranks):
