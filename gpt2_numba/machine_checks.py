@@ -277,7 +277,7 @@ def check_kernels():
     from gpt2_numba.gpu.backend import real_gpu
 
     device = "gpu" if real_gpu() else "cpu"
-    return [Finding(GOOD, "kernels, fp32", which_kernels(device, "fp32")), kernels_for_bf16(device)]
+    return [Finding(GOOD, "kernels, fp32", which_kernels(device, "fp32")), kernels_for_bf16(device), kernels_for_fp8(device)]
 
 
 def which_kernels(device, precision):
@@ -295,6 +295,15 @@ def kernels_for_bf16(device):
         return Finding(OPTIONAL if device == "cpu" else GOOD, "kernels, bf16", found)
     except UserError as error:
         return Finding(OPTIONAL, "kernels, bf16", str(error))
+
+
+def kernels_for_fp8(device):
+    """The Finding about products of eight-bit numbers on "cpu" or "gpu"."""
+    from gpt2_numba.gpu.backend import float8_supported
+
+    if device == "gpu" and float8_supported():
+        return Finding(GOOD, "kernels, fp8", "fast: --precision fp8 (docs/fp8.md)")
+    return Finding(OPTIONAL, "kernels, fp8", "fp8 needs a GPU of compute capability 8.9 or later")
 
 
 # First what importing the rest needs; if any of it is bad, nothing else is tried.

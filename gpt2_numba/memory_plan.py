@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gpt2_numba.config import count_parameters
+from gpt2_numba.float8_memory import plan_float8
 from gpt2_numba.gpu.arena import Arena
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
 from gpt2_numba.integers import round_up
@@ -79,13 +80,12 @@ def plan_memory(config, B, T, options, sharing=None):
     if options.precision == "bf16" and options.master_weights:
         arena.add("master weights", "master", (own,), FLOAT32)
     for name, shape in activation_shapes(config, B, T).items():
-        copies = 1 if name in SHARED_BY_BLOCKS[options.recompute] else config.L
+        copies = 1 if name in SHARED_BY_BLOCKS[2 if options.float8 else options.recompute] else config.L
         arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real, apart=True)
-    arena.add("activations", "encoded", (N * C,), real)
-    arena.add("activations", "lnf", (N * C,), real)
-    arena.add("activations", "lnf_mean", (N,), FLOAT32)
-    arena.add("activations", "lnf_rstd", (N,), FLOAT32)
-    arena.add("activations", "losses", (N,), FLOAT32)
+    for name in ("encoded", "lnf"):
+        arena.add("activations", name, (N * C,), real)
+    for name in ("lnf_mean", "lnf_rstd", "losses"):
+        arena.add("activations", name, (N,), FLOAT32)
     transient = max(
         sum(round_up(math.prod(shape), ALIGNMENT) for shape in shapes.values()) for shapes in transient_shapes(config, B, T, fused)
     )
@@ -98,6 +98,8 @@ def plan_memory(config, B, T, options, sharing=None):
     arena.add("update", "norm_partials", (FAST_PARTIALS if fused else PARTIALS,), FLOAT32)
     if fused:
         _plan_for_fast_kernels(arena, config, B, T, real, sharing)
+    if options.float8:
+        plan_float8(arena, config, N, options)
     return arena
 
 

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from gpt2_numba import fused_layer_order, layer_order
+from gpt2_numba import float8_layer_order, fused_layer_order, layer_order
 from gpt2_numba.config import ONCE, parameter_shapes
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes, zero
@@ -84,12 +84,11 @@ class GPT2:
         self.gradients = (ShardedGradients if self.sharing.stage == 2 else Gradients)(self.memory, self.sharing, self.group)
         self.grads = self.gradients.by_name
         self.graphs = Graphs(options.graph and on_real_gpu and self.kernels.fused)
-        self._order = fused_layer_order if self.kernels.fused else layer_order
+        self._order = float8_layer_order if options.float8 else fused_layer_order if self.kernels.fused else layer_order
         self._staging = PinnedRing(max(B * T, 3 * most_pieces(B * T, config.V) + 3)) if on_real_gpu else None
         self._results = PinnedResults(STEP_RESULTS) if on_real_gpu else None
-        self._views = {}
-        self._losses_gathered = 0
-        self._batch = None
+        self._views, self._losses_gathered = {}, 0
+        self._batch, self.weights_changed = None, True
 
     # ------------------------------------------------------------------------------------------------ parameters
 
@@ -102,8 +101,8 @@ class GPT2:
                 local, start, length, first = parts[name, layer]
                 mine = bfloat16_bits(values.reshape(-1)[start - first : start - first + length])
                 self._write(self.memory["master"][local : local + length], bfloat16_values(mine))  # as in llm.c: rounded copies
-        zero(self.memory["m"])
-        zero(self.memory["v"])
+        for name in ("m", "v"):
+            zero(self.memory[name])
 
     def _load_piece(self, name, layer, values):
         target = getattr(self.params, name)
@@ -111,6 +110,7 @@ class GPT2:
         if tuple(values.shape) != tuple(target.shape):
             raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
         self._write(target, values)
+        self.weights_changed = True
 
     def load_params(self, tensors):
         """Set all parameters: name -> float array, shaped as parameter_shapes says. Resets the optimizer's state."""
@@ -129,8 +129,7 @@ class GPT2:
     def raw(self, which):
         """One of the flat arrays "params", "grads", "m", "v", "master" as it lies in memory; or None.
 
-        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, have this process's parts only (see
-        `sharing`).
+        All tensors in the table's order; with ZeRO, m, v and master, and with stage 2 grads, have this process's parts only (`sharing`).
         """
         return self.memory.get(which)
 
@@ -139,7 +138,7 @@ class GPT2:
 
         In pieces, since `values` may be a memory map of gigabytes. Raises ValueError where they do not fit in.
         """
-        target = self.memory[which]
+        target, self.weights_changed = self.memory[which], True
         if start + len(values) > len(target):
             raise ValueError(f"load_part: {which} has {len(target)} numbers, got {len(values)} to be put at {start}")
         for done in range(0, len(values), LOAD_PIECE):
@@ -210,6 +209,7 @@ class GPT2:
             raise ValueError(f"forward: inputs must be {self.B * self.T} tokens at most, in rows of up to {self.T}, got {inputs.shape}")
         acts = self.activations(b, t)
         self._batch = (acts, self._load_tokens("inputs", acts.inputs, inputs))
+        float8_layer_order.refresh_weights(self)  # with options.float8
         self.graphs.run(("forward", b, t), lambda: self._order.forward(self, acts))
 
     def evaluate(self, inputs, targets):
@@ -323,6 +323,7 @@ class GPT2:
         but not from process to process.
         """
         self._order.update(self, step, learning_rate, weight_decay, beta1, beta2, eps, rounding_seed)
+        self.weights_changed = True
 
 
 class Measurement:

@@ -13,6 +13,7 @@ class Options:
 
     device          "cpu" (the NumPy references) or "gpu" (kernels, on a GPU or in the simulator)
     precision       "fp32", or "bf16" on a GPU: parameters, gradients and activations in bfloat16, sums in float32
+    float8          with bf16: the products of the blocks' linear layers have factors of eight bits (layers/fast/float8.py)
     recompute       what backward computes again instead of keeping it: 0 nothing, 1 the GELUs, 2 the LayerNorms as well
     master_weights  with bf16: AdamW keeps float32 copies of the parameters
     tf32            allow TF32 in float32 matrix products on a GPU; applies to the whole process
@@ -25,6 +26,7 @@ class Options:
 
     device: str = "cpu"
     precision: str = "fp32"
+    float8: bool = False
     recompute: int = 1
     master_weights: bool = True
     tf32: bool = True

@@ -14,7 +14,7 @@ OUTSIDE = ("dev", "tutorials", "tests")  # the package never imports these
 
 # What each part may import from the package, apart from its own modules: only parts listed above it. A part is a directory or a file.
 PLAIN = {"errors", "integers", "config"}  # plain values, below everything
-BELOW_THE_MODEL = {"layers", "gpu", "parallel", "kernel_sets", "options", "memory_plan", "memory_fit"} | PLAIN
+BELOW_THE_MODEL = {"layers", "gpu", "parallel", "kernel_sets", "options", "float8_memory", "memory_plan", "memory_fit"} | PLAIN
 ALLOWED = {
     "errors": set(),
     "integers": set(),
@@ -23,8 +23,9 @@ ALLOWED = {
     "progress": set(),
     "command_line": {"console", "errors"},
     "cpu_cache": set(),
-    "gpu": {"errors", "integers"},
-    "layers": {"gpu", "cpu_cache", "errors", "integers"},
+    "cpu_threads": {"integers"},
+    "gpu": {"cpu_threads", "errors", "integers"},
+    "layers": {"gpu", "cpu_cache", "cpu_threads", "errors", "integers"},
     "data": {"gpu", "progress", "command_line"} | PLAIN,
     "initial_weights": {"cpu_cache"} | PLAIN,
     "parallel": {"layers", "gpu"} | PLAIN,
@@ -32,10 +33,12 @@ ALLOWED = {
     "kernel_sets": {"layers", "gpu", "errors"},
     "options": {"kernel_sets", "errors"},
     "layer_order": {"gpu"},
+    "float8_memory": {"layers", "gpu", "config", "errors"},
     "fused_layer_order": {"layers", "gpu", "config"},
+    "float8_layer_order": {"fused_layer_order", "float8_memory", "layers", "gpu"},
     "memory_plan": BELOW_THE_MODEL - {"memory_plan", "memory_fit"},
     "memory_fit": {"memory_plan", "gpu", "errors"},
-    "model": {"layer_order", "fused_layer_order"} | BELOW_THE_MODEL,
+    "model": {"layer_order", "fused_layer_order", "float8_layer_order"} | BELOW_THE_MODEL,
     "layer_checks": {"layers", "gpu"},
     "own_kernels": {"layer_checks", "gpu", "errors"},
     "inference": {"model", "layer_order", "fused_layer_order"} | BELOW_THE_MODEL,

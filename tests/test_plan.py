@@ -16,6 +16,7 @@ from gpt2_numba.config import parse_descriptor
 from gpt2_numba.data.manifest import ListedShard, write_manifest
 from gpt2_numba.data.token_shards import write_shard
 from gpt2_numba.kernel_sets import KernelSet
+from gpt2_numba.memory_plan import plan_memory
 from gpt2_numba.options import Options
 from gpt2_numba.planning import measured, predict
 from gpt2_numba.planning.cards import CARDS, card_of_device, find_card
@@ -449,3 +450,14 @@ def test_the_trainer_s_memory_error_names_the_plan():
 
     with pytest.raises(UserError, match=r"\(-b \d+\) fits.*; python -m gpt2_numba.plan with the same flags shows all ways$"):
         check_memory(parse_descriptor("d12"), 64, 1024, options(recompute=2), 8 * GIB)
+
+
+def test_fp8_is_planned_without_a_time(capsys):
+    """Its memory is the arena's own arithmetic; nobody has measured how long its kernels take."""
+    flags = ["-e", "d12", "-b", "16", "-d", "16384", "-x", "10", "--gpu", "h200", "-r", "0"]
+    assert plan.main([*flags, "--precision", "fp8"]) == 0
+    fp8 = capsys.readouterr().out
+    assert "time: planned for the fast kernels" in fp8 and "dollars" not in fp8 and "--precision fp8 -o DIR" in fp8
+    float8 = Options("gpu", "bf16", float8=True, recompute=0, kernels=KernelSet("fast", fused=True))
+    arena = plan_memory(parse_descriptor("d12"), 16, 1024, float8)
+    assert f"{arena.nbytes / GIB + measured.OUTSIDE_GIB:.2f}" in fp8 and "parameters, fp8" in fp8

@@ -30,7 +30,7 @@ CORES = os.cpu_count() or 1
 FAST_BUILDS = {"float32": ("float32", COMPUTE_CAPABILITY), "uint16": ("uint16", COMPUTE_CAPABILITY)}
 PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 
-# Arguments: arrays as a letter and the number of axes (m the model's type, b bfloat16 bits, f float32, n int32, l int64, u uint32), scalars
+# Arguments: arrays as a letter and the number of axes (m the model's type, b bfloat16 bits, c eight bits, f float32, n int32, l int64, u uint32), scalars
 # by type. After the bar: what must be 16 bytes wide. Kernels with nothing after it read only a few elements, or arrays
 # that begin anywhere.
 FAST_KERNELS = {
@@ -66,14 +66,16 @@ FAST_KERNELS = {
     "fast.encoder.encoder_backward_wte_kernel": "m2 f1 m2 n1 n2 | load store",
     "fast.encoder.encoder_backward_pieces_kernel": "m2 f1 n2 | load store",
     "fast.one_row.one_row_kernel": "m2 m2 m2 m1 m1 m1 bool bool bool | load",
+    "quantize.largest_kernel": "f1 m2 | load",
+    "quantize.quantize_kernel": "c2 c2 f1 m2 f1 | load store",
     "fast.gelu.gelu_forward_kernel": "m2 m2 | load store",
     "fast.gelu.gelu_backward_kernel": "m2 m2 m2 | load store",
-    "fast.gelu.gelu_backward_dbias_kernel": "m2 f1 m2 m2 int | load store",
+    "fast.gelu.gelu_backward_dbias_kernel": "m2 f1 f1 m2 m2 int | load store",
     "fast.global_norm.sum_of_squares_kernel": "f1 m1 l2 | load",
     "fast.global_norm.norm_and_scale_kernel": "f1 f1 f1 float |",
-    "fast.layernorm.layernorm_forward_kernel": "m2 f1 f1 m2 m1 m1 | load store",
-    "fast.layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 m2 m2 m1 m1 | load store",
-    "fast.layernorm.layernorm_backward_kernel": "m2 f1 m2 m2 m1 f1 f1 | load store",
+    "fast.layernorm.layernorm_forward_kernel": "m2 f1 f1 f1 m2 m1 m1 | load store",
+    "fast.layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 f1 m2 m2 m1 m1 | load store",
+    "fast.layernorm.layernorm_backward_kernel": "m2 f1 f1 m2 m2 m1 f1 f1 | load store",
     "fast.matmul.bias_backward_kernel": "f1 m2 int | load store",
     "fast.residual.residual_forward_kernel": "m2 m2 m2 | load store",
 }
@@ -106,14 +108,24 @@ PLAIN_KERNELS = {
 # Kernels that a function of their module makes for a size: the function's name, and the arguments with which they are compiled here.
 MADE = {
     "fast.classifier.classifier_forward_backward_kernel": ("make_training_kernel", ((50257, 50304), (257, 384))),
-    "fast.layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
-    "fast.layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (1600,), (5120,))),
+    "fast.layernorm.layernorm_forward_kernel": ("make_forward_kernels", ((768,), (768, True), (1600,), (1600, True), (5120,))),
+    "fast.layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (768, True), (1600,), (1600, True), (5120,))),
     "fast.layernorm.layernorm_backward_kernel": (
         "make_backward_kernel",
-        ((768, False, 1), (768, True, 1), (1600, True, 1), (1600, True, 0), (5120, True, 3)),
+        ((768, False, 1), (768, True, 1), (768, True, 1, True), (1600, True, 1), (1600, True, 0), (1600, True, 1, True), (5120, True, 3)),
     ),
 }
 
+MADE["quantize.quantize_kernel"] = (
+    "make_quantize_kernel",
+    tuple(
+        (form, *options)
+        for form in ("e4m3", "e5m2")
+        for options in ((True, False, False), (False, True, False), (True, True, False), (True, True, True), (False, True, True))
+    ),
+)
+MADE["quantize.largest_kernel"] = ("make_largest_kernel", ((False,), (True,)))
+MADE["fast.gelu.gelu_backward_dbias_kernel"] = ("make_dbias_kernel", ((False,), (True,)))
 MADE["fast.one_query.attention_one_query_kernel"] = ("make_one_query_kernel", ((8,), (64,), (80,), (128,), (320,)))
 MADE["fast.one_row.one_row_kernel"] = (
     "make_one_row_kernel",
@@ -137,6 +149,9 @@ ALSO_NARROW = {
     "fast.encoder.encoder_backward_wte_kernel": "places and pieces",
     "fast.encoder.encoder_backward_pieces_kernel": "pieces",
     "fast.one_row.one_row_kernel": "the bias, the residual stream",
+    "quantize.largest_kernel": "the largest so far",
+    "quantize.quantize_kernel": "the largest, the scale",
+    "fast.gelu.gelu_backward_dbias_kernel": "the largest so far",
     "fast.global_norm.sum_of_squares_kernel": "a block's partial sum",
     "fast.matmuls.causal_softmax_forward_kernel": "a row's lse",
     "fast.matmuls.causal_softmax_backward_kernel": "a row's lse and delta",
@@ -226,6 +241,7 @@ def argument_types(spec, model_type):
         "l": types.int64,
         "u": types.uint32,
         "b": types.uint16,
+        "c": types.uint8,
     }
     words = spec.split("|")[0].split()
     return tuple(scalars[w] if w in scalars else types.Array(elements[w[0]], int(w[1:]), "C") for w in words)
@@ -311,7 +327,7 @@ def test_every_kernel_is_in_the_table(ptx):
 
 def test_plain_and_fast_kernels_do_not_mix():
     assert not [name for name in PLAIN_KERNELS if name.startswith("fast.")]
-    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "reductions", "tensor_statistics", "red_zones"}
+    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "quantize", "reductions", "tensor_statistics", "red_zones"}
 
 
 @every_build

@@ -6,7 +6,9 @@ from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, on_host
 
 MOST_GRID_ROWS = 65535  # blocks in y or z; in x there may be 2**31 - 1
-_KINDS = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32)}
+_KINDS = {
+    "f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8),
+}  # fmt: skip
 
 
 def check_arrays(function, sizes, hint="", **arrays):
@@ -17,7 +19,7 @@ def check_arrays(function, sizes, hint="", **arrays):
     hint      the likely mistake, added to the message
     arrays    name=(array, spec). A spec lists the axes, as in "N 3C": the second size is 3 * C.
               All arrays have the type of the first, float32 or bfloat16 bits (on the host also float64, for gradient checks), unless
-              the spec starts with "f32", "i32", "i64" or "u32", which demands that type. Arrays that are None are skipped.
+              the spec starts with "f32", "i32", "i64", "u32" or "u8", which demands that type. Arrays that are None are skipped.
     """
     first, model_dtype = None, None
     for name, (array, spec) in arrays.items():

@@ -107,6 +107,11 @@ def bfloat16_supported():
     return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) >= (8, 0))
 
 
+def float8_supported():
+    """True if the kernels' conversions to eight bits exist, and cuBLASLt's products: on compute capability 8.9 and later, in the simulator."""
+    return SIMULATING or (gpu_available() and tuple(cuda.get_current_device().compute_capability) >= (8, 9))
+
+
 def device_properties():
     """(compute capability, multiprocessors, highest clock in Hz) of a real GPU."""
     device = cuda.get_current_device()

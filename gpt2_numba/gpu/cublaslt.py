@@ -26,6 +26,7 @@ LARGEST_ALIGNMENT = 256  # bytes: what cuBLASLt assumes of pointers by default
 CANDIDATES = 8  # algorithms tried for each kind of product; with 16, for 30 kinds of d12 and d48, no winner was further down the list
 
 _CUDA_R_32F, _CUDA_R_16BF = 0, 14  # cudaDataType, library_types.h
+_CUDA_R_8F = {"e4m3": 28, "e5m2": 29}
 _ALGORITHM_BYTES = 64  # cublasLtMatmulAlgo_t
 
 
@@ -45,12 +46,16 @@ class Kind(NamedTuple):
     dtype: np.dtype
     tf32: bool
     alignment: int  # bytes, common to all addresses
+    float8: tuple = ()  # formats of a and b if they are of eight bits, such as ("e4m3", "e5m2")
+    fast_accumulation: bool = False  # with eight bits: partial sums stay in the tensor cores' own, shorter registers
 
     def __str__(self):
         """One line, the same in every process: the key under which a choice is kept."""
         stored = " ".join(f"{name} {'x'.join(map(str, getattr(self, name)))}" for name in ("out", "a", "b"))
         transposed = "T" * self.transpose_a + "-" * (not self.transpose_a) + "T" * self.transpose_b + "-" * (not self.transpose_b)
         kind = "bf16" if self.dtype == BFLOAT16_BITS else "tf32" if self.tf32 else "fp32"
+        if self.float8:
+            kind = "*".join(self.float8) + (" fast" if self.fast_accumulation else "")
         extras = f"{self.epilogue}{' accumulate' if self.accumulate else ''}"
         return f"{kind} M{self.M} N{self.N} K{self.K} {transposed} {extras}, {stored}, aligned to {self.alignment}"
 
@@ -119,9 +124,9 @@ class Plan:
         self.lt, self.handle = _library()
         self.descriptor = self._make_descriptor()
         self.layouts = [  # of cuBLASLt's A, B, D; its A is our b, its B is our a: see the top of this file
-            self._make_layout(kind.b, *((kind.N, kind.K) if kind.transpose_b else (kind.K, kind.N))),
-            self._make_layout(kind.a, *((kind.K, kind.M) if kind.transpose_a else (kind.M, kind.K))),
-            self._make_layout(kind.out, kind.M, kind.N),
+            self._make_layout(kind.b, *((kind.N, kind.K) if kind.transpose_b else (kind.K, kind.N)), kind.float8[1:]),
+            self._make_layout(kind.a, *((kind.K, kind.M) if kind.transpose_a else (kind.M, kind.K)), kind.float8[:1]),
+            self._make_layout(kind.out, kind.M, kind.N, ()),
         ]
         self.pointer = np.zeros(1, np.int64)  # through which an epilogue's pointer is passed
         self.pointer_address = self.pointer.ctypes.data
@@ -145,13 +150,16 @@ class Plan:
         if "GELU" in kind.epilogue:
             values[attributes.EPILOGUE_AUX_LD] = kind.out[-1]
             values[attributes.EPILOGUE_AUX_DATA_TYPE] = _cuda_type(kind.dtype)
+        if kind.float8:
+            values[attributes.FAST_ACCUM] = int(kind.fast_accumulation)
         for attribute, value in values.items():
             _set(lt.matmul_desc_set_attribute, lt.get_matmul_desc_attribute_dtype, descriptor, attribute, value)
         return descriptor
 
-    def _make_layout(self, stored, rows, columns):
+    def _make_layout(self, stored, rows, columns, float8):
         lt = self.lt
-        layout = lt.matrix_layout_create(_cuda_type(self.kind.dtype), columns, rows, stored[-1])
+        cuda_type = _CUDA_R_8F[float8[0]] if float8 else _cuda_type(self.kind.dtype)
+        layout = lt.matrix_layout_create(cuda_type, columns, rows, stored[-1])
         if len(stored) == 3:
             for attribute, value in (
                 (lt.MatrixLayoutAttribute.BATCH_COUNT, self.kind.out[0]),
@@ -200,10 +208,15 @@ class Plan:
         self.algorithm = np.frombuffer(algorithm, np.uint8).copy()
         self.algorithm_address = self.algorithm.ctypes.data
 
-    def launch(self, out, a, b, alpha, bias, aux):
-        """Launch the product. out, a, b, bias, aux are addresses; bias and aux may be 0."""
+    # Parameters: what differs between two products of one kind.
+    def launch(self, out, a, b, alpha, bias, aux, a_scale=0, b_scale=0):
+        """Launch the product. All but alpha are addresses; bias, aux and the scales may be 0."""
         lt, attributes, (layout_b, layout_a, layout_out) = self.lt, self.lt.MatmulDescAttribute, self.layouts
-        for attribute, address in ((attributes.BIAS_POINTER, bias), (attributes.EPILOGUE_AUX_POINTER, aux)):
+        pointers = (
+            (attributes.BIAS_POINTER, bias), (attributes.EPILOGUE_AUX_POINTER, aux),
+            (attributes.A_SCALE_POINTER, b_scale), (attributes.B_SCALE_POINTER, a_scale),
+        )  # fmt: skip
+        for attribute, address in pointers:
             if address:
                 self.pointer[0] = address
                 lt.matmul_desc_set_attribute(self.descriptor, attribute, self.pointer_address, 8)
@@ -232,10 +245,9 @@ def _make_plan(kind, out, *addresses):
     elif not choices.searching or _recording():  # launches that are being recorded cannot be timed
         plan.use(plan.candidates(1)[0])
     else:
-        algorithms = plan.candidates(CANDIDATES)
-        best = 0 if len(algorithms) == 1 else _search(plan, algorithms, out, *addresses)
-        plan.use(algorithms[best])
-        choices.put(str(kind), algorithms[best])
+        best = _search(plan, plan.candidates(CANDIDATES), out, *addresses)
+        plan.use(best)
+        choices.put(str(kind), best)
     _plans[kind] = plan
     return plan
 
@@ -254,20 +266,33 @@ def _events():
 
 
 def _search(plan, algorithms, out, *others):
-    """Index of the fastest algorithm, timed on the arrays themselves: on real data, since a GPU multiplies zeros faster.
+    """The fastest algorithm, timed on the arrays themselves: on real data, since a GPU multiplies zeros faster.
 
     An output that is overwritten may be written any number of times; the actual product comes last. One that is accumulated into may not:
-    during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used.
+    during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used. One that the library
+    proposes and then refuses to launch, which happens with factors of eight bits, is left out.
     """
     target = device_pointer(out)
+    if len(algorithms) == 1:
+        return algorithms[0]
     if plan.kind.accumulate:
         try:
             stand_in = cuda.device_array(out.shape, out.dtype)
         except cuda.cudadrv.driver.CudaAPIError:
-            return 0
+            return algorithms[0]
         stand_in.copy_to_device(out, stream=compute_stream())
         target = device_pointer(stand_in)
     stream, events = compute_stream(), _events()
+
+    def launches(algorithm):
+        plan.use(algorithm)
+        try:
+            plan.launch(target, *others)
+        except plan.lt.cuBLASLtError:
+            return False
+        return True
+
+    algorithms = [algorithm for algorithm in algorithms if launches(algorithm)] or algorithms[:1]
 
     def measure(order):
         events[0].record(stream)
@@ -278,7 +303,7 @@ def _search(plan, algorithms, out, *others):
         events[len(order)].synchronize()
         return [events[i].elapsed_time(events[i + 1]) for i in range(len(order))]
 
-    best = fastest(measure, len(algorithms))
+    best = algorithms[fastest(measure, len(algorithms))]
     if plan.kind.accumulate:
         del stand_in
         cuda.current_context().memory_manager.deallocations.clear()  # free it now, not while a graph is being recorded
@@ -300,16 +325,41 @@ def cublaslt_gemm(
 ):  # fmt: skip
     """Arguments as in `gemm.gemm`; tf32: whether float32 factors may be rounded to TF32."""
     aux = save_before_gelu if before_gelu is None else before_gelu
-    out_address, a_address, b_address = device_pointer(out), device_pointer(a), device_pointer(b)
-    addresses_and_strides = out_address | a_address | b_address | LARGEST_ALIGNMENT
-    if out.ndim == 3:
-        for matrices in (out, a, b):
-            addresses_and_strides |= math.prod(matrices.shape[1:]) * matrices.dtype.itemsize
+    addresses = [device_pointer(array) for array in (out, a, b)]
     kind = Kind(
         M=rows, N=columns, K=inner, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate,
         epilogue=_epilogue(bias, save_before_gelu, before_gelu), out=out.shape, a=a.shape, b=b.shape, dtype=out.dtype,
-        tf32=tf32 and out.dtype != BFLOAT16_BITS, alignment=addresses_and_strides & -addresses_and_strides,  # the lowest bit set in any
+        tf32=tf32 and out.dtype != BFLOAT16_BITS, alignment=_common_alignment(addresses, (out, a, b)),
     )  # fmt: skip
-    others = a_address, b_address, float(alpha), 0 if bias is None else device_pointer(bias), 0 if aux is None else device_pointer(aux)
-    plan = _plans.get(kind) or _make_plan(kind, out, *others)
-    plan.launch(out_address, *others)
+    _launch(kind, out, addresses, float(alpha), 0 if bias is None else device_pointer(bias), 0 if aux is None else device_pointer(aux))
+
+
+# As many parameters as gemm.float8_gemm, whose arguments it takes.
+def cublaslt_float8_gemm(out, a, b, a_scale, b_scale, formats, accumulate, bias, fast_accumulation):
+    """Arguments as in `gemm.float8_gemm`; formats: their names."""
+    addresses = [device_pointer(array) for array in (out, a, b)]
+    (rows, inner), columns = a.shape, b.shape[0]
+    kind = Kind(
+        M=rows, N=columns, K=inner, transpose_a=False, transpose_b=True, accumulate=accumulate, epilogue=_epilogue(bias, None, None),
+        out=out.shape, a=a.shape, b=b.shape, dtype=out.dtype, tf32=False, alignment=_common_alignment(addresses, (out, a, b)),
+        float8=formats, fast_accumulation=fast_accumulation,
+    )  # fmt: skip
+    scales = device_pointer(a_scale), device_pointer(b_scale)
+    _launch(kind, out, addresses, 1.0, 0 if bias is None else device_pointer(bias), 0, *scales)
+
+
+def _common_alignment(addresses, arrays):
+    """Bytes: the largest power of two, up to LARGEST_ALIGNMENT, that divides all addresses and the distances between matrices."""
+    bits = LARGEST_ALIGNMENT
+    for address in addresses:
+        bits |= address
+    if arrays[0].ndim == 3:
+        for matrices in arrays:
+            bits |= math.prod(matrices.shape[1:]) * matrices.dtype.itemsize
+    return bits & -bits  # the lowest bit set in any
+
+
+def _launch(kind, out, addresses, *others):
+    """Launch a product of this kind. addresses: of out, a and b. others: the arguments of Plan.launch that follow."""
+    plan = _plans.get(kind) or _make_plan(kind, out, *addresses[1:], *others)
+    plan.launch(*addresses, *others)

@@ -3,7 +3,8 @@
 import numpy as np
 
 from gpt2_numba.gpu.backend import SIMULATING, copy_to_host, to_storage
-from gpt2_numba.gpu.cublaslt import cublaslt_gemm
+from gpt2_numba.gpu.cublaslt import cublaslt_float8_gemm, cublaslt_gemm
+from gpt2_numba.gpu.float8 import FORMATS, float8_values
 from gpt2_numba.gpu.launches import observable
 
 _tf32_allowed = True
@@ -63,3 +64,32 @@ def simulated_gemm(out, a, b, rows, columns, inner, transpose_a, transpose_b, al
     if bias is not None:
         result += copy_to_host(bias)
     out[..., :rows, :columns] = to_storage(result, out.dtype)
+
+
+# Many parameters: each factor has an array, a scale and a format.
+@observable
+def float8_gemm(out, a, b, a_scale, b_scale, *, formats, accumulate=False, bias=None, fast_accumulation=False):
+    """out = a_scale b_scale a bᵀ (+ out if accumulate) (+ bias), for factors of eight bits. Both lie in memory along the sum.
+
+    out  [w] or [+] (rows, columns) bfloat16
+    a    [r] (rows, inner) uint8, C-contiguous          b  [r] (columns, inner) uint8; all three sizes multiples of 16
+    a_scale, b_scale  [r] (1,) float32, with which the products are multiplied
+    formats           of a and b: names in gpu/float8.py, at most one of them e5m2
+    bias [r] (columns,) bfloat16 or None; cannot be combined with accumulate
+    fast_accumulation let the tensor cores keep partial sums in their own registers, which are shorter than float32
+    On a GPU from compute capability 8.9 on. Raises ValueError for a bias together with accumulate.
+    """
+    if accumulate and bias is not None:
+        raise ValueError("float8_gemm: a bias is for a layer's output, accumulate for gradients: not both")
+    if not SIMULATING:
+        return cublaslt_float8_gemm(out, a, b, a_scale, b_scale, formats, accumulate, bias, fast_accumulation)
+    a, b = (
+        float8_values(copy_to_host(factor), FORMATS[name]) * copy_to_host(scale)
+        for factor, scale, name in ((a, a_scale, formats[0]), (b, b_scale, formats[1]))
+    )
+    result = a @ b.T
+    if accumulate:
+        result += copy_to_host(out)
+    if bias is not None:
+        result += copy_to_host(bias)
+    out[:] = to_storage(result, out.dtype)

@@ -35,6 +35,8 @@ if SIMULATING:
         """The largest `value` of the 32 threads of a warp, returned to every thread. Twin for the simulator."""
         return butterfly(value, np.maximum)
 
+    warp_largest = warp_max
+
     def exchange(value, distance):
         """The `value` of the lane whose number differs in the bit `distance`. Twin for the simulator."""
         return butterfly(value, lambda own, other: other, (distance,))
@@ -53,6 +55,13 @@ else:
         """The largest `value` (float32) of the 32 threads of a warp, returned to every thread. All 32 must call it."""
         for distance in (16, 8, 4, 2, 1):
             value = maximum(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
+        return value
+
+    @cuda.jit(device=True)
+    def warp_largest(value):
+        """The largest `value` (int32) of the 32 threads of a warp, returned to every thread. All 32 must call it."""
+        for distance in (16, 8, 4, 2, 1):
+            value = max(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
         return value
 
     @cuda.jit(device=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpt2_numba.gpu.backend import FLOAT32
 
-INTEGERS = {"i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32)}
+INTEGERS = {"i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)

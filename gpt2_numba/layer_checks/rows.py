@@ -47,7 +47,9 @@ def format_table(rows):
 
 
 def as_float(stored):
-    """The values of an array as floats: bfloat16 bits are widened."""
+    """The values of an array as floats: bfloat16 bits are widened. Bytes are compared as numbers."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32)
     return bfloat16_values(stored) if stored.dtype == BFLOAT16_BITS else stored
 
 

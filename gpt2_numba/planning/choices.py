@@ -26,7 +26,7 @@ from gpt2_numba.planning.memory import largest_micro_batch
 from gpt2_numba.planning.predict import can_predict, predicted
 from gpt2_numba.planning.request import launched
 from gpt2_numba.training.model_file import read_model_file
-from gpt2_numba.training.settings import SHARD_DEFAULTS, Settings, default_gelu_fusion
+from gpt2_numba.training.settings import SHARD_DEFAULTS, Settings, default_gelu_fusion, options_of
 
 MOST_PARAMETERS = 10**15  # far beyond any memory, and their positions fit into int64
 PUBLISHED = {"gpt2": "d12", "gpt2-medium": "d24", "gpt2-large": "d36", "gpt2-xl": "d48"}
@@ -139,8 +139,7 @@ def _machine(settings):
     fusion = default_gelu_fusion(precision) if settings.gelu_fusion is None else settings.gelu_fusion
     settings = replace(settings, device=device, precision=precision, gelu_fusion=fusion)
     kernels = KernelSet("reference" if device == "cpu" else "fast" if fused else "plain", fused=fused)
-    names = [field.name for field in dataclasses.fields(Options) if field.name != "kernels"]
-    return settings, Options(kernels=kernels, **{name: getattr(settings, name) for name in names})
+    return settings, options_of(settings, kernels)
 
 
 def _data(settings):

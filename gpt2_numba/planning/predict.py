@@ -37,8 +37,9 @@ MODELS = "d12", "d48"  # the models of WIDTHS
 
 
 def can_predict(options):
-    """Whether a step with these Options is one of those measured: fast kernels on a GPU, in fp32 with TF32."""
-    return options.device == "gpu" and options.kernel_set.fused and (options.precision == "bf16" or options.tf32)
+    """Whether a step with these Options is one of those measured: fast kernels on a GPU, in bf16 or in fp32 with TF32."""
+    measured_precision = not options.float8 if options.precision == "bf16" else options.tf32
+    return options.device == "gpu" and options.kernel_set.fused and measured_precision
 
 
 def predicted(config, B, T, options, card):

@@ -25,7 +25,7 @@ def report(plan):
         hours = plan.steps * step.ms / 3.6e6
         lines += ["", *_time(plan, step, hours), "", *_gpus(plan)]
     elif not (plan.card and can_predict(plan.options)):
-        lines += ["", "time: planned for the fast kernels on a GPU only, in bf16 or in fp32 with TF32 (-f 1)"]
+        lines += ["", "time: planned for the fast kernels on a GPU only, in bf16 or in fp32 with TF32 (-f 1); not in fp8"]
     if not fits(plan):
         lines += ["", *_guide(plan)]
     wrong, doubtful = problems(plan), warnings(plan, hours)
@@ -38,7 +38,7 @@ def _heading(plan):
     where = f"{plan.gpus} × {CARDS[plan.card].name}" if plan.card else f"CPU, {plan.gpus} process{'es' * (plan.gpus > 1)}"
     count = plan.tokens_per_step / (plan.B * plan.T * plan.gpus)
     lines = [
-        f"{settings.model}: {plan.config}, {count_parameters(plan.config):,} parameters, {plan.options.precision}",
+        f"{settings.model}: {plan.config}, {count_parameters(plan.config):,} parameters, {settings.precision}",
         f"on {where}{f', -z {settings.zero_stage}' if plan.gpus > 1 else ''}: {plan.steps:,} steps of {plan.tokens_per_step:,} tokens "
         f"({count:g} micro-step{'' if count == 1 else 's'} of {plan.B} × {plan.T} on each), {_tokens(plan.tokens)} tokens in all",
     ]
@@ -190,7 +190,8 @@ def _command(plan):
     flags = f"-e {shlex.quote(settings.model)} -b {plan.B} -t {plan.T} -d {plan.tokens_per_step} -r {settings.recompute} -x {plan.steps}"
     many = f"mpirun -np {plan.gpus} --bind-to none " if plan.gpus > 1 else ""
     zero = f" -z {settings.zero_stage}" if plan.gpus > 1 else ""
-    return [*lines, f"to train so: {many}python -m gpt2_numba.train -i ... -j ... {flags}{zero} -o DIR"]
+    precision = " --precision fp8" if plan.options.float8 else ""
+    return [*lines, f"to train so: {many}python -m gpt2_numba.train -i ... -j ... {flags}{zero}{precision} -o DIR"]
 
 
 def _hours(hours):

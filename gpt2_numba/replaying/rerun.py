@@ -191,6 +191,8 @@ def _check_device(settings, header):
             f"the run was made with kernels on {header.get('machine', {}).get('GPU', 'a GPU')}, and this machine has no GPU: replay it on one, "
             "or set NUMBA_ENABLE_CUDASIM=1 for the simulator, if the model is tiny"
         )
+    if settings.precision == "fp8":
+        raise UserError("replay does not look into runs with --precision fp8: their layers have other arguments")
     if settings.device == "cpu" and settings.precision == "bf16":
         raise UserError("the log names a run in bf16 on a CPU, which there is not: it was altered")
 

@@ -174,8 +174,9 @@ def launch_all(settings, job):
     from gpt2_numba.kernel_sets import choose_kernels
     from gpt2_numba.training.evaluation import sample
     from gpt2_numba.training.preparation import make_model
+    from gpt2_numba.training.settings import storage_precision
 
-    kernels = choose_kernels(settings.kernels, settings.device, settings.precision)
+    kernels = choose_kernels(settings.kernels, settings.device, storage_precision(settings.precision))
     model = make_model(settings, job.config, Silent(job.ranks), kernels)
     tokens = np.zeros((model.B, model.T), np.int32)
     if settings.val_every:

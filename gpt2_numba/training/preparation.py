@@ -18,15 +18,23 @@ from gpt2_numba.data.tokenizer_record import check_vocabulary_size, tokenizer_of
 from gpt2_numba.data.tokenizers import VOCAB_SIZES, encoding_for_vocab
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.arena import free_gpu_bytes
-from gpt2_numba.gpu.backend import BFLOAT16_BITS, bfloat16_supported, device_name, device_properties, real_gpu, require_gpu
+from gpt2_numba.gpu.backend import (
+    BFLOAT16_BITS,
+    bfloat16_supported,
+    device_name,
+    device_properties,
+    float8_supported,
+    real_gpu,
+    require_gpu,
+)
 from gpt2_numba.gpu.cublaslt import adopt_algorithms, chosen_algorithms, search_algorithms, take_first_algorithms
+from gpt2_numba.gpu.quantize import MULTIPLE
 from gpt2_numba.huggingface import huggingface_config, huggingface_files, is_huggingface, read_huggingface
 from gpt2_numba.initial_weights import draw_initial_weights
 from gpt2_numba.kernel_sets import choose_kernels
 from gpt2_numba.layers.fast.attention import choose_engine, engine_name
 from gpt2_numba.memory_fit import check_host_memory, largest_batch
 from gpt2_numba.model import GPT2
-from gpt2_numba.options import Options
 from gpt2_numba.own_kernels import check_own_kernels
 from gpt2_numba.parallel.agreement import check_agreement, facts_of_files, facts_of_settings, facts_of_versions, together
 from gpt2_numba.parallel.shards import Sharing
@@ -41,6 +49,8 @@ from gpt2_numba.training.settings import (
     SHARD_DEFAULTS,
     Settings,
     default_gelu_fusion,
+    options_of,
+    storage_precision,
     with_defaults,
 )
 from gpt2_numba.training.speed import flops_per_token, peak_flops
@@ -201,13 +211,30 @@ def choose_precision(settings, start_from):
         precision = "bf16" if wants_bf16 and settings.device == "gpu" and bfloat16_supported() else "fp32"
     if precision == "bf16" and settings.device == "gpu" and real_gpu() and not bfloat16_supported():
         raise UserError(f"bf16 needs a GPU of compute capability 8.0 or later, and {device_name()} has less: use --precision fp32")
+    if precision == "fp8":
+        require_float8(settings)
     fusion = default_gelu_fusion(precision) if settings.gelu_fusion is None else settings.gelu_fusion
     return replace(settings, precision=precision, gelu_fusion=fusion)
 
 
+def require_float8(settings):
+    """Raise UserError unless a run can be in fp8."""
+    if settings.device != "gpu" or not float8_supported():
+        where = f"{device_name()} has less" if settings.device == "gpu" else "this run is on the CPU"
+        raise UserError(f"fp8 needs a GPU of compute capability 8.9 or later, and {where}: use --precision auto")
+    if settings.kernels not in ("auto", "fast"):
+        raise UserError(f"fp8 needs the fast kernels, got --kernels {settings.kernels}: use --precision fp32, or --kernels fast")
+    if settings.gelu_fusion:
+        raise UserError(f"fp8 has the GELU in a kernel of its own, got -ge {settings.gelu_fusion}: use -ge 0")
+    if settings.batch_size != "auto" and settings.batch_size * settings.sequence_length % MULTIPLE:
+        raise UserError(
+            f"fp8 needs micro-batches of a multiple of {MULTIPLE} tokens, got -b {settings.batch_size} -t {settings.sequence_length}"
+        )
+
+
 def choose_kernel_set(settings, config):
     """The KernelSet of the run. A user's own functions are checked first; for a wrong one, a table shows which tensor is off, and where."""
-    kernels = choose_kernels(settings.kernels, settings.device, settings.precision)
+    kernels = choose_kernels(settings.kernels, settings.device, storage_precision(settings.precision))
     if kernels.own:
         check_own_kernels(kernels, config)
     return kernels
@@ -215,7 +242,7 @@ def choose_kernel_set(settings, config):
 
 def choose_attention(settings):
     """Choose the attention kernels. In fp32 there is no choice: --attention is ignored, and its library need not be installed."""
-    choose_engine(settings.attention if settings.precision == "bf16" else "auto")
+    choose_engine("auto" if settings.precision == "fp32" else settings.attention)
 
 
 def largest_batch_size(settings, config, ranks, kernels):
@@ -223,7 +250,7 @@ def largest_batch_size(settings, config, ranks, kernels):
     if settings.device != "gpu" or not real_gpu():
         raise UserError("-b auto fills a GPU's memory, and this run has no GPU: give -b as a number")
     free, sharing = free_gpu_bytes() - MEMORY_RESERVE, Sharing(config, 0, ranks, settings.zero_stage)
-    largest = largest_batch(config, T=settings.sequence_length, options=model_options(settings, kernels), free_bytes=free, sharing=sharing)
+    largest = largest_batch(config, T=settings.sequence_length, options=options_of(settings, kernels), free_bytes=free, sharing=sharing)
     total = settings.total_batch_tokens
     row_tokens = ranks * settings.sequence_length  # one row in each process
     if total and total % row_tokens:
@@ -296,13 +323,7 @@ def make_questions(settings, config, group):
 def make_model(settings, config, group, kernels):
     """The model, with its parameters not yet loaded."""
     model_class = GuardedGPT2 if settings.guards else GPT2
-    return model_class(config, B=settings.batch_size, T=settings.sequence_length, options=model_options(settings, kernels), group=group)
-
-
-def model_options(settings, kernels):
-    """The Options of the model, taken from the settings of the run."""
-    shared = [field.name for field in fields(Options) if field.name != "kernels"]  # both classes use the same names
-    return Options(kernels=kernels, **{name: getattr(settings, name) for name in shared})
+    return model_class(config, B=settings.batch_size, T=settings.sequence_length, options=options_of(settings, kernels), group=group)
 
 
 def choose_matmuls(settings, model):

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from gpt2_numba.errors import UserError
+from gpt2_numba.options import Options
 from gpt2_numba.training.flags import (
     help_text,
     installed,
@@ -213,8 +214,9 @@ class Settings:
         None,
         "machine",
         "NAME",
-        one_of("auto", "fp32", "bf16"),
-        "type of weights, activations and gradients: auto (bf16 if the GPU supports it, else fp32), fp32 or bf16",
+        one_of("auto", "fp32", "bf16", "fp8"),
+        "type of weights, activations and gradients: auto (bf16 if the GPU supports it, else fp32), fp32, bf16, or fp8: bf16, but the "
+        "matrix products of the blocks multiply numbers of eight bits, which is faster for wide models (docs/fp8.md)",
     )
     tf32: bool | None = setting(
         "-f", "machine", "0|1", switch, "1 = fp32 matrix products on a GPU may round their inputs to TF32, which is faster"
@@ -377,6 +379,18 @@ BUILT_IN_GPU_DEFAULTS = dataclasses.replace(
 def default_gelu_fusion(precision):
     """The default of -ge. In bf16 the fastest level (one H200, cuBLASLt 13.1); in fp32 the library's GELU is not accurate enough."""
     return 2 if precision == "bf16" else 0
+
+
+def storage_precision(precision):
+    """The precision in which tensors are kept, "fp32" or "bf16", for a --precision other than auto."""
+    return "bf16" if precision == "fp8" else precision
+
+
+def options_of(settings, kernels):
+    """The Options of the model that complete Settings describe. kernels: KernelSet"""
+    shared = [field.name for field in dataclasses.fields(Options) if field.name not in ("precision", "float8", "kernels")]  # the same names
+    own = dict(precision=storage_precision(settings.precision), float8=settings.precision == "fp8", kernels=kernels)
+    return Options(**own, **{name: getattr(settings, name) for name in shared})
 
 
 def with_defaults(settings, device):

@@ -28,12 +28,15 @@ device-to-device copy.
     | scratch   | flat, float32              |         | [w] partial sums: gelu_scratch_size(D); None without dbias |
 """
 
+import functools
+
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.float32_math import exp2, reciprocal
+from gpt2_numba.gpu.float8 import magnitude_bits, raise_largest
+from gpt2_numba.gpu.logistic import logistic_of_2u
 from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
 from gpt2_numba.gpu.reductions import (
     COLUMN_WARPS,
@@ -44,6 +47,7 @@ from gpt2_numba.gpu.reductions import (
     chunk_rows,
     column_blocks,
     partials_size,
+    warp_largest,
 )
 from gpt2_numba.integers import ceil_div
 
@@ -53,20 +57,12 @@ PER_THREAD = VECTORS * WIDTH  # elements
 
 # float32 constants: a bare Python literal is float64, and one of them makes the whole expression float64, up to 64 times slower on a GPU.
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
-# -2 u log2(e) = x (POWER + POWER_CUBIC x²)        2 u' = TWICE_DU + TWICE_DU_SQUARE x²
-POWER = np.float32(-2 * np.sqrt(2 / np.pi) * np.log2(np.e))
-POWER_CUBIC = np.float32(-2 * np.sqrt(2 / np.pi) * np.log2(np.e) * 0.044715)
+# 2 u' = TWICE_DU + TWICE_DU_SQUARE x²
 TWICE_DU = np.float32(2 * np.sqrt(2 / np.pi))
 TWICE_DU_SQUARE = np.float32(2 * np.sqrt(2 / np.pi) * 3 * 0.044715)
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
-
-
-@cuda.jit(device=True)
-def logistic_of_2u(x):
-    """s(x) = 1 / (1 + exp(-2 u)). Where exp is infinite, s is 0."""
-    return reciprocal(ONE + exp2(x * (POWER + POWER_CUBIC * x * x)))
 
 
 @cuda.jit(device=True)
@@ -108,34 +104,48 @@ def gelu_backward_kernel(dinp, dout, inp):
     store8(dinp, i, d)
 
 
-@cuda.jit(cache=True)
-def gelu_backward_dbias_kernel(dinp, partials, dout, inp, rows_per_chunk):
-    """A thread works down one chunk of rows, eight columns wide, and sums what it writes: step 1 of the scheme in gpu/reductions.py.
+@functools.cache
+def make_dbias_kernel(has_largest):
+    """The gelu_backward_dbias_kernel. has_largest: it raises largest[0] to the largest |dinp|."""
 
-    partials [w] (chunks, D), flat.
-    """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    N, D = inp.shape
-    chunk = cuda.blockIdx.x
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    x = cuda.local.array(WIDTH, float32)
-    d = cuda.local.array(WIDTH, float32)
-    total = cuda.local.array(WIDTH, float32)
-    for k in range(WIDTH):
-        total[k] = ZERO
-    if c < D:
-        for row in range(chunk * rows_per_chunk + warp, min((chunk + 1) * rows_per_chunk, N), COLUMN_WARPS):
-            load8(inp, row * D + c, x)
-            load8(dout, row * D + c, d)
-            for k in range(WIDTH):
-                d[k] *= gelu_derivative(x[k])
-            round8(dinp, d)  # sum what is stored
-            for k in range(WIDTH):
-                total[k] += d[k]
-            store8(dinp, row * D + c, d)
-    add_up_warps(total)  # outside the condition, since it has barriers
-    if warp == 0 and c < D:
-        store8(partials, chunk * D + c, total)
+    @cuda.jit(cache=True)
+    def gelu_backward_dbias_kernel(dinp, partials, largest, dout, inp, rows_per_chunk):
+        """A thread works down one chunk of rows, eight columns wide, and sums what it writes: step 1 of the scheme in gpu/reductions.py.
+
+        partials [w] (chunks, D), flat.   largest [+] (1,) float32, if has_largest; else any array
+        """
+        lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
+        N, D = inp.shape
+        chunk = cuda.blockIdx.x
+        c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
+        x = cuda.local.array(WIDTH, float32)
+        d = cuda.local.array(WIDTH, float32)
+        total = cuda.local.array(WIDTH, float32)
+        for k in range(WIDTH):
+            total[k] = ZERO
+        bits = int32(0)  # of the largest |dinp|
+        if c < D:
+            for row in range(chunk * rows_per_chunk + warp, min((chunk + 1) * rows_per_chunk, N), COLUMN_WARPS):
+                load8(inp, row * D + c, x)
+                load8(dout, row * D + c, d)
+                for k in range(WIDTH):
+                    d[k] *= gelu_derivative(x[k])
+                round8(dinp, d)  # sum what is stored
+                for k in range(WIDTH):
+                    total[k] += d[k]
+                if has_largest:
+                    for k in range(WIDTH):
+                        bits = max(bits, magnitude_bits(d[k]))
+                store8(dinp, row * D + c, d)
+        if has_largest:
+            bits = warp_largest(bits)
+            if lane == 0:
+                raise_largest(largest, bits)
+        add_up_warps(total)  # outside the condition, since it has barriers
+        if warp == 0 and c < D:
+            store8(partials, chunk * D + c, total)
+
+    return gelu_backward_dbias_kernel
 
 
 # -------------------------------------------------------------------------------------------------------- launchers
@@ -158,15 +168,24 @@ def gelu_scratch_size(D):
     return partials_size(D)
 
 
-def gelu_backward(dinp, dout, inp, dbias=None, scratch=None):
+def gelu_backward(dinp, dout, inp, dbias=None, scratch=None, largest=None):
     """dinp = dout * GELU'(inp), dbias += its column sums.
 
     dinp [w] (N, D), may be dout itself   dbias [+] (D,) or None   dout, inp [r] (N, D)
     scratch [w] float32, flat, at least gelu_scratch_size(D); None without dbias
+    largest [+] (1,) float32 or None: raised to the largest |dinp|, for layers/fast/float8.py; with dbias only
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, D = inp.shape
-    check_arrays("gelu_backward", {"N": N, "D": D}, dinp=(dinp, "N D"), dout=(dout, "N D"), inp=(inp, "N D"), dbias=(dbias, "D"))
+    check_arrays(
+        "gelu_backward",
+        {"N": N, "D": D, "1": 1},
+        dinp=(dinp, "N D"),
+        dout=(dout, "N D"),
+        inp=(inp, "N D"),
+        dbias=(dbias, "D"),
+        largest=(largest, "f32 1"),
+    )
     check_on_device("gelu_backward", inp, "layers/gelu.py")
     check_width("gelu_backward", D=D)
     if dbias is None:
@@ -175,5 +194,6 @@ def gelu_backward(dinp, dout, inp, dbias=None, scratch=None):
     check_scratch("gelu_backward", scratch, gelu_scratch_size(D))
     chunks, rows_per_chunk = chunk_rows(N, D)
     grid = (chunks, column_blocks(D))
-    gelu_backward_dbias_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](dinp, scratch, dout, inp, rows_per_chunk)
+    kernel, largest = make_dbias_kernel(largest is not None), scratch if largest is None else largest
+    kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](dinp, scratch, largest, dout, inp, rows_per_chunk)
     accumulate_partials([dbias], scratch, chunks)

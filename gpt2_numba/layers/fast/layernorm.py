@@ -40,10 +40,11 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,53
 import functools
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
+from gpt2_numba.gpu.float8 import magnitude_bits, raise_largest
 from gpt2_numba.gpu.float32_math import sqrt
 from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
 from gpt2_numba.gpu.reductions import (
@@ -52,6 +53,7 @@ from gpt2_numba.gpu.reductions import (
     WARP_SIZE,
     accumulate_partials,
     block_sum,
+    warp_largest,
     warp_sum,
 )
 from gpt2_numba.gpu.shared_memory import (
@@ -83,10 +85,11 @@ SUM_DXHAT, SUM_DXHAT_XHAT = range(2)  # the sums over a row
 
 
 @functools.cache
-def make_forward_kernels(C):
+def make_forward_kernels(C, has_largest=False):
     """(layernorm_forward_kernel, residual_layernorm_forward_kernel, rows per block, threads per block) for rows of C channels.
 
     A thread of a row holds VECTORS times eight columns: x[j * 8 + k] is column (j * THREADS + thread) * 8 + k.
+    has_largest: the kernels raise largest[0] to the largest |out|. Otherwise `largest` may be any array.
     """
     warps = ceil_div(C, MAX_FORWARD_COLUMNS)  # per row
     VECTORS = ceil_div(C, warps * COLUMNS_PER_WARP)
@@ -101,7 +104,7 @@ def make_forward_kernels(C):
         return warp_sum(value) if ONE_WARP else block_sum(value)
 
     @cuda.jit(device=True)
-    def normalise(out, mean, rstd, x, weight, bias, row, thread):
+    def normalise(out, mean, rstd, largest, x, weight, bias, row, thread):
         """From the row in x to out, mean and rstd."""
         w = cuda.local.array(WIDTH, float32)
         b = cuda.local.array(WIDTH, float32)
@@ -117,6 +120,7 @@ def make_forward_kernels(C):
                 for k in range(WIDTH):
                     total += (x[j * WIDTH + k] - m) * (x[j * WIDTH + k] - m)
         s = ONE / sqrt(row_sum(total) * ONE_OVER_C + EPS)
+        bits = int32(0)  # of the largest |out|
         for j in range(VECTORS):
             c = (j * THREADS + thread) * WIDTH
             if c < C:
@@ -124,13 +128,21 @@ def make_forward_kernels(C):
                 load8(bias, c, b)
                 for k in range(WIDTH):
                     w[k] = (x[j * WIDTH + k] - m) * s * w[k] + b[k]
+                if has_largest:
+                    round8(out, w)  # what is stored
+                    for k in range(WIDTH):
+                        bits = max(bits, magnitude_bits(w[k]))
                 store8(out, row * C + c, w)
+        if has_largest:
+            bits = warp_largest(bits)
+            if thread % WARP_SIZE == 0:
+                raise_largest(largest, bits)
         if thread == 0:
             mean[row] = m
             rstd[row] = s
 
     @cuda.jit(cache=True)
-    def layernorm_forward_kernel(out, mean, rstd, inp, weight, bias):
+    def layernorm_forward_kernel(out, mean, rstd, largest, inp, weight, bias):
         """Load the row, normalise it."""
         row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
         thread = cuda.threadIdx.x % THREADS
@@ -141,10 +153,10 @@ def make_forward_kernels(C):
             c = (j * THREADS + thread) * WIDTH
             if c < C:
                 load8(inp, row * C + c, x, j * WIDTH)
-        normalise(out, mean, rstd, x, weight, bias, row, thread)
+        normalise(out, mean, rstd, largest, x, weight, bias, row, thread)
 
     @cuda.jit(cache=True)
-    def residual_layernorm_forward_kernel(residual, out, mean, rstd, inp, branch, weight, bias):
+    def residual_layernorm_forward_kernel(residual, out, mean, rstd, largest, inp, branch, weight, bias):
         """Load the row of inp and of branch, store their sum, normalise it."""
         row = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // THREADS
         thread = cuda.threadIdx.x % THREADS
@@ -165,7 +177,7 @@ def make_forward_kernels(C):
                     x[j * WIDTH + k] += y[j * WIDTH + k]
                 round8(residual, x, j * WIDTH)  # normalise the sum as stored, which is what backward reads
                 store8(residual, row * C + c, x, j * WIDTH)
-        normalise(out, mean, rstd, x, weight, bias, row, thread)
+        normalise(out, mean, rstd, largest, x, weight, bias, row, thread)
 
     return layernorm_forward_kernel, residual_layernorm_forward_kernel, ROWS, ROWS * THREADS
 
@@ -188,9 +200,10 @@ def backward_blocks(C):
 
 
 @functools.cache
-def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
+def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD, has_largest=False):
     """(layernorm_backward_kernel, threads per block) for rows of C channels, ROWS_AHEAD of which are copied ahead.
 
+    has_largest: the kernel raises largest[0] to the largest |dinp|. Otherwise `largest` may be any array.
     The warps that share a row are a team. Thread t of a team has columns j * SPAN + t * 8 + k of all the team's rows, j < VECTORS, k < 8.
     """
     WARPS, VECTORS, TEAMS = backward_shape(C)
@@ -243,7 +256,7 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
             store8(partials, start + c, total)
 
     @cuda.jit(cache=True, **BOUNDS)
-    def layernorm_backward_kernel(dinp, partials, dout, inp, weight, mean, rstd):
+    def layernorm_backward_kernel(dinp, partials, largest, dout, inp, weight, mean, rstd):
         """Each team reads and writes its rows once; each thread keeps the column sums of its own columns in registers.
 
         While a row is processed, the next ROWS_AHEAD are on their way to shared memory. A thread reads only what it has copied itself, so
@@ -264,6 +277,7 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
         w = cuda.local.array(WIDTH, float32)
         for i in range(PER_THREAD):
             dw[i], db[i], dinp_sum[i] = ZERO, ZERO, ZERO
+        bits = int32(0)  # of the largest |dinp|
 
         for ahead in range(ROWS_AHEAD):
             begin_copy(rings, team, ahead, inp, dout, dinp, first + ahead * step, thread)
@@ -315,13 +329,21 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD):
                     load8(weight, c, w)
                     for k in range(WIDTH):
                         dx[k] += s * (dy[k] * w[k] - mean_dxhat - (x[k] - m) * s * mean_dxhat_xhat)
+                    if has_dinp_sums or has_largest:
+                        round8(dinp, dx)  # what is stored
+                    if has_largest:
+                        for k in range(WIDTH):
+                            bits = max(bits, magnitude_bits(dx[k]))
                     if has_dinp_sums:
-                        round8(dinp, dx)  # sum what is stored
                         for k in range(WIDTH):
                             dinp_sum[j * WIDTH + k] += dx[k]
                     store8(dinp, row * C + c, dx)
             slot, half = (slot + 1) % SLOTS, half ^ 1
 
+        if has_largest:
+            bits = warp_largest(bits)
+            if lane == 0:
+                raise_largest(largest, bits)
         start = cuda.blockIdx.x * SUMS * C
         store_block_sums(partials, start, dw, team, thread)
         store_block_sums(partials, start + C, db, team, thread)
@@ -340,54 +362,60 @@ def layernorm_scratch_size(C):
     return 3 * blocks * C
 
 
-def layernorm_forward(out, mean, rstd, inp, weight, bias):
+def layernorm_forward(out, mean, rstd, inp, weight, bias, largest=None):
     """Normalise the rows of inp.
 
     out  [w] (N, C)   mean, rstd [w] (N,) float32, kept for backward   inp [r] (N, C)   weight, bias [r] (C,)
+    largest [+] (1,) float32 or None: raised to the largest |out|, for layers/fast/float8.py
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
-        "layernorm_forward", {"N": N, "C": C}, SHAPE_HINT,
+        "layernorm_forward", {"N": N, "C": C, "1": 1}, SHAPE_HINT,
         out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), inp=(inp, "N C"), weight=(weight, "C"), bias=(bias, "C"),
+        largest=(largest, "f32 1"),
     )  # fmt: skip
     check_on_device("layernorm_forward", inp, "layers/layernorm.py")
     check_width("layernorm_forward", C=C)
-    kernel, _, rows, threads = make_forward_kernels(C)
-    kernel[ceil_div(N, rows), threads, compute_stream()](out, mean, rstd, inp, weight, bias)
+    kernel, _, rows, threads = make_forward_kernels(C, largest is not None)
+    largest = mean if largest is None else largest
+    kernel[ceil_div(N, rows), threads, compute_stream()](out, mean, rstd, largest, inp, weight, bias)
 
 
-def residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias):
+# Nine parameters: those of the two layers that it fuses, and a by-product.
+def residual_layernorm_forward(residual, out, mean, rstd, inp, branch, weight, bias, largest=None):
     """Add a branch to the residual stream and normalise the sum: residual = inp + branch, out = layernorm(residual).
 
     residual, out [w] (N, C)   mean, rstd [w] (N,) float32   inp, branch [r] (N, C)   weight, bias [r] (C,)
+    largest [+] (1,) float32 or None: raised to the largest |out|
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
-        "residual_layernorm_forward", {"N": N, "C": C}, SHAPE_HINT,
-        residual=(residual, "N C"), out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"),
+        "residual_layernorm_forward", {"N": N, "C": C, "1": 1}, SHAPE_HINT,
+        residual=(residual, "N C"), out=(out, "N C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), largest=(largest, "f32 1"),
         inp=(inp, "N C"), branch=(branch, "N C"), weight=(weight, "C"), bias=(bias, "C"),
     )  # fmt: skip
     check_on_device("residual_layernorm_forward", inp, "layers/layernorm.py")
     check_width("residual_layernorm_forward", C=C)
-    _, kernel, rows, threads = make_forward_kernels(C)
-    kernel[ceil_div(N, rows), threads, compute_stream()](residual, out, mean, rstd, inp, branch, weight, bias)
+    _, kernel, rows, threads = make_forward_kernels(C, largest is not None)
+    largest = mean if largest is None else largest
+    kernel[ceil_div(N, rows), threads, compute_stream()](residual, out, mean, rstd, largest, inp, branch, weight, bias)
 
 
-# Ten parameters: eight are the plain launcher's; scratch comes from the caller, since nothing is allocated during training.
-def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums=None):
+# Eleven parameters: eight are the plain launcher's; scratch comes from the caller, since nothing is allocated during training; by-products.
+def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scratch, dinp_sums=None, largest=None):
     """Gradients of layernorm_forward, accumulated.
 
     dinp [+] (N, C), may be dout itself   dweight, dbias [+] (C,)   dout, inp [r] (N, C)   weight [r] (C,)
     mean, rstd [r] (N,) float32   scratch [w] float32, flat, at least layernorm_scratch_size(C)
-    dinp_sums [+] (C,) or None: the column sums of the new dinp
+    dinp_sums [+] (C,) or None: the column sums of the new dinp   largest [+] (1,) float32 or None: raised to the largest |dinp|
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     N, C = inp.shape
     check_arrays(
-        "layernorm_backward", {"N": N, "C": C}, SHAPE_HINT,
-        dinp=(dinp, "N C"), dweight=(dweight, "C"), dbias=(dbias, "C"), dout=(dout, "N C"), inp=(inp, "N C"),
+        "layernorm_backward", {"N": N, "C": C, "1": 1}, SHAPE_HINT,
+        dinp=(dinp, "N C"), largest=(largest, "f32 1"), dweight=(dweight, "C"), dbias=(dbias, "C"), dout=(dout, "N C"), inp=(inp, "N C"),
         weight=(weight, "C"), mean=(mean, "f32 N"), rstd=(rstd, "f32 N"), dinp_sums=(dinp_sums, "C"),
     )  # fmt: skip
     check_on_device("layernorm_backward", inp, "layers/layernorm.py")
@@ -399,7 +427,8 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scra
     slot_bytes = COPIED_ARRAYS * rows * row_columns * inp.dtype.itemsize  # one row of each array for every team
     blocks, blocks_per_multiprocessor = backward_blocks(C)
     rows_ahead = max(0, min(MOST_ROWS_AHEAD, max_shared_bytes() // blocks_per_multiprocessor // slot_bytes - 1))
-    kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead)
+    kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead, largest is not None)
     blocks, nbytes = min(blocks, N), (rows_ahead + 1) * slot_bytes
-    launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, dout, inp, weight, mean, rstd)
+    largest = scratch if largest is None else largest
+    launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, largest, dout, inp, weight, mean, rstd)
     accumulate_partials(results, scratch, blocks)

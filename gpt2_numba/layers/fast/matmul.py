@@ -135,8 +135,17 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch, before_gel
         check_scratch("matmul_backward", scratch, matmul_scratch_size(OC))
     gemm(dweight, dout, inp, rows=OC, columns=C, inner=N, transpose_a=True, accumulate=True)
     if dbias is not None:
-        chunks, rows_per_chunk = chunk_rows(N, OC)
-        grid = (chunks, column_blocks(OC))
-        bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
-        accumulate_partials([dbias], scratch, chunks)
+        bias_backward(dbias, dout, scratch)
     gemm(dinp, dout, weight, rows=N, columns=C, inner=OC, before_gelu=before_gelu)
+
+
+def bias_backward(dbias, dout, scratch):
+    """dbias += the sums of dout over its rows.
+
+    dbias [+] (OC,), OC a multiple of 8   dout [r] (N, OC)   scratch [w] float32, flat, at least matmul_scratch_size(OC)
+    """
+    N, OC = dout.shape
+    chunks, rows_per_chunk = chunk_rows(N, OC)
+    grid = (chunks, column_blocks(OC))
+    bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
+    accumulate_partials([dbias], scratch, chunks)

@@ -39,7 +39,8 @@ from numba import cuda, float32, uint32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_width
 from gpt2_numba.gpu.backend import SIMULATING
-from gpt2_numba.gpu.float32_math import exp2, reciprocal, sqrt
+from gpt2_numba.gpu.float32_math import sqrt
+from gpt2_numba.gpu.logistic import logistic_of_2u
 from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, load8_words, store1, store8, widen8
 from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE, warp_sum
 from gpt2_numba.gpu.shared_memory import commit_copies, copy8_async, launch_with_shared_memory, shared_elements, wait_for_copies
@@ -47,10 +48,7 @@ from gpt2_numba.integers import ceil_div
 
 SHAPE_HINT = "Weights are (out, in), and there is one row."
 ONE, ZERO = np.float32(1.0), np.float32(0.0)
-# Of LayerNorm and GELU; a layer imports no other, but the checks compare with both. GELU(x) = x / (1 + exp2(x (POWER + POWER_CUBIC x²))).
-EPS = np.float32(1e-5)
-POWER = np.float32(-2 * np.sqrt(2 / np.pi) * np.log2(np.e))
-POWER_CUBIC = np.float32(-2 * np.sqrt(2 / np.pi) * np.log2(np.e) * 0.044715)
+EPS = np.float32(1e-5)  # LayerNorm's; a layer imports no other, but the checks compare with it
 
 WARPS = 2 if SIMULATING else 8  # of a block, a power of two up to 8: then the channels of a block divide OC
 LOADS_IN_FLIGHT = 2 if SIMULATING else 4  # of eight weights, by a thread: 16 registers in bfloat16. More if all WARPS share a channel
@@ -200,7 +198,7 @@ def make_one_row_kernel(C, normalised):
             if thread < CHANNELS:
                 value = add_up(channel_sums, half, thread * SPLIT, SPLIT) + offset
                 if gelu:
-                    value *= reciprocal(ONE + exp2(value * (POWER + POWER_CUBIC * value * value)))
+                    value *= logistic_of_2u(value)
                 store1(out, stored, value + residual)
             half ^= 1
 
