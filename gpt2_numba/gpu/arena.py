@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.cpu_threads import ONE_PASS, in_pieces
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, gpu_available
 from gpt2_numba.gpu.red_zones import RED_ZONE, fill
 from gpt2_numba.integers import round_up
@@ -89,7 +90,10 @@ class Arena:
 
 def zero(array):
     """Set every byte of a host or device array to zero."""
-    if isinstance(array, np.ndarray) or SIMULATING:
+    if isinstance(array, np.ndarray):
+        # as bytes, for which NumPy calls the C library's memset, the fastest way
+        in_pieces(lambda rows: rows.fill(0), (array.view(np.uint8),), piece=ONE_PASS)
+    elif SIMULATING:
         array[:] = 0
     else:
         from numba.cuda.cudadrv.driver import device_memset

@@ -29,6 +29,7 @@ import numpy as np
 from numba import cuda
 
 from gpt2_numba.cpu_cache import njit_cached
+from gpt2_numba.cpu_threads import ONE_PASS, in_pieces
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
@@ -95,7 +96,7 @@ def adamw_update(params, grads, m, v, norm_and_scale, learning_rate, beta1, beta
     )  # fmt: skip
     constants = learning_rate, beta1, beta2, eps, weight_decay
     if on_host(params):
-        return adamw_update_ref(params, grads, m, v, norm_and_scale, *constants, t)
+        return in_pieces(adamw_update_ref, (params, grads, m, v), (norm_and_scale, *constants, t), ONE_PASS)
     check_float32("adamw_update", params)
     constants = [np.float32(value) for value in (*constants, 1 - beta1**t, 1 - beta2**t)]
     adamw_kernel[ceil_div(params.shape[0], THREADS), THREADS, compute_stream()](params, grads, m, v, norm_and_scale, *constants)

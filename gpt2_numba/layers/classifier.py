@@ -35,6 +35,7 @@ import math
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.cpu_threads import in_pieces
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_max, block_sum
@@ -136,7 +137,7 @@ def classifier_forward(losses, logits, targets, V):
     """
     check_classifier("classifier_forward", losses, logits, targets, V)
     if on_host(logits):
-        return classifier_forward_ref(losses, logits, targets, V)
+        return in_pieces(classifier_forward_ref, (losses, logits, targets), (V,))
     check_float32("classifier_forward", logits)
     classifier_forward_kernel[logits.shape[0], THREADS, compute_stream()](losses, logits, targets, V)
 
@@ -151,7 +152,7 @@ def classifier_forward_backward(losses, logits, targets, dloss, V):
     """
     check_classifier("classifier_forward_backward", losses, logits, targets, V)
     if on_host(logits):
-        return classifier_forward_backward_ref(losses, logits, targets, logits.dtype.type(dloss), V)
+        return in_pieces(classifier_forward_backward_ref, (losses, logits, targets), (logits.dtype.type(dloss), V))
     check_float32("classifier_forward_backward", logits)
     classifier_forward_backward_kernel[logits.shape[0], THREADS, compute_stream()](losses, logits, targets, np.float32(dloss), V)
 

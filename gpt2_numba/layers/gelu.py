@@ -27,6 +27,7 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.cpu_threads import in_pieces
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
@@ -43,26 +44,17 @@ THREE_CUBIC = np.float32(3 * 0.044715)
 
 
 def gelu_forward_ref(out, inp):
-    """The definition, a few rows at a time, so that intermediate results stay in the processor's cache."""
-    for rows in _row_chunks(inp):
-        x = inp[rows]
-        tanh_u = np.tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))
-        out[rows] = HALF * x * (ONE + tanh_u)
+    """The definition. Arguments as in the table above; float32 or float64."""
+    tanh_u = np.tanh(SQRT_2_OVER_PI * (inp + CUBIC * inp * inp * inp))
+    out[:] = HALF * inp * (ONE + tanh_u)
 
 
 def gelu_backward_ref(dinp, dout, inp):
-    """dout times the slope, a few rows at a time."""
-    for rows in _row_chunks(inp):
-        x = inp[rows]
-        square = x * x
-        tanh_u = np.tanh(SQRT_2_OVER_PI * x * (ONE + CUBIC * square))
-        du = SQRT_2_OVER_PI * (ONE + THREE_CUBIC * square)
-        dinp[rows] = dout[rows] * HALF * (ONE + tanh_u + x * (ONE - tanh_u * tanh_u) * du)
-
-
-def _row_chunks(inp, elements=1 << 15):
-    step = max(1, elements // inp.shape[1])
-    return (slice(start, start + step) for start in range(0, inp.shape[0], step))
+    """dout times the slope."""
+    square = inp * inp
+    tanh_u = np.tanh(SQRT_2_OVER_PI * inp * (ONE + CUBIC * square))
+    du = SQRT_2_OVER_PI * (ONE + THREE_CUBIC * square)
+    dinp[:] = dout * HALF * (ONE + tanh_u + inp * (ONE - tanh_u * tanh_u) * du)
 
 
 # ---------------------------------------------------------------------------------------------------- plain kernels
@@ -101,7 +93,7 @@ def gelu_forward(out, inp):
     N, D = inp.shape
     check_arrays("gelu_forward", {"N": N, "D": D}, out=(out, "N D"), inp=(inp, "N D"))
     if on_host(inp):
-        return gelu_forward_ref(out, inp)
+        return in_pieces(gelu_forward_ref, (out, inp))
     check_float32("gelu_forward", inp)
     gelu_forward_kernel[N, THREADS, compute_stream()](out, inp)
 
@@ -114,6 +106,6 @@ def gelu_backward(dinp, dout, inp):
     N, D = inp.shape
     check_arrays("gelu_backward", {"N": N, "D": D}, dinp=(dinp, "N D"), dout=(dout, "N D"), inp=(inp, "N D"))
     if on_host(inp):
-        return gelu_backward_ref(dinp, dout, inp)
+        return in_pieces(gelu_backward_ref, (dinp, dout, inp))
     check_float32("gelu_backward", inp)
     gelu_backward_kernel[N, THREADS, compute_stream()](dinp, dout, inp)

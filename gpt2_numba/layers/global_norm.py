@@ -26,25 +26,31 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.cpu_cache import njit_cached
+from gpt2_numba.cpu_threads import ONE_PASS, in_pieces
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS, block_sum
 
 ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(math.nan)
 PARTIALS = 2 if SIMULATING else 1024  # the same on every GPU: the rounding depends on it
-REFERENCE_PIECE = 1 << 14  # elements summed at a time
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
 
 
 def sum_of_squares_ref(partials, grads):
-    """The definition, summed in float64 and then rounded, a piece at a time that stays in the processor's cache."""
+    """The definition: summed in float64, then rounded and added."""
+    partials[0] += sum(in_pieces(_sum_of_squares, (grads,), piece=ONE_PASS))
+
+
+# Compiled for the processor by Numba: NumPy would write the gradients to memory once more, in float64. reassoc: several sums side by side.
+@njit_cached(nogil=True, fastmath={"reassoc"})
+def _sum_of_squares(values):
     total = 0.0
-    for start in range(0, len(grads), REFERENCE_PIECE):
-        piece = grads[start : start + REFERENCE_PIECE].astype(np.float64)
-        total += np.dot(piece, piece)
-    partials[0] += total
+    for i in range(len(values)):  # over indices: Numba's loop over the values themselves is several times as slow
+        total += np.float64(values[i]) * np.float64(values[i])
+    return total
 
 
 def norm_and_scale_ref(result, partials, loss, max_norm):

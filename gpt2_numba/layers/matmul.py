@@ -41,6 +41,7 @@ and needs weight), the second is inp without (it sees inpᵀ and needs that). `g
 import numpy as np
 from numba import cuda, float32
 
+from gpt2_numba.cpu_threads import pieces
 from gpt2_numba.gpu.argument_checks import check_arrays, check_float32
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream, on_host
 from gpt2_numba.gpu.block_sum import THREADS
@@ -56,6 +57,7 @@ TILE = 8 if SIMULATING else 16
 # of 17 they spread over 31.
 TILE_SHAPE = (TILE, TILE + 1)
 SHAPE_HINT = "Weights are (out, in)."
+PRODUCT = 1 << 22  # numbers of a product in NumPy: the whole of wte's gradient would be an array of its own, as large as wte
 
 
 # ---------------------------------------------------------------------------------------------- reference, in NumPy
@@ -71,7 +73,8 @@ def matmul_forward_ref(out, inp, weight, bias):
 def matmul_backward_ref(dinp, dweight, dbias, dout, inp, weight):
     """The three sums. Arguments as in the table above."""
     np.matmul(dout, weight, out=dinp)
-    dweight += dout.T @ inp
+    for rows in pieces(*dweight.shape, PRODUCT):
+        dweight[rows] += dout[:, rows].T @ inp
     if dbias is not None:
         dbias += dout.sum(axis=0)
 

@@ -6,28 +6,21 @@ comparing and adding whole rows, which NumPy does several times faster than redu
 takes some.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 
+from gpt2_numba.cpu_threads import cores, in_threads, pieces
 from gpt2_numba.integers import ceil_div
 
 TILE = 64  # queries in forward, keys in backward
 MOST_WEIGHTS = 1 << 17  # that a thread works on at a time, of several short sequences or of one tile: they stay in the cache
 
 
-@cache
-def _threads():
-    return ThreadPoolExecutor(os.cpu_count())
-
-
 def _for_all_sequences(work, B, NH, T):
-    """Call work(slice of sequences) for all sequences, in threads: NumPy releases the GIL while it computes."""
-    together = max(1, min(ceil_div(B, os.cpu_count()), MOST_WEIGHTS // (NH * T * min(T, TILE))))
-    for _ in _threads().map(work, [slice(b, min(b + together, B)) for b in range(0, B, together)]):
-        pass
+    """Call work(slice of sequences) for all sequences, in threads."""
+    together = min(ceil_div(B, cores()), MOST_WEIGHTS // (NH * T * min(T, TILE)))
+    in_threads(work, pieces(B, piece=together))
 
 
 def by_head(rows, lse, parts):
