@@ -49,6 +49,7 @@ from gpt2_numba.gpu.wgmma import (
 )
 from gpt2_numba.layer_checks import LAYERS, GuardedArray, Sizes, kernel_calls, small_sizes
 from gpt2_numba.layer_checks.all_layers import STORAGE
+from gpt2_numba.layer_checks.float8 import calls as float8_calls
 from gpt2_numba.layers.fast import attention
 from gpt2_numba.layers.fast.attention import mma, tf32, wgmma
 
@@ -552,11 +553,17 @@ CASES["wgmma, two tiles"] = "attention", "fast", "bf16", attention_sizes(70, wgm
 CASES["mma, three tiles"] = "attention", "fast", "bf16", attention_sizes(37, 64), mma
 CASES["tf32, three tiles"] = "attention", "fast", "fp32", attention_sizes(37, 64), tf32
 CASES["wgmma, four tiles"] = "attention", "fast", "bf16", attention_sizes(199, wgmma.HS), wgmma
-CASES["device functions called twice"] = CASES["plain device functions called twice"] = None
+CASES["factors of eight bits"] = CASES["device functions called twice"] = CASES["plain device functions called twice"] = None
 
 
 def launch(case):
     """All launches of a case, with the race detector on."""
+    if case == "factors of eight bits":
+        rng = np.random.default_rng(2)
+        with race_detector():
+            for call in float8_calls(48, 32, 48, lambda *shape: rng.standard_normal(shape, np.float32)):
+                call.launch(SimpleNamespace(**{name: GuardedArray(tensor, STORAGE["bf16"]).array for name, tensor in call.tensors.items()}))
+        return None
     if CASES[case] is None:
         kernel, threads = (plain_twice_kernel, THREADS) if "plain" in case else (twice_kernel, COLUMN_WARPS * WARP_SIZE)
         with race_detector():

@@ -416,7 +416,7 @@ class WatchedAtomic:
 # ---------------------------------------------------------------------------------------------------------------- messages
 
 # The twins, the simulator and this module: messages name the lines of the kernel that called them.
-_NOT_KERNELS = {f"gpt2_numba.gpu.{name}" for name in ("memory_access", "shared_memory", "simulator", "tensor_cores", "wgmma")}
+_NOT_KERNELS = {f"gpt2_numba.gpu.{name}" for name in ("launches", "memory_access", "shared_memory", "simulator", "tensor_cores", "wgmma")}
 _NOT_KERNELS |= {__name__, "numba.cuda.simulator.kernelapi", "numba.cuda.simulator.kernel"}
 
 
