@@ -5,12 +5,12 @@
     fcproj              takes the GELU of fch on the way to eight bits, so that no array holds it
     LayerNorms' outputs are not kept for backward, since their eight-bit copies are
 
-Weights are rounded when they have changed (`refresh_weights`). A batch of rows that are no multiple of 16, which no gradients follow, goes
-through the 16-bit order. `model` is the GPT2.
+Weights are rounded when they have changed (`refresh_weights`). A batch whose number of rows is not a multiple of 16, as in evaluation, takes
+the 16-bit order. `model` is the GPT2.
 """
 
 from gpt2_numba import fused_layer_order
-from gpt2_numba.float8_memory import LINEAR_LAYERS, factor_views
+from gpt2_numba.float8_memory import LINEAR_LAYERS, ROUNDED_AGAIN, factor_views
 from gpt2_numba.fused_layer_order import losses, norm_and_scale, prepare_backward, sum_of_squares, update
 from gpt2_numba.gpu.arena import zero
 from gpt2_numba.gpu.quantize import MULTIPLE
@@ -56,21 +56,22 @@ def forward(model, acts):
     if acts.encoded.shape[0] % MULTIPLE:
         return fused_layer_order.forward(model, acts)
     p, L, f = model.params, model.config.L, factors_of(model, acts)
+    keeps = {name: name not in ROUNDED_AGAIN[model.options.recompute] for name in LINEAR_LAYERS}
     zero(model.memory["largest"][INP])
     encoder_forward(acts.encoded, acts.inputs, p.wte, p.wpe)
     residual = acts.encoded
     ln1 = dict(out=acts.ln1[0], mean=acts.ln1_mean[0], rstd=acts.ln1_rstd[0], weight=p.ln1w[0], bias=p.ln1b[0])
     layernorm_forward(inp=residual, **ln1, largest=f.qkv[0].largest[INP])
     for l in range(L):
-        matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l], f.qkv[l], has_largest=True)
+        matmul_forward(acts.qkv[l], acts.ln1[l], p.qkvw[l], p.qkvb[l], f.qkv[l], has_largest=True, keep=keeps["qkv"])
         attention_forward(acts.atty[l], acts.lse[l], acts.qkv[l], model.memory["att_scratch"])
         matmul_forward(acts.branch, acts.atty[l], p.attprojw[l], p.attprojb[l], f.attproj[l])
         ln2 = dict(out=acts.ln2[l], mean=acts.ln2_mean[l], rstd=acts.ln2_rstd[l], weight=p.ln2w[l], bias=p.ln2b[l])
         ln2["largest"] = f.fc[l].largest[INP]
         residual_layernorm_forward(residual=acts.residual2[l], inp=residual, branch=acts.branch, **ln2)
 
-        matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l], f.fc[l], has_largest=True)
-        matmul_forward(acts.branch, acts.fch[l], p.fcprojw[l], p.fcprojb[l], f.fcproj[l], gelu=True)
+        matmul_forward(acts.fch[l], acts.ln2[l], p.fcw[l], p.fcb[l], f.fc[l], has_largest=True, keep=keeps["fc"])
+        matmul_forward(acts.branch, acts.fch[l], p.fcprojw[l], p.fcprojb[l], f.fcproj[l], gelu=True, keep=keeps["fcproj"])
         if l + 1 < L:
             n = l + 1
             layernorm = dict(out=acts.ln1[n], mean=acts.ln1_mean[n], rstd=acts.ln1_rstd[n], weight=p.ln1w[n], bias=p.ln1b[n])
@@ -83,7 +84,10 @@ def forward(model, acts):
 
 
 def backward(model, acts, dloss, last):
-    """From acts.logits to the gradients of all parameters. dloss: with respect to each token's loss. last: the last batch of the step."""
+    """From acts.logits to the gradients of all parameters. dloss: with respect to each token's loss. last: the last batch of the step.
+
+    Raises ValueError if the number of rows is not a multiple of 16.
+    """
     if acts.encoded.shape[0] % MULTIPLE:
         raise ValueError(
             f"backward: with factors of eight bits a batch must have a multiple of {MULTIPLE} tokens, got {acts.encoded.shape[0]}"

@@ -8,11 +8,17 @@ import numpy as np
 from gpt2_numba.config import parameter_shapes
 from gpt2_numba.errors import UserError
 from gpt2_numba.gpu.float8 import FLOAT8_BITS
+from gpt2_numba.gpu.quantize import MULTIPLE
 from gpt2_numba.layers.fast.float8 import Factors, front
 
 LINEAR_LAYERS = "qkv", "attproj", "fc", "fcproj"
 FACTORS = 3  # of a layer: inp, dout, weight
-SHARED_BY_BLOCKS = {0: (), 1: ("fcproj",), 2: ("fcproj", "qkv", "fc")}  # by options.recompute: whose inp is rounded again in backward
+ROUNDED_AGAIN = {0: (), 1: ("fcproj",), 2: ("fcproj", "qkv", "fc")}  # by options.recompute: whose inp is not kept, but rounded again
+
+
+def shared_level(options):
+    """The key of memory_plan.SHARED_BY_BLOCKS. With eight bits the outputs of GELU and LayerNorms are never kept, whatever is recomputed."""
+    return 2 if options.float8 else options.recompute
 
 
 def weight_shapes(config):
@@ -21,14 +27,16 @@ def weight_shapes(config):
 
 
 def plan_float8(arena, config, N, options):
-    """Add the arrays to an Arena. N: rows of a batch. Raises UserError if other Options do not go together with float8."""
+    """Add the arrays to an Arena. N: B * T, the most rows of a batch. Raises UserError if sizes or other Options do not go with float8."""
     if options.precision != "bf16" or options.gelu_fusion or not options.kernel_set.fused:
         raise UserError("float8 needs the fast kernels, the precision bf16, and gelu_fusion 0: the GELU has a kernel of its own (-ge 0)")
     L, C, shapes = config.L, config.C, weight_shapes(config)
+    if C % MULTIPLE or N % MULTIPLE:
+        raise UserError(f"fp8 needs channels and tokens of a micro-batch (-b times -t) in multiples of {MULTIPLE}, got {C} and {N}")
     for name in ("weights8", "weights8_transposed"):
         arena.add("eight-bit weights", name, (L, sum(map(math.prod, shapes.values()))), FLOAT8_BITS, apart=True)
     for name, (_, columns) in shapes.items():
-        copies = 1 if name in SHARED_BY_BLOCKS[options.recompute] else L
+        copies = 1 if name in ROUNDED_AGAIN[options.recompute] else L
         arena.add("activations", f"{name}_inp8", (copies, columns * N), FLOAT8_BITS, apart=True)
     for name in ("scratch8", "scratch8_transposed"):
         arena.add("logits and scratch", name, (4 * C * N,), FLOAT8_BITS)
@@ -37,7 +45,10 @@ def plan_float8(arena, config, N, options):
 
 
 def factor_views(memory, config, N):
-    """The Factors for a batch of N rows: attributes by linear layer, each a list with an entry for each block."""
+    """The Factors for a batch of N rows: attributes by linear layer, each a list with an entry for each block.
+
+    memory: name -> array, those of plan_float8; N at most what it was planned for
+    """
     views, start = SimpleNamespace(), 0
     for number, (name, (OC, C)) in enumerate(weight_shapes(config).items()):
         stop, kept, layers = start + OC * C, memory[f"{name}_inp8"], []
@@ -60,5 +71,5 @@ def factor_views(memory, config, N):
 
 
 def _places(array, place):
-    """The entries of inp, dout and weight, each (1,)."""
+    """The entries of inp, dout and weight, each (1,), of an array (3, 4 L)."""
     return tuple(array[factor][place : place + 1] for factor in range(FACTORS))

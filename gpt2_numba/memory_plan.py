@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gpt2_numba.config import count_parameters
-from gpt2_numba.float8_memory import plan_float8
+from gpt2_numba.float8_memory import plan_float8, shared_level
 from gpt2_numba.gpu.arena import Arena
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
 from gpt2_numba.integers import round_up
@@ -80,7 +80,7 @@ def plan_memory(config, B, T, options, sharing=None):
     if options.precision == "bf16" and options.master_weights:
         arena.add("master weights", "master", (own,), FLOAT32)
     for name, shape in activation_shapes(config, B, T).items():
-        copies = 1 if name in SHARED_BY_BLOCKS[2 if options.float8 else options.recompute] else config.L
+        copies = 1 if name in SHARED_BY_BLOCKS[shared_level(options)] else config.L
         arena.add("activations", name, (copies, math.prod(shape)), FLOAT32 if name in STATISTICS else real, apart=True)
     for name in ("encoded", "lnf"):
         arena.add("activations", name, (N * C,), real)

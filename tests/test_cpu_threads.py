@@ -107,10 +107,14 @@ def test_adamw(draw, scale):
 
 
 def test_sum_of_squares(draw):
-    """float64 has 29 bits more than the result: rounded to float32, the sum is that of exact numbers, however it is cut."""
-    grads, partials = draw(10 * PIECE + 3), np.zeros(global_norm.PARTIALS, np.float32)
-    global_norm.sum_of_squares(partials, grads)
-    assert partials[0] == np.float32(math.fsum(float(g) ** 2 for g in grads)) and not partials[1:].any()
+    """float64 has 29 bits more than the result: rounded to float32, the sum is that of exact numbers, however it is cut.
+
+    Equal numbers have squares that float32 would all round the same way.
+    """
+    for grads in draw(10 * PIECE + 3), np.full(10 * PIECE + 3, 0.1, np.float32):
+        partials = np.zeros(global_norm.PARTIALS, np.float32)
+        global_norm.sum_of_squares(partials, grads)
+        assert partials[0] == np.float32(math.fsum(float(g) ** 2 for g in grads)) and not partials[1:].any()
 
 
 def test_matmul_backward(draw):

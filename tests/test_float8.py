@@ -1,6 +1,7 @@
 """Eight-bit factors: formats, scales, rounding, products, and a training with --precision fp8. In the simulator, or on a GPU with fp8."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from gpt2_numba.gpu.backend import (
 from gpt2_numba.gpu.float8 import E4M3, FORMATS, float8_bits, float8_values
 from gpt2_numba.gpu.gemm import float8_gemm
 from gpt2_numba.initial_weights import draw_initial_weights
+from gpt2_numba.kernel_sets import KernelSet
 from gpt2_numba.layer_checks.float8 import check_float8
 from gpt2_numba.layer_checks.rows import format_table
 from gpt2_numba.layers.fast import gelu, layernorm
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
-from gpt2_numba.training.preparation import choose_precision
+from gpt2_numba.training import not_finite
+from gpt2_numba.training.preparation import choose_precision, largest_batch_size
 from gpt2_numba.training.settings import SHARD_DEFAULTS, parse_settings, with_defaults
 
 pytestmark = pytest.mark.skipif(not gpu_available() or not float8_supported(), reason="needs a GPU with fp8, or the simulator")
@@ -276,6 +279,16 @@ def test_options_that_do_not_go_together():
     for options in (dict(precision="fp32"), dict(precision="bf16", gelu_fusion=2)):
         with pytest.raises(UserError, match="float8 needs"):
             GPT2(CONFIG, B, T, Options("gpu", float8=True, **options))
+    for config, rows in ((parse_descriptor("L=1,NH=3,C=24,V=61,T=8"), B), (CONFIG, 1)):
+        with pytest.raises(UserError, match=r"fp8 needs channels and tokens of a micro-batch .* in multiples of 16"):
+            GPT2(config, rows, T, Options("gpu", "bf16", float8=True))
+
+
+def test_what_is_not_kept_is_not_reported():
+    """LayerNorm's and GELU's outputs lie in one array for all blocks: nothing may show it as a block's."""
+    model = trained(steps=1, float8=True, recompute=0)[2]
+    names = {name for name, *_ in not_finite._activations(model, (B, T))}
+    assert {"qkv", "atty", "fch"} <= names and not names & {"ln1", "ln2", "fch_gelu"}
 
 
 # ------------------------------------------------------------------------------------------------------- the trainer
@@ -311,3 +324,16 @@ def test_an_older_gpu_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"compute capability 8\.9 or later, and .* has less"):
         choose_precision(settings, None)
     assert SHARD_DEFAULTS.precision == "auto"
+
+
+def test_the_largest_micro_batch_is_of_a_multiple_of_16_tokens(monkeypatch):
+    monkeypatch.setattr("gpt2_numba.training.preparation.real_gpu", lambda: True)
+    monkeypatch.setattr("gpt2_numba.training.preparation.free_gpu_bytes", lambda: 1 << 40)
+    monkeypatch.setattr("gpt2_numba.training.preparation.largest_batch", lambda *_, **__: 31)
+    flags = ["--device", "gpu", "-e", "L=1,NH=2,C=32,T=8", "-t", "8", "-b", "auto", "-ge", "0", "-i", "a", "-j", "b"]
+    found = {}
+    for precision in ("bf16", "fp8"):
+        settings = with_defaults(parse_settings([*flags, "--precision", precision]), "gpu")
+        settings = replace(settings, total_batch_tokens=None)
+        found[precision] = largest_batch_size(settings, CONFIG, 1, KernelSet("fast", fused=True))
+    assert found == {"bf16": 31, "fp8": 30}

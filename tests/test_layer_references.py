@@ -21,7 +21,7 @@ def test_reference(layer):
 def test_every_layer_has_a_check_and_both_sets_of_kernels():
     def layers_in(folder):
         found = (*folder.glob("[a-z]*.py"), *(file.parent for file in folder.glob("*/__init__.py")))
-        return {path.stem.replace("_", " ") for path in found} - {"fast", "one row"}  # the latter is several layers in one kernel
+        return {path.stem.replace("_", " ") for path in found} - {"fast", "one row", "float8"}  # other forms of these layers
 
     folder = Path(layernorm.__file__).parent
     assert {"layernorm", "attention"} <= layers_in(folder) <= set(LAYERS)

@@ -1,6 +1,6 @@
 """Floating-point numbers of eight bits, and the scale that brings a tensor into their range.
 
-    format   sign, exponent, mantissa   largest              smallest normal and other   spacing
+    format   sign, exponent, mantissa   largest              smallest normal, subnormal  spacing
     e4m3     1 + 4 + 3 bits             448   = 1.75 · 2^8   2^-6, 2^-9                  1/8 of a power of two
     e5m2     1 + 5 + 2 bits             57344 = 1.75 · 2^15  2^-14, 2^-16                1/4
 
@@ -32,12 +32,13 @@ from gpt2_numba.gpu.memory_access import bits_of_float
 
 FLOAT8_BITS = np.dtype(np.uint8)
 MANTISSA_BITS = 23  # of a float32
+BIAS = 127  # of a float32's exponent
 SMALLEST_EXPONENT, LARGEST_EXPONENT = 1, 254  # biased, of a float32 that is neither subnormal nor infinite
 THREE_QUARTERS = 0x600000  # of the mantissa: 1.75
 MANTISSA = 0x7FFFFF
 WITHOUT_SIGN = np.int32(0x7FFFFFFF)
 ONE_BITS, NAN_BITS = 0x3F800000, 0x7FC00000
-INVERSE = (SMALLEST_EXPONENT + LARGEST_EXPONENT - 1) << MANTISSA_BITS  # the bits of 2^-s are this number minus the bits of 2^s
+INVERSE = 2 * BIAS << MANTISSA_BITS  # the bits of 2^-s are this number minus the bits of 2^s
 
 
 class Float8(NamedTuple):
@@ -74,9 +75,9 @@ def scale_bits(largest, top):
     exponent = largest >> MANTISSA_BITS
     if exponent > LARGEST_EXPONENT:
         return NAN_BITS
-    if exponent < SMALLEST_EXPONENT:  # all numbers are 0, or so small that no scale helps
+    if exponent < SMALLEST_EXPONENT:  # 0; subnormal numbers count as 0
         return ONE_BITS
-    power = top + LARGEST_EXPONENT - exponent  # 127 + top - (exponent - 127)
+    power = BIAS + top - (exponent - BIAS)  # biased
     if (largest & MANTISSA) > THREE_QUARTERS:
         power -= 1
     return min(max(power, SMALLEST_EXPONENT), LARGEST_EXPONENT - 1) << MANTISSA_BITS
@@ -122,7 +123,7 @@ else:
     @cuda.jit(device=True)
     def magnitude_bits(value):
         """The bits of |value|, as an int32 that grows with it."""
-        return int32(bits_of_float(value)) & WITHOUT_SIGN
+        return int32(int32(bits_of_float(value)) & WITHOUT_SIGN)  # Numba widens the result of an operation to int64
 
     @intrinsic
     def _atomic_max(typingctx, array, bits):

@@ -128,8 +128,8 @@ def make_quantize_kernel(format_name, has_natural, has_transposed, GELU):
         N, C = inp.shape
         thread = cuda.threadIdx.x
         row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
-        fours, eights = thread // ROW_THREADS, thread % ROW_THREADS
-        row, col = row0 + fours * ROWS, col0 + eights * COLUMNS
+        row_group, column_group = thread // ROW_THREADS, thread % ROW_THREADS
+        row, col = row0 + row_group * ROWS, col0 + column_group * COLUMNS
         bits = scale_bits(magnitude_bits(largest[0]), TOP)
         if thread == 0 and row0 == 0 and col0 == 0:
             inverse_scale[0] = float_of_bits(uint32(inverse_bits(bits)))
@@ -153,7 +153,7 @@ def make_quantize_kernel(format_name, has_natural, has_transposed, GELU):
                     store16(natural, (row + r) * C + col, words)
             if has_transposed:
                 for c in range(COLUMNS):
-                    tile[eights * COLUMNS + c, fours] = narrow4(x[c], x[COLUMNS + c], x[2 * COLUMNS + c], x[3 * COLUMNS + c])
+                    tile[column_group * COLUMNS + c, row_group] = narrow4(x[c], x[COLUMNS + c], x[2 * COLUMNS + c], x[3 * COLUMNS + c])
         if has_transposed:
             cuda.syncthreads()
             for i in range(thread, TILE * ROW_THREADS, THREADS):
@@ -198,7 +198,8 @@ def quantize(natural, transposed, inverse_scale, inp, largest, form, gelu=False)
     if N % MULTIPLE or C % MULTIPLE:
         raise ValueError(f"quantize: N and C must be multiples of {MULTIPLE}, got {N} and {C}")
     kernel = make_quantize_kernel(form.name, natural is not None, transposed is not None, gelu)
-    natural, transposed = transposed if natural is None else natural, natural if transposed is None else transposed
+    any_result = natural if transposed is None else transposed  # a kernel cannot take None: any array will do
+    natural, transposed = (any_result if result is None else result for result in (natural, transposed))
     grid = ceil_div(C, TILE), ceil_div(N, TILE)
     kernel[grid, THREADS, compute_stream()](
         natural, transposed, inverse_scale, inp, largest

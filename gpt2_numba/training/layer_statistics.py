@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numba import cuda
 
+from gpt2_numba.float8_memory import shared_level
 from gpt2_numba.gpu.backend import copy_to_host, on_host
 from gpt2_numba.gpu.tensor_statistics import BLOCKS, RESULTS, combine, tensor_statistics
 from gpt2_numba.memory_plan import SHARED_BY_BLOCKS
@@ -44,7 +45,7 @@ class LayerStatistics:
         acts = model.activations(model.B, model.T)
         yield "activations", "encoded", 0, _flat(acts.encoded)
         for name in _BLOCK_ACTIVATIONS:
-            if name not in SHARED_BY_BLOCKS[model.options.recompute]:
+            if name not in SHARED_BY_BLOCKS[shared_level(model.options)]:
                 yield from (("activations", name, layer, _flat(array)) for layer, array in enumerate(getattr(acts, name)))
         yield "activations", "lnf", 0, _flat(acts.lnf)
 

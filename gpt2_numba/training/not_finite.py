@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from gpt2_numba.config import ONCE
+from gpt2_numba.float8_memory import shared_level
 from gpt2_numba.gpu.backend import copy_to_host, on_host
 from gpt2_numba.memory_plan import SHARED_BY_BLOCKS
 from gpt2_numba.training.finite import first_not_finite
@@ -88,7 +89,7 @@ def _parameters(model):
 def _activations(model, shape):
     """(name, block, array) of what the forward pass has kept of a batch of that shape, in order of computation."""
     acts = model.activations(*shape)
-    kept = [name for name in _BLOCK if name not in SHARED_BY_BLOCKS[model.options.recompute]]
+    kept = [name for name in _BLOCK if name not in SHARED_BY_BLOCKS[shared_level(model.options)]]
     yield "encoded", None, acts.encoded
     for block in range(model.config.L):
         yield from ((name, block, getattr(acts, name)[block]) for name in kept)

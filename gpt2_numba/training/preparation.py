@@ -258,7 +258,9 @@ def largest_batch_size(settings, config, ranks, kernels):
             f"the tokens of a step (-d) must be a multiple of T * processes = {settings.sequence_length} * {ranks} = {row_tokens}, "
             f"got {total}: the nearest is {max(1, round(total / row_tokens)) * row_tokens}"
         )
-    candidates = (B for B in range(1, largest + 1) if not total or total // row_tokens % B == 0)
+    multiple = MULTIPLE if settings.precision == "fp8" else 1
+    rows = (B for B in range(1, largest + 1) if B * settings.sequence_length % multiple == 0)
+    candidates = (B for B in rows if not total or total // row_tokens % B == 0)
     return max(candidates, default=1)  # 1 even if it does not fit, which the model reports
 
 

@@ -6,7 +6,7 @@
     dinp     = q(dout) q(weight) / (s_dout s_weight)
     dweight += q(dout)ᵀ q(inp)   / (s_dout s_inp)
 
-Everything else is as in layers/fast/matmul.py: sums in float32, results in bfloat16. Each tensor is rounded by the scale of its own contents.
+Everything else is as in layers/fast/matmul.py; results are in bfloat16. (Sums: FAST_ACCUMULATION below.) Each tensor is rounded by the scale of its own contents.
 There is no history of scales, so a run that is resumed has the bits of one that was not stopped.
 
 What is rounded when. A tensor core wants both factors along the sum: channels in `out`, output channels in dinp, rows in dweight.
@@ -27,7 +27,7 @@ The largest |x| of a tensor comes from the kernel that makes it (`largest` in la
     | out, dout      | (N, OC) bfloat16       | [w]     | [r]                                                                        |
     | dinp           | (N, C) bfloat16        |         | [w]                                                                        |
     | dweight        | (OC, C) bfloat16       |         | [+] dbias, which has no product, is matmul.bias_backward's                 |
-    | factors        | Factors                | [w]     | [r]                                                                        |
+    | factors        | Factors                | [+]     | [+] see there                                                              |
 """
 
 import math
@@ -60,18 +60,22 @@ class Factors:
 
 
 def round_weight(weight, factors):
-    """Round a weight (OC, C) that has changed. factors.largest[WEIGHT] must be 0 before."""
+    """Round a weight [r] (OC, C), bfloat16, that has changed. factors.largest[WEIGHT] must be 0 before.
+
+    Raises ValueError or TypeError if a shape or type does not fit.
+    """
     find_largest(factors.largest[WEIGHT], weight)
     results = factors.weight, factors.weight_transposed, factors.inverse_scales[WEIGHT]
     quantize(*results, inp=weight, largest=factors.largest[WEIGHT], form=WEIGHT_FORMAT)
 
 
 # Parameters: the plain launcher's, the factors, and how inp becomes one.
-def matmul_forward(out, inp, weight, bias, factors, gelu=False, has_largest=False):
+def matmul_forward(out, inp, weight, bias, factors, gelu=False, has_largest=False, keep=True):
     """out = inp weightᵀ + bias, or with gelu GELU(inp) weightᵀ + bias.
 
     weight [r] (OC, C), only checked: factors.weight takes its place. The other arguments are those of the table above.
     has_largest: whether factors.largest[INP] has been set; otherwise it must be 0 before
+    keep: whether to write factors.inp_transposed, for backward
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     (N, C), OC = inp.shape, weight.shape[0]
@@ -83,7 +87,7 @@ def matmul_forward(out, inp, weight, bias, factors, gelu=False, has_largest=Fals
     if not has_largest:
         find_largest(largest, inp, gelu)
     inp8 = front(factors.scratch, inp.shape)
-    quantize(inp8, factors.inp_transposed, scale, inp=inp, largest=largest, form=INP_FORMAT, gelu=gelu)
+    quantize(inp8, factors.inp_transposed if keep else None, scale, inp=inp, largest=largest, form=INP_FORMAT, gelu=gelu)
     float8_gemm(
         out=out, a=inp8, b=factors.weight, a_scale=scale, b_scale=factors.inverse_scales[WEIGHT], bias=bias,
         formats=(INP_FORMAT.name, WEIGHT_FORMAT.name), fast_accumulation=FAST_ACCUMULATION["out"],
@@ -91,7 +95,10 @@ def matmul_forward(out, inp, weight, bias, factors, gelu=False, has_largest=Fals
 
 
 def round_inp_again(inp, factors, gelu=False):
-    """Make factors.inp_transposed again, where it was not kept. Arguments as in matmul_forward."""
+    """Write factors.inp_transposed, which was not kept, by the scale of forward: factors.largest[INP] must still be that of inp.
+
+    Arguments as in matmul_forward. Raises ValueError or TypeError if a shape or type does not fit.
+    """
     largest, scale = factors.largest[INP], factors.inverse_scales[INP]
     quantize(None, factors.inp_transposed, scale, inp=inp, largest=largest, form=INP_FORMAT, gelu=gelu)
 
@@ -123,5 +130,5 @@ def matmul_backward(dinp, dweight, dout, factors, has_largest=False):
 
 
 def front(array, shape):
-    """The front of a flat array, shaped."""
+    """The front of a flat array, which must be long enough, as an array of this shape."""
     return array[: math.prod(shape)].reshape(shape)
