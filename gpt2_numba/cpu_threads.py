@@ -66,3 +66,7 @@ def cores():
 @cache
 def _pool():
     return ThreadPoolExecutor(max(1, cores() - 1), thread_name_prefix="in_threads")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of its parent's threads

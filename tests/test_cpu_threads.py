@@ -1,7 +1,11 @@
 """Layers on the host, in pieces and in threads: the bits of the reference on whole arrays, on every number of cores."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from gpt2_numba.cpu_threads import in_pieces, in_threads, pieces
 from gpt2_numba.gpu.arena import zero
 from gpt2_numba.layers import adamw, classifier, gelu, global_norm, matmul
 
+ROOT = Path(__file__).resolve().parents[1]
 PIECE = 1 << 10  # numbers: small, so that small arrays are cut, too
 N, C, V, Vp = 37, 96, 301, 384
 
@@ -134,3 +139,15 @@ def test_zero_leaves_gaps_between_rows_alone():
     zero(flat)
     assert not flat.any()
     zero(np.empty(0, np.float32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_has_threads_of_its_own():
+    """It would wait for its parent's for ever."""
+    program = (
+        "import os; from gpt2_numba import cpu_threads; cpu_threads.cores = lambda: 3; "
+        "double = lambda x: 2 * x; cpu_threads.in_threads(double, [1, 2, 3, 4]); child = os.fork(); "
+        "assert cpu_threads.in_threads(double, [1, 2, 3, 4]) == [2, 4, 6, 8]; os._exit(0) if not child else None; "
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0

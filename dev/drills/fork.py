@@ -11,7 +11,6 @@ import traceback
 
 from gpt2_numba import plot
 from gpt2_numba.console import end_at_ctrl_c
-from gpt2_numba.layers.attention import on_cpu
 
 SHOW_STACKS = signal.SIGUSR2  # makes a training write to stderr where its threads are
 
@@ -34,7 +33,6 @@ def be_the_trainer(directory, argv, descriptors, prepare, picture):
         os.closerange(3, 1024)
         sys.stdout = open(1, "w", closefd=False)
         sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-        on_cpu._threads.cache_clear()  # a fork has none of its parent's threads
         faulthandler.register(SHOW_STACKS, file=2)
         sys.argv = ["gpt2_numba.train", *argv]
         del sys.modules["gpt2_numba.train"]  # its main program runs, with the modules it imports as they are here
