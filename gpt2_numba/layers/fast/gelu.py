@@ -26,6 +26,7 @@ device-to-device copy.
     | dinp      | (N, D) same type           |         | [w] may be the same array as dout: then in place          |
     | dbias     | (D,) same type             |         | [+] Σ_rows dinp, as rounded; may be None                  |
     | scratch   | flat, float32              |         | [w] partial sums: gelu_scratch_size(D); None without dbias |
+    | largest   | (1,) float32               |         | [+] raised to the largest |dinp| (float8.py); or None     |
 """
 
 import functools

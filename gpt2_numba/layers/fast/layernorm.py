@@ -35,6 +35,7 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,53
     | dweight, dbias      | (C,) same type             |         | [+]                                                           |
     | dinp_sums           | (C,) same type             |         | [+] Σ_rows of the new dinp, as rounded; may be None           |
     | scratch             | flat, float32              |         | [w] each block's column sums: layernorm_scratch_size(C)       |
+    | largest             | (1,) float32               | [+]     | [+] raised to the largest |out|, |dinp| (float8.py); or None  |
 """
 
 import functools
