@@ -1,4 +1,4 @@
-"""Claims on files: one process makes a file, the others wait for it, and nobody waits for the dead."""
+"""Claims on files: one process makes a file, the others wait for it, but not for a process that has died."""
 
 import multiprocessing
 import os

@@ -338,7 +338,7 @@ def test_several_processes_at_once(package):
         compiled += set(kernels) - loaded(kernels)
         for name, (_, digest) in kernels.items():
             code.setdefault(name, set()).add(digest)
-    assert sorted(compiled) == sorted(code), "whoever needs a kernel that another process is compiling waits for it"
+    assert sorted(compiled) == sorted(code), "a process waits for a kernel that another one is compiling"
     after, problems = run(package, *names)
     assert problems == [] and loaded(after) == set(code)
     assert all(digest in code[name] for name, (_, digest) in after.items())

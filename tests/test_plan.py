@@ -453,7 +453,7 @@ def test_the_trainer_s_memory_error_names_the_plan():
 
 
 def test_fp8_is_planned_without_a_time(capsys):
-    """Its memory is the arena's own arithmetic; nobody has measured how long its kernels take."""
+    """Its memory is the arena's own arithmetic; the time of its kernels has not been measured."""
     flags = ["-e", "d12", "-b", "16", "-d", "16384", "-x", "10", "--gpu", "h200", "-r", "0"]
     assert plan.main([*flags, "--precision", "fp8"]) == 0
     fp8 = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -155,3 +156,20 @@ def test_mistakes_on_the_command_line_give_one_line_and_exit_code_2(tmp_path, mo
     assert main(arguments) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: ") and message in complaint and complaint.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks")
+def test_ctrl_c_waits_while_matplotlib_is_loaded():
+    """Interrupted in the middle, its extension modules end the process with a fatal error when it exits, a training's, too."""
+    program = (
+        "import signal, sys\n"
+        "masked = lambda: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "class Finder:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name in ('matplotlib.ft2font', 'matplotlib.backends._backend_agg'): print(name, masked())\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from gpt2_numba.plotting.curves import matplotlib_alone\n"
+        "with matplotlib_alone(): print('drawing', masked())\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split("\n")
+    assert sorted(printed[:-1]) == ["drawing False", "matplotlib.backends._backend_agg True", "matplotlib.ft2font True"]

@@ -4,9 +4,9 @@
         ...
         release(path)
 
-A claim is flock's lock on PATH.claim. The system gives it back when the process ends, however it ends, so nobody waits for the dead. Where
-there is no such lock (Windows, some network file systems, a directory that cannot be written) nobody has a claim: who would wait does not,
-and work is done twice. That harms nothing, since files are renamed into place.
+A claim is an flock lock on PATH.claim. The system releases it when the process ends, however it ends, so no process waits for one that has
+died. Where there are no such locks (Windows, some network file systems, a directory that cannot be written) no process holds a claim: none
+waits, and work may be done twice. That is harmless, since files are renamed into place.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def release(path):
     descriptor = _held.pop(path, None)
     if descriptor is not None:
         with contextlib.suppress(OSError):
-            os.unlink(f"{path}{SUFFIX}")  # whoever waits for it has it open
+            os.unlink(f"{path}{SUFFIX}")  # a process that waits for it has it open
         os.close(descriptor)
 
 

@@ -270,7 +270,7 @@ def _search(plan, algorithms, out, *others):
 
     An output that is overwritten may be written any number of times; the actual product comes last. One that is accumulated into may not:
     during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used. One that the library
-    proposes and then refuses to launch, which happens with factors of eight bits, is left out.
+    proposes and then refuses to launch is left out.
     """
     target = device_pointer(out)
     if len(algorithms) == 1:

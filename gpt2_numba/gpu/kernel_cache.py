@@ -182,7 +182,7 @@ class KernelCache:
     def load_overload(self, argument_types, target_context):
         """The kernel, bound to the GPU; None if it is not in the cache or cannot be used, and must be compiled.
 
-        If another process is compiling it, this one waits. If nobody is, it is this process's to compile (save_overload).
+        While another process is compiling it, this one waits. Otherwise this process is to compile it (save_overload).
         """
         self.started = time.perf_counter()
         try:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -351,8 +352,7 @@ def matplotlib_alone():
     """Draw as if the user had not set up matplotlib: for a notebook's backend that is not installed here, for LaTeX; and without warnings."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
-        from matplotlib import rc_context
-
+        rc_context = _loaded_matplotlib().rc_context
         settings = {"text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "gpt2_numba", "path.simplify": True}
         with rc_context(settings), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the font lacks a letter of the title
@@ -360,6 +360,19 @@ def matplotlib_alone():
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+
+
+def _loaded_matplotlib():
+    """matplotlib, with all that a figure needs. Ctrl-C waits: an extension module that it interrupts while it loads ends the process at exit."""
+    waits = [signal.SIGINT] if hasattr(signal, "pthread_sigmask") else []  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waits) if waits else ()
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+    finally:
+        if waits:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return matplotlib
 
 
 def save_figure(figure, path):

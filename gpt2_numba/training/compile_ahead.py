@@ -4,7 +4,7 @@ A training launches about 20 kernels. Compiling them one after another takes hal
 help, and processes do. Until its first pass the trainer has other things to do. Meanwhile:
 
     trainer     prepares the run (data, memory, weights) ...................... first pass: loads the kernels that are stored, waits for
-        |                                                                      those that are claimed, compiles what nobody has begun
+        |                                                                      those that are claimed, compiles the rest
         foreman     imports, dry run: which kernels, for which types?
             |
             workers     compile them, each the next that is neither stored nor claimed, in the order of their first launch
