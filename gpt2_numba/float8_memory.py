@@ -13,6 +13,7 @@ from gpt2_numba.layers.fast.float8 import Factors, front
 
 LINEAR_LAYERS = "qkv", "attproj", "fc", "fcproj"
 FACTORS = 3  # of a layer: inp, dout, weight
+SCALE_ALIGNMENT = 4  # elements: cuBLASLt refuses a scale whose address is not a multiple of 16 bytes
 ROUNDED_AGAIN = {0: (), 1: ("fcproj",), 2: ("fcproj", "qkv", "fc")}  # by options.recompute: whose inp is not kept, but rounded again
 
 
@@ -41,7 +42,7 @@ def plan_float8(arena, config, N, options):
     for name in ("scratch8", "scratch8_transposed"):
         arena.add("logits and scratch", name, (4 * C * N,), FLOAT8_BITS)
     for name in ("largest", "inverse_scales"):
-        arena.add("logits and scratch", name, (FACTORS, L * len(LINEAR_LAYERS)), np.float32)
+        arena.add("logits and scratch", name, (FACTORS, L * len(LINEAR_LAYERS), SCALE_ALIGNMENT), np.float32)
 
 
 def factor_views(memory, config, N):
@@ -71,5 +72,5 @@ def factor_views(memory, config, N):
 
 
 def _places(array, place):
-    """The entries of inp, dout and weight, each (1,), of an array (3, 4 L)."""
-    return tuple(array[factor][place : place + 1] for factor in range(FACTORS))
+    """The entries of inp, dout and weight, each (1,), of an array (3, 4 L, SCALE_ALIGNMENT)."""
+    return tuple(array[factor, place][:1] for factor in range(FACTORS))

@@ -110,8 +110,8 @@ def test_rounding_and_products(rows, inner, columns):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("rows, inner, columns", [(4096, 1600, 6400), (2064, 6400, 1600), (3072, 768, 768), (768, 16384, 3072)])
-def test_rounding_and_products_at_production_sizes(rows, inner, columns):
+@pytest.mark.parametrize("rows, inner, columns", [(1040, 1600, 1616), (528, 6400, 1600), (768, 768, 3072), (256, 16384, 768)])
+def test_rounding_and_products_with_sums_of_production_length(rows, inner, columns):
     check(rows, inner, columns)
 
 

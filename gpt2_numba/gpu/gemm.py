@@ -73,7 +73,7 @@ def float8_gemm(out, a, b, a_scale, b_scale, *, formats, accumulate=False, bias=
 
     out  [w] or [+] (rows, columns) bfloat16
     a    [r] (rows, inner) uint8, C-contiguous          b  [r] (columns, inner) uint8; all three sizes multiples of 16
-    a_scale, b_scale  [r] (1,) float32, with which the products are multiplied
+    a_scale, b_scale  [r] (1,) float32, with which the products are multiplied; their addresses are multiples of 16
     formats           of a and b: names in gpu/float8.py, at most one of them e5m2
     bias [r] (columns,) bfloat16 or None; cannot be combined with accumulate
     fast_accumulation let the tensor cores keep partial sums in their own registers, which are shorter than float32

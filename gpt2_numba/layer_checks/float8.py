@@ -2,7 +2,7 @@
 
 A product of two factors of eight bits is exact in float32, and only the sum is not. Hopper's tensor cores add 32 products at a time to a
 partial sum: all are shifted to the exponent of the largest of them and cut off 13 bits below it. These errors go in one direction, so they
-add up linearly. Without fast accumulation the partial sums of 128 products are added in float32 by ordinary instructions, but within the 128
+add up linearly. The largest is a product, or the partial sum, which grows to the result where this is beyond what is typical. Without fast accumulation the partial sums of 128 products are added in float32 by ordinary instructions, but within the 128
 it is the same; so the bound is, too.
 """
 
@@ -98,7 +98,8 @@ def product_call(name, a, b, normal, forms, fast_accumulation):
         error = product_error(K, typical, storage)
         if not SIMULATING:
             largest_product = np.abs(a).max(axis=1)[:, None] * np.abs(b).max(axis=1)
-            error = error + max(1, K / AT_A_TIME) * UNIT_OF_SUMS * np.maximum(typical, largest_product)
+            largest = np.maximum(largest_product, np.maximum(typical, np.abs(after.out)))
+            error = error + max(1, K / AT_A_TIME) * UNIT_OF_SUMS * largest
         if accumulate and not SIMULATING:  # cuBLASLt rounds the product before adding it: see gemm
             error = error + half_ulp(np.abs(after.out - before.out) + error, storage)
         return {"out": error}
