@@ -9,7 +9,9 @@ import pytest
 from gpt2_numba import train as trainer
 from gpt2_numba.config import parameter_shapes, parse_descriptor
 from gpt2_numba.errors import UserError
+from gpt2_numba.float8_memory import LINEAR_LAYERS, factor_views, plan_float8
 from gpt2_numba.gpu import quantize
+from gpt2_numba.gpu.arena import Arena
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
     SIMULATING,
@@ -282,6 +284,16 @@ def test_options_that_do_not_go_together():
     for config, rows in ((parse_descriptor("L=1,NH=3,C=24,V=61,T=8"), B), (CONFIG, 1)):
         with pytest.raises(UserError, match=r"fp8 needs channels and tokens of a micro-batch .* in multiples of 16"):
             GPT2(config, rows, T, Options("gpu", "bf16", float8=True))
+
+
+def test_every_scale_lies_at_a_multiple_of_16_bytes():
+    """cuBLASLt refuses others, which a simulator does not."""
+    arena, config = Arena(), parse_descriptor("L=2,NH=1,C=16,V=61,T=8")
+    plan_float8(arena, config, B * T, Options("gpu", "bf16", float8=True))
+    views = factor_views(arena.allocate(on_gpu=False), config, B * T)
+    scales = [scale for name in LINEAR_LAYERS for layer in getattr(views, name) for scale in layer.inverse_scales]
+    offsets = {scale.ctypes.data - arena.memory.ctypes.data for scale in scales}
+    assert len(offsets) == 24 and all(offset % 16 == 0 for offset in offsets)
 
 
 def test_what_is_not_kept_is_not_reported():
