@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from gpt2_numba.gpu.backend import SIMULATING
+from gpt2_numba.gpu.backend import SIMULATING, float8_supported
 from gpt2_numba.gpu.detect_gpu import count_gpus
 from tests.mpi import run_together
 
@@ -94,9 +94,10 @@ def test_the_same_run_gives_the_same_bits(zero_stage, directory):
 
 
 @pytest.mark.skipif(not SIMULATING, reason="the kernels run on the GPU: see the tests on two GPUs")
-def test_the_kernels_in_bfloat16(directory):
+@pytest.mark.parametrize("precision, sizes, T", [("bf16", "L=2,NH=1,C=8,T=8,V=9", 8), ("fp8", "L=1,NH=1,C=16,T=16,V=9", 16)])
+def test_the_kernels(precision, sizes, T, directory):
     """The GPU's code path, in the simulator: master weights, stochastic rounding, ZeRO's ranges. The order of two terms does not matter."""
-    tiny = dict(sizes="L=2,NH=1,C=8,T=8,V=9", device="gpu", precision="bf16", max_norm=1e9, steps=2)
+    tiny = dict(sizes=sizes, T=T, device="gpu", precision=precision, max_norm=1e9, steps=2)
     stage0, stage1, stage2 = (train(directory, 2, stage, **tiny) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, stage2)
     alone = train(directory, 1, 0, 2, **tiny)
@@ -109,14 +110,17 @@ ON_GPUS = dict(sizes="L=5,NH=4,C=256,T=256,V=5003", B=4, T=256, device="gpu", pr
 
 
 @needs_two_gpus
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_gpus_with_and_without_zero(accumulate, directory):
+@pytest.mark.parametrize("accumulate, precision", [(1, "bf16"), (3, "bf16"), (1, "fp8")])
+def test_gpus_with_and_without_zero(accumulate, precision, directory):
     """Two terms have the same sum in either order, so ZeRO changes no bit, unless stage 2 sums over processes before micro-steps."""
-    stage0, stage1, stage2 = (train(directory, 2, stage, accumulate, max_norm=1e9, **ON_GPUS) for stage in (0, 1, 2))
+    if precision == "fp8" and not float8_supported():
+        pytest.skip("needs GPUs with fp8")
+    options = ON_GPUS | {"precision": precision}
+    stage0, stage1, stage2 = (train(directory, 2, stage, accumulate, max_norm=1e9, **options) for stage in (0, 1, 2))
     assert_same_parameters(stage0, stage1, *([stage2] if accumulate == 1 else []))
     np.testing.assert_allclose(stage2["losses"], stage0["losses"], rtol=2.0**-9)
     # In bfloat16 the order of a sum may change the sign of a gradient near zero, and AdamW's first steps go by the sign.
-    alone = train(directory, 1, 0, 2 * accumulate, max_norm=1e9, **ON_GPUS)
+    alone = train(directory, 1, 0, 2 * accumulate, max_norm=1e9, **options)
     np.testing.assert_allclose(stage0["losses"], alone["losses"], rtol=2.0**-8)
 
 

@@ -18,7 +18,7 @@ from gpt2_numba.initial_weights import initial_weights
 from gpt2_numba.model import GPT2
 from gpt2_numba.options import Options
 from gpt2_numba.parallel.start import join
-from gpt2_numba.training.settings import SHARD_DEFAULTS
+from gpt2_numba.training.settings import SHARD_DEFAULTS, storage_precision
 
 WEIGHT_DECAY = 0.1
 
@@ -29,7 +29,10 @@ def main(options, result):
     B, T, accumulate = options["B"], options["T"], options["accumulate"]
     model = GPT2(
         config, B, T,
-        Options(device, options["precision"], recompute=0, graph=options["graph"], zero_stage=options["zero_stage"]), group,
+        Options(
+            device, storage_precision(options["precision"]), recompute=0, graph=options["graph"], zero_stage=options["zero_stage"],
+            float8=options["precision"] == "fp8",
+        ), group,
     )  # fmt: skip
     model.load_params(initial_weights(config, parameter_shapes(config)))
     tokens = np.random.default_rng(5).integers(0, config.V, 2**16).astype(np.uint16)
