@@ -580,13 +580,13 @@ def barriers_replaced(replacement):
     """Call replacement(wait, place) instead of waiting at a barrier, where place is the barrier's (file, line)."""
 
     def replaced(wait):
-        def wait_or_not(thread):
+        def wait_or_not(thread, *team):
             frame = kernel_frame(sys._getframe(1))
-            replacement(lambda: wait(thread), (frame.f_code.co_filename, frame.f_lineno))
+            replacement(lambda: wait(thread, *team), (frame.f_code.co_filename, frame.f_lineno))
 
         return wait_or_not
 
-    waits = {name: replaced(getattr(simulator.SimulatedThread, name)) for name in ("syncthreads", "sync_warp")}
+    waits = {name: replaced(getattr(simulator.SimulatedThread, name)) for name in ("syncthreads", "sync_warp", "sync_team")}
     with mock.patch.multiple(simulator.SimulatedThread, **waits):
         yield
 
@@ -620,7 +620,7 @@ def barriers_in(path):
     def visit(node, function):
         if isinstance(node, ast.FunctionDef):
             function = node.name
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cuda.syncthreads", "sync_warp"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("cuda.syncthreads", "sync_warp", "sync_team"):
             ordinal = 1 + sum(other.startswith(f"{name} {function} ") for other in barriers)
             barriers[f"{name} {function} {ordinal}"] = str(path), node.lineno
         for child in ast.iter_child_nodes(node):

@@ -19,7 +19,8 @@ barriers that it has passed. Of two accesses to the same memory, the earlier als
 
     both are by the same thread, or
     the later one's thread has passed more barriers: at one of them, after the earlier access, the threads met, or
-    both threads are in the same warp, and the later one's has passed more `sync_warp`.
+    both threads are in the same warp, and the later one's has passed more `sync_warp`, or
+    both threads are in the same team, and the later one's has passed more `sync_team`.
 
 Shuffles and products on tensor cores also make the threads of a warp wait for each other, but guarantee nothing about memory. Blocks are
 not ordered at all: what one block of a launch writes, no other block may access.
@@ -86,13 +87,16 @@ def race_detector(cuda_module=None):
 class Access:
     """An access to memory by the current thread: its source line, and how many barriers the thread has passed before."""
 
-    __slots__ = ("kind", "code", "instruction", "thread", "block", "thread_id", "warp", "barriers", "warp_barriers", "fences")
+    __slots__ = (
+        "kind", "code", "instruction", "thread", "block", "thread_id", "warp", "barriers", "warp_barriers", "team_barriers", "fences"
+    )  # fmt: skip
 
     def __init__(self, kind):
         frame, thread = kernel_frame(), threading.current_thread()
         self.kind, self.code, self.instruction = kind, frame.f_code, frame.f_lasti
         self.thread, self.block, self.thread_id, self.warp = thread, thread.blockIdx, thread.thread_id, thread.thread_id // WARP_SIZE
-        self.barriers, self.warp_barriers, self.fences = thread.barriers, thread.warp_barriers, len(thread.fences)
+        self.barriers, self.warp_barriers, self.team_barriers = thread.barriers, thread.warp_barriers, thread.team_barriers
+        self.fences = len(thread.fences)
         if kind == MULTIPLY:  # by the tensor cores, not by the thread
             self.thread_id = self.warp = None
 
@@ -110,7 +114,9 @@ def in_order(earlier, later):
         return earlier.is_fenced(later.barriers)
     if earlier.thread_id == later.thread_id or earlier.barriers < later.barriers:
         return True
-    return earlier.warp == later.warp and earlier.warp_barriers < later.warp_barriers
+    if earlier.warp == later.warp and earlier.warp_barriers < later.warp_barriers:
+        return True
+    return earlier.thread.team == later.thread.team and earlier.team_barriers < later.team_barriers
 
 
 class Cell:

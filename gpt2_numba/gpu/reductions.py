@@ -23,7 +23,7 @@ LOWEST = np.float32(-1.0e38)  # start value of a maximum; differences from it st
 ZERO = np.float32(0.0)
 
 if SIMULATING:
-    from gpt2_numba.gpu.simulator import butterfly, install
+    from gpt2_numba.gpu.simulator import butterfly, install, meet_warp, sync_team
 
     install()
 
@@ -41,7 +41,15 @@ if SIMULATING:
         """The `value` of the lane whose number differs in the bit `distance`. Twin for the simulator."""
         return butterfly(value, lambda own, other: other, (distance,))
 
+    def from_lane(value, lane):
+        """The `value` of lane number `lane` of the warp. Twin for the simulator."""
+        return meet_warp(value, list)[lane]
+
 else:
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    from gpt2_numba.gpu.inline_ptx import inline_ptx
 
     @cuda.jit(device=True)
     def warp_sum(value):
@@ -68,6 +76,48 @@ else:
     def exchange(value, distance):
         """The `value` (float32) of the lane whose number differs in the bit `distance`: 1, 2, 4, 8 or 16. All 32 must call it."""
         return cuda.shfl_xor_sync(ALL_LANES, value, distance)
+
+    @cuda.jit(device=True)
+    def from_lane(value, lane):
+        """The `value` (float32) of lane number `lane` of the warp, the same number in all 32, which must call it."""
+        return cuda.shfl_sync(ALL_LANES, value, lane)
+
+    @intrinsic
+    def sync_team(typingctx, team, threads):
+        """Wait for the other threads of team 0, 1, ... or 14 of a block, which is divided into teams of `threads` threads: whole warps.
+
+        What the team's threads wrote to shared memory before is then visible to all of them. PTX ISA: bar.sync with a barrier of the
+        team's own; barrier 0 is that of cuda.syncthreads.
+        """
+
+        def codegen(context, builder, signature, args):
+            barrier = builder.add(args[0], args[0].type(1))
+            inline_ptx(builder, "bar.sync $0, $1;", [], [barrier, args[1]], touches_memory=True)
+            return context.get_dummy_value()
+
+        return types.void(types.uint32, types.uint32), codegen
+
+
+@cuda.jit(device=True)
+def keep_half(values, count, lane, distance):
+    """values[0:count] = one half of values[0 : 2 * count], plus the same half of the lane at `distance`: the lower half in the lower lane."""
+    is_upper = lane & distance != 0
+    for i in range(count):
+        kept, sent = (values[count + i], values[i]) if is_upper else (values[i], values[count + i])
+        values[i] = kept + exchange(sent, distance)
+
+
+@cuda.jit(device=True)
+def warp_sum_of_eight(values, lane):
+    """The sum of values[lane // 4] (float32) over the 32 threads of a warp. Overwrites values[0:4]. All 32 must call it.
+
+    Three steps halve the number of values that a lane has, so eight sums take 4 + 2 + 1 + 2 shuffles instead of 8 * 5.
+    """
+    keep_half(values, 4, lane, 16)
+    keep_half(values, 2, lane, 8)
+    keep_half(values, 1, lane, 4)
+    total = values[0] + exchange(values[0], 2)
+    return total + exchange(total, 1)
 
 
 @cuda.jit(device=True)

@@ -44,7 +44,8 @@ class SimulatedThread(threading.Thread):
         self.started, self.finished, self.abandoned, self.waits_at = False, False, False, None
         self.copies = [[]]  # groups of asynchronous copies in flight, see shared_memory.py
         self.products = []  # products of the warpgroup in flight, see wgmma.py
-        self.barriers = self.warp_barriers = 0  # passed so far; these and `fences` are for race_detector.py
+        self.barriers = self.warp_barriers = self.team_barriers = 0  # passed so far; these and `fences` are for race_detector.py
+        self.team = None  # its number, once the thread waits for its team
         self.fences = []  # for each fence_async so far, the number of barriers passed before it
 
     def run(self):
@@ -68,6 +69,12 @@ class SimulatedThread(threading.Thread):
     def sync_warp(self):
         self.block.meet_in_warp(self, None, lambda values: None)
         self.warp_barriers += 1
+
+    def sync_team(self, team, threads):
+        assert team == self.thread_id // threads, f"thread {self.thread_id} is not in team {team} of {threads} threads"
+        self.team = team
+        self.block.meet_in_warp(self, None, lambda values: None, size=threads, name="team")
+        self.team_barriers += 1
 
     def syncthreads_count(self, value):
         return self.block.meet_in_block(self, value, lambda values: sum(bool(v) for v in values.values()))
@@ -161,7 +168,7 @@ class CooperativeBlockManager:
         return result
 
     def meet_in_warp(self, thread, value, conclude, size=WARP_SIZE, name="warp"):
-        """Wait for all other threads of the warp, or of a warpgroup of 128. None may have returned."""
+        """Wait for all other threads of the warp, of a warpgroup of 128, or of a team. None may have returned."""
         group = thread.thread_id // size
         if len(self.threads) < (group + 1) * size:
             raise RuntimeError(f"a {name} instruction needs blocks of whole {name}s of {size} threads, got {len(self.threads)}")
@@ -239,6 +246,11 @@ def meet_warpgroup(value, conclude):
     thread = threading.current_thread()
     meet = thread.block.meet_in_warp
     return meet(thread, value, lambda values: conclude([values[thread_id] for thread_id in sorted(values)]), 128, "warpgroup")
+
+
+def sync_team(team, threads):
+    """Wait for the other threads of team 0, 1, ... of a block, which is divided into teams of `threads` threads: reductions.py's twin."""
+    threading.current_thread().sync_team(team, threads)
 
 
 def butterfly(value, combine, distances=(16, 8, 4, 2, 1)):

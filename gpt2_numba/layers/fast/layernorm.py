@@ -13,13 +13,15 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,53
     The residual addition is fused in. residual_layernorm_forward: residual = inp + branch, out = layernorm(residual), two reads and two
     writes instead of three and two. As one pass 99 / 92 %; as two kernels the addition ran at 100 % and LayerNorm at 77 %.
 
-    Backward is one kernel. Two kernels, each reading inp and dout, reached 53 / 37 % with the same 16-byte loads. A warp works down its
-    rows, and each thread keeps the dweight and dbias sums of its own columns in registers; they are combined once, at the end, in shared
-    memory. A fixed number of blocks share the rows, and accumulate_partials adds up the blocks: no atomics, the same bits in every run.
+    Backward is one kernel. Two kernels, each reading inp and dout, reached 53 / 37 % with the same 16-byte loads. A thread has eight columns,
+    so a row belongs to a team of C / 256 warps. Between its two passes over a row, a thread keeps xhat, dxhat and the weights of its columns
+    in registers, beside their sums for dweight and dbias. These are combined once, at the end, in shared memory. A fixed number of blocks
+    share the rows, and accumulate_partials adds up the blocks: no atomics, the same bits in every run.
 
-    The next rows, up to three, are copied to shared memory (cp.async) while one is processed, since the column sums leave a thread no
-    registers for loads in flight: 78 to 80 / 58 to 63 % with a cold cache; in the training step 120 / 87 µs, instead of 170 / 103 for two
-    kernels. What limits it at 1,600 channels: three column sums of 56 elements per thread.
+    A team processes four rows between two barriers, which are its own: no team waits for another. It has eight sums to add up, two for each
+    row, with 9 shuffles instead of 40 (gpu/reductions.py). Meanwhile the next four or eight rows are copied to shared memory (cp.async),
+    which takes no registers: 86 / 75 % with a cold cache, 111 / 66 µs, and 85 / 74 % at the clock of a training step (2026-11-29). With a
+    warp per row, and so 24 / 56 columns per thread, it took 121 / 82 µs: a warp met every wait in each of its rows.
 
     dinp_sums are fused into backward. The linear layer below takes dinp as its dout, and its bias gradient is the column sums of dinp: a
     third sum in the same registers, and no kernel has to read dinp for it.
@@ -47,15 +49,18 @@ from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
 from gpt2_numba.gpu.float8 import magnitude_bits, raise_largest
 from gpt2_numba.gpu.float32_math import sqrt
-from gpt2_numba.gpu.memory_access import WIDTH, load8, round8, store8
+from gpt2_numba.gpu.memory_access import WIDTH, load1, load8, round8, store8
 from gpt2_numba.gpu.reductions import (
-    COLUMN_WARPS,
     COLUMNS_PER_WARP,
     WARP_SIZE,
     accumulate_partials,
     block_sum,
+    exchange,
+    from_lane,
+    sync_team,
     warp_largest,
     warp_sum,
+    warp_sum_of_eight,
 )
 from gpt2_numba.gpu.shared_memory import (
     commit_copies,
@@ -74,12 +79,16 @@ ONE, ZERO = np.float32(1.0), np.float32(0.0)
 MAX_FORWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 4)  # per warp
 FORWARD_WARPS = 4  # per block: a multiprocessor holds many small blocks
 
-# Backward: one warp per row while its column sums fit into the warp's registers (three sums of 64 elements per thread), else several.
-MAX_BACKWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 8)  # per warp
-MOST_ROWS_AHEAD = 3  # rows on their way to shared memory while one is processed
+# Backward: one block per multiprocessor. BACKWARD_WARPS warps have 168 registers per thread, which eight columns take; a row that would
+# need more warps has several eights of columns per thread, and WIDE_WARPS warps, with 255 registers. Fastest on an H200, 2026-11-29:
+# 768 columns: 4 teams of 3 warps, 4 rows at a time, 4 ahead; 1,600 columns: 1 team of 7 warps, 4 rows at a time, 8 ahead.
+BACKWARD_WARPS, WIDE_WARPS = (2, 2) if SIMULATING else (12, 8)  # per block
+BACKWARD_BLOCKS = 3 if SIMULATING else 132  # an H200's multiprocessors, on every GPU: the bits of dweight and dbias depend on it
+BYTES_AHEAD = 1 << (10 if SIMULATING else 16)  # at least, on their way to a block: the memory's speed times its delay is 17 KB
 INP, DOUT, DINP = range(3)  # the arrays whose rows are copied ahead
 COPIED_ARRAYS = 3
-SUM_DXHAT, SUM_DXHAT_XHAT = range(2)  # the sums over a row
+MOST_ROWS = 4  # that a team processes at a time
+EIGHT = 2 * MOST_ROWS  # sums over their columns: sum 2 r is Σ dxhat of row r, sum 2 r + 1 is Σ dxhat * xhat
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -184,56 +193,112 @@ def make_forward_kernels(C, has_largest=False):
 
 
 def backward_shape(C):
-    """(warps per row, eights of columns per thread, rows that a block processes at a time) of the backward kernel."""
-    warps = ceil_div(C, MAX_BACKWARD_COLUMNS)
-    # A block processes one row per team, the warps that share a row: COLUMN_WARPS teams per block when a team is one warp, otherwise one.
-    return warps, ceil_div(C, warps * COLUMNS_PER_WARP), COLUMN_WARPS if warps == 1 else 1
+    """(teams per block, warps per team, eights of columns per thread) of the backward kernel."""
+    eights = ceil_div(C, COLUMNS_PER_WARP)  # for each lane, if a row had a single warp
+    vectors = 1 if eights <= BACKWARD_WARPS else ceil_div(eights, WIDE_WARPS)
+    return max(1, BACKWARD_WARPS // eights), ceil_div(eights, vectors), vectors
 
 
-def backward_blocks(C):
-    """(blocks that share the rows, blocks per multiprocessor): two per multiprocessor for narrow rows, one for wide ones.
+def rows_at_a_time(N, C, itemsize):
+    """Rows that a team processes between two barriers: four; one, if it keeps the memory busy for long enough, or if N leaves a remainder."""
+    _, _, vectors = backward_shape(C)
+    return MOST_ROWS if vectors == 1 and itemsize == 2 and N % MOST_ROWS == 0 else 1
 
-    The first does not depend on the GPU, since the bits of dweight and dbias depend on it. An H200 has 132 multiprocessors.
-    """
-    _, vectors, rows = backward_shape(C)
-    per_multiprocessor = 2 if vectors <= 4 and rows > 1 else 1
-    return 3 if SIMULATING else 132 * per_multiprocessor, per_multiprocessor
+
+def batches_ahead(batch_bytes):
+    """Batches on their way to shared memory while one is processed: BYTES_AHEAD, as far as they fit. batch_bytes: of all teams together."""
+    return max(0, min(ceil_div(BYTES_AHEAD, batch_bytes), max_shared_bytes() // batch_bytes - 1))
 
 
 @functools.cache
-def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD, has_largest=False):
-    """(layernorm_backward_kernel, threads per block) for rows of C channels, ROWS_AHEAD of which are copied ahead.
+def make_backward_kernel(C, ROWS, AHEAD, has_dinp_sums, has_largest=False):
+    """(layernorm_backward_kernel, threads per block) for rows of C channels. ROWS divides the number of rows.
 
+    The warps that share a row are a team. It processes batches of ROWS rows, and AHEAD batches are copied ahead. Thread t of a team has
+    columns j * SPAN + t * 8 + k of all the team's rows, j < VECTORS, k < 8.
     has_largest: the kernel raises largest[0] to the largest |dinp|. Otherwise `largest` may be any array.
-    The warps that share a row are a team. Thread t of a team has columns j * SPAN + t * 8 + k of all the team's rows, j < VECTORS, k < 8.
     """
-    WARPS, VECTORS, TEAMS = backward_shape(C)
+    TEAMS, WARPS, VECTORS = backward_shape(C)
     TEAM_THREADS = WARPS * WARP_SIZE
-    PER_THREAD = VECTORS * WIDTH  # columns
     SPAN = TEAM_THREADS * WIDTH  # columns that a team takes at once
-    SLOTS = ROWS_AHEAD + 1  # of a team's ring in shared memory, one per row
+    KEEPS = VECTORS == 1  # whether a thread keeps xhat, dxhat and the weights in registers. Otherwise it loads them twice, and ROWS is 1.
+    SLOTS = AHEAD + 1  # of a team's ring in shared memory, one per batch
+    COLUMNS, KEPT = VECTORS * WIDTH, ROWS * WIDTH  # per thread
     SUMS = 3 if has_dinp_sums else 2
-    WARP_SUMS_SHAPE = (2, WARPS, 2)  # half, warp, which sum
+    WARP_SUMS_SHAPE = (2, TEAMS, WARPS, EIGHT)  # half, team, warp, which sum
+    LANES = WARP_SIZE // EIGHT  # that have the same one of a warp's eight sums
+    ROUNDS = ceil_div(WARPS, LANES)  # in which they add up the warps' sums
     ONE_OVER_C = np.float32(1 / C)
-    _, blocks_per_multiprocessor = backward_blocks(C)
-    BOUNDS = {} if SIMULATING else {"launch_bounds": (TEAMS * TEAM_THREADS, blocks_per_multiprocessor)}
+    BOUNDS = {} if SIMULATING else {"launch_bounds": (TEAMS * TEAM_THREADS, 1)}
 
     @cuda.jit(device=True)
-    def in_ring(team, slot, array, j, thread):
-        """Index of a thread's eight elements in the rings, which are (TEAMS, SLOTS, COPIED_ARRAYS, VECTORS, SPAN), flat."""
-        return (((team * SLOTS + slot) * COPIED_ARRAYS + array) * VECTORS + j) * SPAN + thread * WIDTH
+    def in_ring(team, slot, r, array, j, thread):
+        """Index of a thread's eight elements in the rings, which are (TEAMS, SLOTS, ROWS, COPIED_ARRAYS, VECTORS, SPAN), flat."""
+        return ((((team * SLOTS + slot) * ROWS + r) * COPIED_ARRAYS + array) * VECTORS + j) * SPAN + thread * WIDTH
 
     @cuda.jit(device=True)
-    def begin_copy(rings, team, slot, inp, dout, dinp, row, thread):
-        """Begin to copy this thread's elements of a row to a slot: one group of copies, an empty one beyond the last row."""
-        if row < inp.shape[0]:
+    def clear_unused(rings, team, thread):
+        """Set inp and dout to 0 in this thread's columns beyond C, where nothing is copied: they add nothing to the sums over a row."""
+        zeros = cuda.local.array(WIDTH, float32)
+        for k in range(WIDTH):
+            zeros[k] = ZERO
+        for j in range(VECTORS):
+            if j * SPAN + thread * WIDTH >= C:
+                for slot in range(SLOTS):
+                    for r in range(ROWS):
+                        store8(rings, in_ring(team, slot, r, INP, j, thread), zeros)
+                        store8(rings, in_ring(team, slot, r, DOUT, j, thread), zeros)
+
+    @cuda.jit(device=True)
+    def begin_copy(rings, team, slot, inp, dout, dinp, row, stop, thread):
+        """Begin to copy this thread's elements of the batch at `row` to a slot: one group of copies, an empty one from row `stop` on."""
+        if row < stop:
             for j in range(VECTORS):
                 c = j * SPAN + thread * WIDTH
                 if c < C:
-                    copy8_async(rings, in_ring(team, slot, INP, j, thread), inp, row * C + c)
-                    copy8_async(rings, in_ring(team, slot, DOUT, j, thread), dout, row * C + c)
-                    copy8_async(rings, in_ring(team, slot, DINP, j, thread), dinp, row * C + c)
+                    for r in range(ROWS):
+                        copy8_async(rings, in_ring(team, slot, r, INP, j, thread), inp, (row + r) * C + c)
+                        copy8_async(rings, in_ring(team, slot, r, DOUT, j, thread), dout, (row + r) * C + c)
+                        copy8_async(rings, in_ring(team, slot, r, DINP, j, thread), dinp, (row + r) * C + c)
         commit_copies()
+
+    @cuda.jit(device=True)
+    def load_statistics(mean, rstd, row, m, s):
+        """m, s = mean, rstd of the batch at `row`; beyond the last batch, of that one."""
+        row = min(row, mean.shape[0] - ROWS)
+        for r in range(ROWS):
+            m[r], s[r] = load1(mean, row + r), load1(rstd, row + r)
+
+    @cuda.jit(device=True)
+    def load_xhat_and_dout(rings, team, slot, r, j, thread, m, s, x, dy):
+        """Eight of a thread's columns of row r of a batch: x[r * 8 : ] = xhat, dy[r * 8 : ] = dout."""
+        load8(rings, in_ring(team, slot, r, INP, j, thread), x, r * WIDTH)
+        load8(rings, in_ring(team, slot, r, DOUT, j, thread), dy, r * WIDTH)
+        for k in range(r * WIDTH, r * WIDTH + WIDTH):
+            x[k] = (x[k] - m[r]) * s[r]
+
+    @cuda.jit(device=True)
+    def add_up_team(sums, warp_sums, half, team, warp, lane):
+        """sums[0 : 2 * ROWS] = their totals over the team, the same in every thread."""
+        for i in range(2 * ROWS, EIGHT):
+            sums[i] = ZERO
+        total = warp_sum_of_eight(sums, lane)
+        if WARPS > 1:
+            which, first = lane // LANES, lane % LANES
+            if first == 0:
+                warp_sums[half, team, warp, which] = total
+            # The halves alternate, so one barrier per batch is enough: a warp writes this half again two batches later. By then it has
+            # passed the next batch's barrier, which every warp of the team reaches only after reading this half.
+            sync_team(team, TEAM_THREADS)
+            total = ZERO
+            for i in range(ROUNDS):
+                other = i * LANES + first
+                if other < WARPS:
+                    total += warp_sums[half, team, other, which]
+            total += exchange(total, 2)
+            total += exchange(total, 1)
+        for i in range(2 * ROWS):
+            sums[i] = from_lane(total, i * LANES)
 
     @cuda.jit(device=True)
     def store_block_sums(partials, start, sums, team, thread):
@@ -258,88 +323,90 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD, has_largest=False):
 
     @cuda.jit(cache=True, **BOUNDS)
     def layernorm_backward_kernel(dinp, partials, largest, dout, inp, weight, mean, rstd):
-        """Each team reads and writes its rows once; each thread keeps the column sums of its own columns in registers.
+        """Each team reads and writes an equal share of the rows; each thread keeps the sums of its own columns in registers.
 
-        While a row is processed, the next ROWS_AHEAD are on their way to shared memory. A thread reads only what it has copied itself, so
-        it waits for its own copies alone. It reads them twice, since the column sums leave no registers to keep them.
+        While a batch is processed, the next AHEAD are on their way to shared memory. A thread reads only what it has copied itself, so it
+        waits for its own copies alone.
         partials [w] (blocks, SUMS, C), flat: this block's sums for dweight, dbias and, if has_dinp_sums, dinp_sums.
         """
         rings = shared_elements(inp)
         warp_sums = cuda.shared.array(WARP_SUMS_SHAPE, float32)
-        thread, team = cuda.threadIdx.x % TEAM_THREADS, cuda.threadIdx.x // TEAM_THREADS
+        team, thread = cuda.threadIdx.x // TEAM_THREADS, cuda.threadIdx.x % TEAM_THREADS
         lane, warp = thread % WARP_SIZE, thread // WARP_SIZE
-        N, first, step = inp.shape[0], cuda.blockIdx.x * TEAMS + team, cuda.gridDim.x * TEAMS
-        dw = cuda.local.array(PER_THREAD, float32)
-        db = cuda.local.array(PER_THREAD, float32)
-        dinp_sum = cuda.local.array(PER_THREAD, float32)
-        x = cuda.local.array(WIDTH, float32)  # eight columns of a row: inp, dout, dinp; and of weight
-        dy = cuda.local.array(WIDTH, float32)
-        dx = cuda.local.array(WIDTH, float32)
+        N, teams, number = inp.shape[0], cuda.gridDim.x * TEAMS, cuda.blockIdx.x * TEAMS + team
+        first, stop = N // ROWS * number // teams * ROWS, N // ROWS * (number + 1) // teams * ROWS  # the team's rows
+        dw = cuda.local.array(COLUMNS, float32)
+        db = cuda.local.array(COLUMNS, float32)
+        dinp_sum = cuda.local.array(COLUMNS, float32)
+        x = cuda.local.array(KEPT, float32)  # xhat
+        dy = cuda.local.array(KEPT, float32)  # dout, then dxhat
+        dx = cuda.local.array(WIDTH, float32)  # dinp
         w = cuda.local.array(WIDTH, float32)
-        for i in range(PER_THREAD):
+        m = cuda.local.array(ROWS, float32)
+        s = cuda.local.array(ROWS, float32)
+        next_m = cuda.local.array(ROWS, float32)
+        next_s = cuda.local.array(ROWS, float32)
+        sums = cuda.local.array(EIGHT, float32)
+        for i in range(COLUMNS):
             dw[i], db[i], dinp_sum[i] = ZERO, ZERO, ZERO
         bits = int32(0)  # of the largest |dinp|
 
-        for ahead in range(ROWS_AHEAD):
-            begin_copy(rings, team, ahead, inp, dout, dinp, first + ahead * step, thread)
-        slot, half = 0, 0
-        for row in range(first, N, step):
-            m, s = mean[row], rstd[row]
-            begin_copy(rings, team, (slot + ROWS_AHEAD) % SLOTS, inp, dout, dinp, row + ROWS_AHEAD * step, thread)
-            wait_for_copies(ROWS_AHEAD)  # all groups but the last ROWS_AHEAD: this row's copies have arrived
+        clear_unused(rings, team, thread)
+        if KEEPS:
+            load8(weight, min(thread * WIDTH, C - WIDTH), w)
+        load_statistics(mean, rstd, first, next_m, next_s)
+        for ahead in range(AHEAD):
+            begin_copy(rings, team, ahead, inp, dout, dinp, first + ahead * ROWS, stop, thread)
+        slot, free, half = 0, AHEAD, 0
+        for row in range(first, stop, ROWS):
+            for r in range(ROWS):
+                m[r], s[r] = next_m[r], next_s[r]
+            load_statistics(mean, rstd, row + ROWS, next_m, next_s)  # a batch ahead, too
+            begin_copy(rings, team, free, inp, dout, dinp, row + AHEAD * ROWS, stop, thread)
+            wait_for_copies(AHEAD)  # all groups but the last AHEAD: this batch's copies have arrived
 
-            # First pass: the row's terms of dweight and dbias, and the two sums over the row that dinp needs.
-            sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
-            for j in range(VECTORS):
-                c = j * SPAN + thread * WIDTH
-                if c < C:
-                    load8(rings, in_ring(team, slot, INP, j, thread), x)
-                    load8(rings, in_ring(team, slot, DOUT, j, thread), dy)
-                    load8(weight, c, w)
+            # First pass: the rows' terms of dweight and dbias, and the two sums over each row that dinp needs.
+            for r in range(ROWS):
+                sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
+                for j in range(VECTORS):
+                    load_xhat_and_dout(rings, team, slot, r, j, thread, m, s, x, dy)
+                    if not KEEPS:
+                        load8(weight, min(j * SPAN + thread * WIDTH, C - WIDTH), w)
                     for k in range(WIDTH):
-                        xhat = (x[k] - m) * s
-                        dxhat = dy[k] * w[k]
-                        dw[j * WIDTH + k] += dy[k] * xhat
-                        db[j * WIDTH + k] += dy[k]
+                        xhat, gradient = x[r * WIDTH + k], dy[r * WIDTH + k]
+                        dxhat = gradient * w[k]
+                        dw[j * WIDTH + k] += gradient * xhat
+                        db[j * WIDTH + k] += gradient
                         sum_dxhat += dxhat
                         sum_dxhat_xhat += dxhat * xhat
-            sum_dxhat, sum_dxhat_xhat = warp_sum(sum_dxhat), warp_sum(sum_dxhat_xhat)
-            if WARPS > 1:
-                if lane == 0:
-                    warp_sums[half, warp, SUM_DXHAT] = sum_dxhat
-                    warp_sums[half, warp, SUM_DXHAT_XHAT] = sum_dxhat_xhat
-                # All threads of the block take equally many rows, and so meet here, since WARPS > 1 implies TEAMS == 1. The halves
-                # alternate, so one barrier per row is enough: a warp writes this half again two rows later. By then it has passed the next
-                # row's barrier, which every warp reaches only after reading this half.
-                cuda.syncthreads()
-                sum_dxhat, sum_dxhat_xhat = ZERO, ZERO
-                for other in range(WARPS):
-                    sum_dxhat += warp_sums[half, other, SUM_DXHAT]
-                    sum_dxhat_xhat += warp_sums[half, other, SUM_DXHAT_XHAT]
-            mean_dxhat = sum_dxhat * ONE_OVER_C
-            mean_dxhat_xhat = sum_dxhat_xhat * ONE_OVER_C
+                        dy[r * WIDTH + k] = dxhat
+                sums[2 * r], sums[2 * r + 1] = sum_dxhat, sum_dxhat_xhat
+            add_up_team(sums, warp_sums, half, team, warp, lane)
 
             # Second pass: dinp. dxhat loses its mean and its component along xhat, since adding a constant to a row, or scaling it about
             # its mean, leaves xhat as it is.
             for j in range(VECTORS):
                 c = j * SPAN + thread * WIDTH
                 if c < C:
-                    load8(rings, in_ring(team, slot, INP, j, thread), x)
-                    load8(rings, in_ring(team, slot, DOUT, j, thread), dy)
-                    load8(rings, in_ring(team, slot, DINP, j, thread), dx)
-                    load8(weight, c, w)
-                    for k in range(WIDTH):
-                        dx[k] += s * (dy[k] * w[k] - mean_dxhat - (x[k] - m) * s * mean_dxhat_xhat)
-                    if has_dinp_sums or has_largest:
-                        round8(dinp, dx)  # what is stored
-                    if has_largest:
+                    for r in range(ROWS):
+                        load8(rings, in_ring(team, slot, r, DINP, j, thread), dx)
+                        if not KEEPS:
+                            load_xhat_and_dout(rings, team, slot, r, j, thread, m, s, x, dy)
+                            load8(weight, c, w)
+                            for k in range(WIDTH):
+                                dy[k] *= w[k]
+                        shift, slope = s[r] * (sums[2 * r] * ONE_OVER_C), s[r] * (sums[2 * r + 1] * ONE_OVER_C)
                         for k in range(WIDTH):
-                            bits = max(bits, magnitude_bits(dx[k]))
-                    if has_dinp_sums:
+                            dx[k] += s[r] * dy[r * WIDTH + k] - shift - slope * x[r * WIDTH + k]
+                        store8(dinp, (row + r) * C + c, dx)
+                        if has_dinp_sums or has_largest:
+                            round8(dinp, dx)  # what is stored; after the store, whose rounding it can share
                         for k in range(WIDTH):
-                            dinp_sum[j * WIDTH + k] += dx[k]
-                    store8(dinp, row * C + c, dx)
-            slot, half = (slot + 1) % SLOTS, half ^ 1
+                            if has_dinp_sums:
+                                dinp_sum[j * WIDTH + k] += dx[k]
+                            if has_largest:
+                                bits = max(bits, magnitude_bits(dx[k]))
+            slot, free, half = slot + 1 if slot < AHEAD else 0, slot, half ^ 1  # the slot just processed is free
 
         if has_largest:
             bits = warp_largest(bits)
@@ -359,8 +426,7 @@ def make_backward_kernel(C, has_dinp_sums, ROWS_AHEAD, has_largest=False):
 
 def layernorm_scratch_size(C):
     """Elements of scratch, float32, that `layernorm_backward` needs."""
-    blocks, _ = backward_blocks(C)
-    return 3 * blocks * C
+    return 3 * BACKWARD_BLOCKS * C
 
 
 def layernorm_forward(out, mean, rstd, inp, weight, bias, largest=None):
@@ -423,13 +489,12 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, scra
     check_width("layernorm_backward", C=C)
     check_scratch("layernorm_backward", scratch, layernorm_scratch_size(C))
     results = [dweight, dbias] if dinp_sums is None else [dweight, dbias, dinp_sums]
-    warps, vectors, rows = backward_shape(C)
-    row_columns = warps * vectors * COLUMNS_PER_WARP  # C, rounded up to what the row's threads take
-    slot_bytes = COPIED_ARRAYS * rows * row_columns * inp.dtype.itemsize  # one row of each array for every team
-    blocks, blocks_per_multiprocessor = backward_blocks(C)
-    rows_ahead = max(0, min(MOST_ROWS_AHEAD, max_shared_bytes() // blocks_per_multiprocessor // slot_bytes - 1))
-    kernel, threads = make_backward_kernel(C, dinp_sums is not None, rows_ahead, largest is not None)
-    blocks, nbytes = min(blocks, N), (rows_ahead + 1) * slot_bytes
+    teams, warps, vectors = backward_shape(C)
+    rows = rows_at_a_time(N, C, inp.dtype.itemsize)
+    batch_bytes = COPIED_ARRAYS * teams * rows * warps * vectors * COLUMNS_PER_WARP * inp.dtype.itemsize
+    ahead = batches_ahead(batch_bytes)
+    kernel, threads = make_backward_kernel(C, rows, ahead, dinp_sums is not None, largest is not None)
+    blocks, nbytes = min(BACKWARD_BLOCKS, ceil_div(N // rows, teams)), (ahead + 1) * batch_bytes
     largest = scratch if largest is None else largest
     launch_with_shared_memory(kernel, blocks, threads, nbytes, dinp, scratch, largest, dout, inp, weight, mean, rstd)
     accumulate_partials(results, scratch, blocks)
