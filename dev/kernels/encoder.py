@@ -2,7 +2,7 @@
 
 forward    plain                a block per position: 4 bytes per load
            eight_per_thread     16 bytes per load, but each thread needs two divisions and a token
-           fast                 a warp per row: one token, no division
+           fast                 a warp per position: whole rows of two sequences on their way at once, no division
 backward   plain                a block per row of dwte, which scans all positions for its token
            block_per_token      the host sorts positions by token: a block reads only its own; that of the most frequent token finishes last
            fast                 the positions of a token are cut into pieces, whose sums a second kernel adds

@@ -1,21 +1,25 @@
-"""The encoder, fast: one warp per row; in backward the rows of each token are found by sorting and shared by as many warps as they need.
+"""The encoder, fast: a warp has whole rows on their way at once; in backward the rows of each token are found by sorting.
 
-What is different from the plain kernels of layers/encoder.py, and what it gains. Figures: one H200, 2026-11-22, bf16, GPT-2 124M, 65,536
-tokens.
+What is different from the plain kernels of layers/encoder.py, and what it gains. Figures: one H200, 2026-11-29, bf16, GPT-2 124M, 65,536
+tokens / 1558M, 16,384 tokens.
 
     Memory is moved 16 bytes at a time: eight neighbouring channels per load or store, whatever their type (gpu/memory_access.py).
 
-    Forward, a warp computes a row. Position and sequence come from the grid, so no thread divides to find its row: in the training step
-    50 µs, 85 % of the rate of a copy.
+    A warp issues the loads of its whole rows before it uses the first (make_kernels), since the bytes that it has on their way while it
+    waits determine how fast it can be. With 512 bytes of a row at a time forward took 45.3 / 29.8 µs and backward 254 / 118.
+
+    Forward, a warp computes the rows of one position in two sequences, so that it reads the position's row of wpe once. Position and
+    sequences come from the grid, so no thread divides to find its row: 43.9 / 27.0 µs, 97 / 95 % of the rate of a copy. With one sequence
+    44.7 / 27.6, with four 44.8 µs.
 
     Backward, dwte[v] is the sum of dout over the places of token v, a place being an index n into the N rows. The plain kernel scans all
     places for every v. Here each place is read once: the host sorts the places by token (places_by_token), while the GPU still runs the
-    forward pass, and a warp adds up the rows of one token in that order. No atomics: the bits are the same in every run.
+    forward pass, and a warp adds up the rows of one token in that order, two at a time: 154 / 87 µs with all three kernels, 0.15 % of a
+    training step; four rows at a time 225, one 107 (1558M). No atomics: the bits are the same in every run.
 
     A token's places are cut into pieces of at most 64, one warp each, since token frequencies in natural text are uneven: most of the
-    tokens in a batch occur once or twice, one fills every tenth place. If a token has several pieces, a second kernel adds up their sums.
-    Without pieces everything waited for the most frequent token: 340 µs with eight of its rows in flight at a time, 666 with four. With
-    pieces it takes 128 µs: 49 % of the rate of a copy, 0.1 % of a training step.
+    tokens in a batch occur once or twice, one fills every tenth place (here three in ten). If a token has several pieces, another kernel
+    adds up their sums. Without pieces everything waited for the most frequent token: nearly three times as long (2026-11-22).
 
     dwpe[t] is the sum of a position's rows over the batch: a thread takes eight channels of one position.
 
@@ -43,21 +47,30 @@ no token, no pieces, and an end for the last piece. With pieces of 3, the tokens
     places  0 1 3 4 2        pieces  (5, 0, 2)  (5, 3, 0)  (9, 4, 1)  (-1, 5, 0)
 """
 
+import functools
+
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32, uint32
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_grid, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import SIMULATING, compute_stream
-from gpt2_numba.gpu.memory_access import WIDTH, load8, store8
-from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, IN_FLIGHT, LOADS_IN_FLIGHT, WARP_SIZE, add_rows8
+from gpt2_numba.gpu.memory_access import WIDTH, load8, load8_words, store8, widen8
+from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE, add_rows8
 from gpt2_numba.integers import ceil_div
 
 ZERO = np.float32(0.0)
 THREADS = WARP_SIZE if SIMULATING else 256
-ROWS_PER_BLOCK = 2 if SIMULATING else 8  # in forward, one warp each
+ROWS_PER_BLOCK = 2 if SIMULATING else 8  # positions in forward, one warp each
 PIECES_PER_BLOCK = 2 if SIMULATING else 8  # one warp each
 PLACES_PER_PIECE = 3 if SIMULATING else 64  # the bits depend on it
 TOKEN, START, COUNT = range(3)  # columns of pieces
+
+# What a warp has on its way at once. Longer rows are cut into parts, so that they fit in the registers of a warp.
+MOST_EIGHTS = 2 if SIMULATING else 7  # of a row's channels, per lane: 1,792 channels
+SEQUENCES = 2  # in forward
+ROWS = 2  # in backward
+WPE_ROWS = 8  # in backward for wpe, where a thread has eight channels of each
+WPE_WORDS = WPE_ROWS * WIDTH
 
 
 # ------------------------------------------------------------------------------------------ places, sorted by token
@@ -97,70 +110,135 @@ def places_by_token(tokens, V):
 # ---------------------------------------------------------------------------------------------------------- kernels
 
 
-@cuda.jit(cache=True)
-def encoder_forward_kernel(out, tokens, wte, wpe):
-    """One warp per row: position t = blockIdx.x * ROWS_PER_BLOCK + warp of sequence b = blockIdx.y."""
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    C, T = out.shape[1], tokens.shape[1]
-    t, b = cuda.blockIdx.x * ROWS_PER_BLOCK + warp, cuda.blockIdx.y
-    if t >= T:
-        return
-    token = tokens[b, t]
-    x = cuda.local.array(WIDTH, float32)
-    p = cuda.local.array(WIDTH, float32)
-    for c in range(lane * WIDTH, C, COLUMNS_PER_WARP):
-        load8(wte, token * C + c, x)
-        load8(wpe, t * C + c, p)
-        for k in range(WIDTH):
-            x[k] += p[k]
-        store8(out, (b * T + t) * C + c, x)
+def row_parts(C):
+    """(parts of a row of C channels, eights of channels that a lane has in each part, how many of these exist in all parts and lanes)."""
+    parts = ceil_div(C, MOST_EIGHTS * COLUMNS_PER_WARP)
+    eights = ceil_div(C, parts * COLUMNS_PER_WARP)
+    in_last_part = C - (parts - 1) * eights * COLUMNS_PER_WARP
+    return parts, eights, in_last_part // COLUMNS_PER_WARP
+
+
+@functools.cache
+def make_kernels(C):
+    """(encoder_forward_kernel, encoder_backward_wte_kernel) for rows of C channels.
+
+    A warp takes one part of its rows. Eight j of a lane, j < EIGHTS, are the channels from `channel(part, j)` on; those beyond C do not
+    exist. The first FULL exist in every lane, so these loads have no condition: none waits for another.
+    """
+    _, EIGHTS, FULL = row_parts(C)
+    PER_LANE = EIGHTS * WIDTH  # words of a row, elements of a sum
+    WORDS, SUMMED_WORDS = SEQUENCES * PER_LANE, ROWS * PER_LANE
+
+    @cuda.jit(device=True)
+    def channel(part, j):
+        return (part * EIGHTS + j) * COLUMNS_PER_WARP + cuda.threadIdx.x % WARP_SIZE * WIDTH
+
+    @cuda.jit(device=True)
+    def load_row(array, row, part, words, first):
+        """words[first : ] = this lane's eights of a row, as stored: no load waits for the one before."""
+        for j in range(EIGHTS):
+            c = channel(part, j)
+            if j < FULL or c < C:
+                load8_words(array, row * C + c, words, first + j * WIDTH)
+
+    @cuda.jit(cache=True)
+    def encoder_forward_kernel(out, tokens, wte, wpe):
+        """One warp per position t = blockIdx.x * ROWS_PER_BLOCK + warp, for SEQUENCES sequences from b on. blockIdx.z: the part of the row."""
+        B, T = tokens.shape
+        t, b, part = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE, cuda.blockIdx.y * SEQUENCES, cuda.blockIdx.z
+        if t >= T:
+            return
+        token = cuda.local.array(SEQUENCES, int32)
+        rows = cuda.local.array(WORDS, uint32)
+        position = cuda.local.array(PER_LANE, uint32)
+        x = cuda.local.array(WIDTH, float32)
+        p = cuda.local.array(WIDTH, float32)
+        for i in range(SEQUENCES):
+            token[i] = tokens[min(b + i, B - 1), t]  # beyond the last sequence its row again, which is not stored
+        load_row(wpe, t, part, position, 0)
+        for i in range(SEQUENCES):
+            load_row(wte, token[i], part, rows, i * PER_LANE)
+        for i in range(SEQUENCES):
+            if b + i < B:
+                for j in range(EIGHTS):
+                    c = channel(part, j)
+                    if j < FULL or c < C:
+                        widen8(wte, rows, i * PER_LANE + j * WIDTH, x)
+                        widen8(wpe, position, j * WIDTH, p)
+                        for k in range(WIDTH):
+                            x[k] += p[k]
+                        store8(out, ((b + i) * T + t) * C + c, x)
+
+    @cuda.jit(device=True)
+    def add_row(total, dout, words, first, part):
+        """total += the row of dout that `load_row` has loaded into words[first : ]."""
+        x = cuda.local.array(WIDTH, float32)
+        for j in range(EIGHTS):
+            if j < FULL or channel(part, j) < C:
+                widen8(dout, words, first + j * WIDTH, x)
+                for k in range(WIDTH):
+                    total[j * WIDTH + k] += x[k]
+
+    @cuda.jit(cache=True)
+    def encoder_backward_wte_kernel(dwte, sums, dout, places, pieces):
+        """One warp adds up the rows of one piece. blockIdx.y: the part of the rows.
+
+        The sum is added to the token's row of dwte or, if the token has several pieces, stored in row `piece` of sums.
+        """
+        piece, part = cuda.blockIdx.x * PIECES_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE, cuda.blockIdx.y
+        if piece >= pieces.shape[0] - 1 or pieces[piece, TOKEN] < 0:
+            return
+        token, start, stop, is_whole = pieces[piece, TOKEN], pieces[piece, START], pieces[piece + 1, START], pieces[piece, COUNT] == 1
+        total = cuda.local.array(PER_LANE, float32)
+        words = cuda.local.array(SUMMED_WORDS, uint32)
+        for k in range(PER_LANE):
+            total[k] = ZERO
+        if is_whole:
+            for j in range(EIGHTS):
+                c = channel(part, j)
+                if j < FULL or c < C:
+                    load8(dwte, token * C + c, total, j * WIDTH)
+        for first in range(start, stop, ROWS):
+            for i in range(ROWS):
+                if first + i < stop:
+                    load_row(dout, places[first + i], part, words, i * PER_LANE)
+            for i in range(ROWS):
+                if first + i < stop:
+                    add_row(total, dout, words, i * PER_LANE, part)
+        for j in range(EIGHTS):
+            c = channel(part, j)
+            if j < FULL or c < C:
+                if is_whole:
+                    store8(dwte, token * C + c, total, j * WIDTH)
+                else:
+                    store8(sums, piece * C + c, total, j * WIDTH)
+
+    return encoder_forward_kernel, encoder_backward_wte_kernel
 
 
 @cuda.jit(cache=True)
 def encoder_backward_wpe_kernel(dwpe, dout, T):
-    """One thread adds up eight channels of one position t over the batch, b = 0, 1, ..."""
+    """One thread adds up eight channels of one position t over the batch, b = 0, 1, ..., with WPE_ROWS loads on their way."""
     N, C = dout.shape
     index = cuda.grid(1) * WIDTH
     if index >= T * C:
         return
     total = cuda.local.array(WIDTH, float32)
+    words = cuda.local.array(WPE_WORDS, uint32)
+    x = cuda.local.array(WIDTH, float32)
     load8(dwpe, index, total)
-    add_rows8(total, dout, index, T * C, N // T)
-    store8(dwpe, index, total)
-
-
-@cuda.jit(cache=True)
-def encoder_backward_wte_kernel(dwte, sums, dout, places, pieces):
-    """One warp adds up COLUMNS_PER_WARP channels of the rows of one piece.
-
-    The sum is added to the token's row of dwte or, if the token has several pieces, stored in row `piece` of sums.
-    """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    C = dout.shape[1]
-    piece = cuda.blockIdx.x * PIECES_PER_BLOCK + warp
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    if piece >= pieces.shape[0] - 1 or pieces[piece, TOKEN] < 0 or c >= C:
-        return
-    token, start, stop, is_whole = pieces[piece, TOKEN], pieces[piece, START], pieces[piece + 1, START], pieces[piece, COUNT] == 1
-    total = cuda.local.array(WIDTH, float32)
-    x = cuda.local.array(IN_FLIGHT, float32)
-    for k in range(WIDTH):
-        total[k] = ZERO
-    if is_whole:
-        load8(dwte, token * C + c, total)
-    for first in range(start, stop, LOADS_IN_FLIGHT):  # as add_rows8, but these rows are not evenly spaced
-        for r in range(LOADS_IN_FLIGHT):
-            if first + r < stop:
-                load8(dout, places[first + r] * C + c, x, r * WIDTH)
+    for first in range(0, N // T, WPE_ROWS):
+        for i in range(WPE_ROWS):
+            if first + i < N // T:
+                load8_words(dout, index + (first + i) * T * C, words, i * WIDTH)
             else:
                 for k in range(WIDTH):
-                    x[r * WIDTH + k] = ZERO
-        for k in range(IN_FLIGHT):
-            total[k % WIDTH] += x[k]
-    if is_whole:
-        store8(dwte, token * C + c, total)
-    else:
-        store8(sums, piece * C + c, total)
+                    words[i * WIDTH + k] = 0  # 0.0 in either type
+        for i in range(WPE_ROWS):
+            widen8(dout, words, i * WIDTH, x)
+            for k in range(WIDTH):
+                total[k] += x[k]
+    store8(dwpe, index, total)
 
 
 @cuda.jit(cache=True)
@@ -199,8 +277,9 @@ def encoder_forward(out, tokens, wte, wpe):
     check_on_device("encoder_forward", out, "layers/encoder.py")
     check_width("encoder_forward", C=C)
     check_grid("encoder_forward", B=B)
-    grid = (ceil_div(T, ROWS_PER_BLOCK), B)
-    encoder_forward_kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
+    (parts, _, _), (kernel, _) = row_parts(C), make_kernels(C)
+    grid = (ceil_div(T, ROWS_PER_BLOCK), ceil_div(B, SEQUENCES), parts)
+    kernel[grid, ROWS_PER_BLOCK * WARP_SIZE, compute_stream()](out, tokens, wte, wpe)
 
 
 def _most_pieces_of_split_tokens(N):
@@ -235,6 +314,7 @@ def encoder_backward(dwte, dwpe, dout, places, pieces, scratch, T):
     check_scratch("encoder_backward", scratch, encoder_scratch_size(N, C))
     stream, columns, threads = compute_stream(), ceil_div(C, COLUMNS_PER_WARP), PIECES_PER_BLOCK * WARP_SIZE
     encoder_backward_wpe_kernel[ceil_div(T * C, THREADS * WIDTH), THREADS, stream](dwpe, dout, T)
-    encoder_backward_wte_kernel[(ceil_div(P, PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, dout, places, pieces)
+    (parts, _, _), (_, wte_kernel) = row_parts(C), make_kernels(C)
+    wte_kernel[(ceil_div(P, PIECES_PER_BLOCK), parts), threads, stream](dwte, scratch, dout, places, pieces)
     if split := _most_pieces_of_split_tokens(N):
         encoder_backward_pieces_kernel[(ceil_div(split, PIECES_PER_BLOCK), columns), threads, stream](dwte, scratch, pieces)
