@@ -20,7 +20,6 @@ from gpt2_numba.layers.fast.encoder import encoder_backward, encoder_forward
 from gpt2_numba.layers.fast.float8 import DOUT, INP, WEIGHT, matmul_backward, matmul_forward, round_inp_again, round_weight
 from gpt2_numba.layers.fast.gelu import gelu_backward
 from gpt2_numba.layers.fast.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
-from gpt2_numba.layers.fast.matmul import bias_backward
 from gpt2_numba.layers.fast.matmul import matmul_backward as matmul16_backward
 from gpt2_numba.layers.fast.matmul import matmul_forward as matmul16_forward
 
@@ -125,13 +124,12 @@ def backward(model, acts, dloss, last):
 
         # residual2 = residual + attproj(attention(qkv(ln1)))
         matmul_backward(acts.dbranch, g.attprojw[l], dresidual, f.attproj[l], has_largest=True)
-        attention = dict(out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l])
-        attention_backward(dqkv=acts.dqkv, dout=acts.dbranch, **attention, scratch=model.memory["att_scratch"])
+        attention = dict(out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l], scratch=model.memory["att_scratch"])
+        attention_backward(dqkv=acts.dqkv, dbias=g.qkvb[l], dout=acts.dbranch, **attention)
         if recompute >= 2:
             ln1 = dict(out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
             layernorm_forward(**ln1, inp=residual, weight=p.ln1w[l], bias=p.ln1b[l])
             round_inp_again(acts.ln1[l], f.qkv[l])
-        bias_backward(g.qkvb[l], acts.dqkv, sums)
         matmul_backward(acts.dbranch, g.qkvw[l], acts.dqkv, f.qkv[l])
         ln1 = dict(dweight=g.ln1w[l], dbias=g.ln1b[l], inp=residual, weight=p.ln1w[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
         below = dict(dinp_sums=g.fcprojb[l - 1], largest=f.fcproj[l - 1].largest[DOUT]) if l else {}

@@ -4,7 +4,8 @@ Memory traffic is what the small layers cost, so whatever two neighbours both re
 
     residual_layernorm_forward    adds a branch to the residual stream and normalises the sum while it is in registers
     dinp_sums, dbias              a bias gradient is the column sum of a linear layer's dout: the kernel that writes dout adds it up.
-                                  LayerNorm's backward does so for attproj and fcproj, whose dout is dresidual, GELU's for fc
+                                  LayerNorm's backward does so for attproj and fcproj, whose dout is dresidual, GELU's for fc,
+                                  attention's for qkv
     matmul_gelu_forward           the GELU in the epilogue of cuBLASLt's product (gelu_fusion 1 and 2)
     before_gelu                   the GELU's derivative likewise (gelu_fusion 2)
 
@@ -124,13 +125,13 @@ def backward(model, acts, dloss, last):
         # residual2 = residual + attproj(attention(qkv(ln1)))
         attproj = dict(dweight=g.attprojw[l], dbias=None, inp=acts.atty[l], weight=p.attprojw[l])
         matmul_backward(dinp=acts.dbranch, dout=dresidual, **attproj, scratch=sums)
-        attention = dict(out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l])
-        attention_backward(dqkv=acts.dqkv, dout=acts.dbranch, **attention, scratch=model.memory["att_scratch"])
+        attention = dict(out=acts.atty[l], lse=acts.lse[l], qkv=acts.qkv[l], scratch=model.memory["att_scratch"])
+        attention_backward(dqkv=acts.dqkv, dbias=g.qkvb[l], dout=acts.dbranch, **attention)
         if recompute >= 2:
             ln1 = dict(out=acts.ln1[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
             layernorm_forward(**ln1, inp=residual, weight=p.ln1w[l], bias=p.ln1b[l])
-        qkv = dict(dweight=g.qkvw[l], dbias=g.qkvb[l], inp=acts.ln1[l], weight=p.qkvw[l])
-        matmul_backward(dinp=acts.dbranch, dout=acts.dqkv, **qkv, scratch=sums)
+        qkv = dict(dweight=g.qkvw[l], dbias=None, inp=acts.ln1[l], weight=p.qkvw[l])
+        matmul_backward(dinp=acts.dbranch, dout=acts.dqkv, **qkv, scratch=None)
         ln1 = dict(dweight=g.ln1w[l], dbias=g.ln1b[l], inp=residual, weight=p.ln1w[l], mean=acts.ln1_mean[l], rstd=acts.ln1_rstd[l])
         layernorm_backward(dinp=dresidual, dout=acts.dbranch, **ln1, scratch=sums, dinp_sums=g.fcprojb[l - 1] if l else None)
         model.gradients.layer_done(l, last)

@@ -18,6 +18,7 @@ from gpt2_numba.layers import attention as textbook
 from gpt2_numba.layers.attention.on_cpu import TILE
 from gpt2_numba.layers.fast import attention
 from gpt2_numba.layers.fast.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
+from gpt2_numba.layers.fast.matmul import matmul_scratch_size
 from tests.test_layer_kernels import Shuffled
 
 needs_kernels = pytest.mark.skipif(not gpu_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM=0 forbids the simulator")
@@ -112,6 +113,18 @@ def test_scratch_is_large_enough_for_smaller_batches(module):
                 together = matmuls.sequences_at_a_time(B, T, NH, HS)
                 needed = matmuls.ALIGNMENT + B * NH * T + matmuls.elements_needed(together, T, NH, HS)
                 assert needed <= module.scratch_size(B, T, NH, HS) + matmuls.ALIGNMENT
+
+
+@pytest.mark.parametrize("dtype, HS", [(FLOAT32, 8), (FLOAT32, 64), (BFLOAT16_BITS, 8), (BFLOAT16_BITS, 64), (BFLOAT16_BITS, 128)])
+def test_scratch_holds_the_bias_gradient_and_is_planned_alike_on_every_gpu(monkeypatch, dtype, HS):
+    """For a batch of one token, whose matrices need less than the sums of 3 C columns; and for tiles that the last token begins."""
+    for B, T in ((1, 1), (64, 65)):
+        sizes = set()
+        for hopper in (False, True):
+            monkeypatch.setattr(attention, "_on_hopper", lambda hopper=hopper: hopper)
+            sizes.add(attention_scratch_size(B, T, 2, HS, dtype))
+            assert max(sizes) >= max(engine(dtype, HS).scratch_size(B, T, 2, HS), matmul_scratch_size(3 * 2 * HS))
+        assert len(sizes) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------- mma

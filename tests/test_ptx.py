@@ -35,6 +35,7 @@ PLAIN_BUILDS = {"sm_75": ("float32", (7, 5)), "sm_90": ("float32", (9, 0))}
 # that begin anywhere.
 FAST_KERNELS = {
     "reductions.accumulate_partials_kernel": "m1 m1 m1 f1 int | load",
+    "column_sums.bias_backward_kernel": "f1 m2 int | load store",
     "tensor_statistics.tensor_statistics_kernel": "f2 m1 |",
     "red_zones.fill_kernel": "b1 int |",
     "red_zones.zones_kernel": "n1 b1 l2 |",
@@ -54,8 +55,8 @@ FAST_KERNELS = {
     "fast.one_query.attention_one_query_kernel": "m2 f1 m3 m2 n1 | load store",
     "fast.one_query.combine_blocks_kernel": "m2 f1 n1 int |",
     "fast.wgmma.attention_forward_kernel": "b2 f3 b2 int | store",
-    "fast.wgmma.attention_backward_queries_kernel": "b2 f3 b2 b2 f3 b2 int | load store",
-    "fast.wgmma.attention_backward_keys_kernel": "b2 b2 f3 f3 b2 int | store",
+    "fast.wgmma.attention_backward_queries_kernel": "b2 f2 f3 b2 b2 f3 b2 int | load store",
+    "fast.wgmma.attention_backward_keys_kernel": "b2 f2 b2 f3 f3 b2 int | store",
     "fast.classifier.classifier_forward_kernel": "f1 m2 n1 int | load",
     "fast.classifier.classifier_forward_backward_kernel": "f1 m2 n1 float | store",
     "fast.classifier.classifier_forward_backward_shared_kernel": "f1 m2 n1 float int | store",
@@ -76,7 +77,6 @@ FAST_KERNELS = {
     "fast.layernorm.layernorm_forward_kernel": "m2 f1 f1 f1 m2 m1 m1 | load store",
     "fast.layernorm.residual_layernorm_forward_kernel": "m2 m2 f1 f1 f1 m2 m2 m1 m1 | load store",
     "fast.layernorm.layernorm_backward_kernel": "m2 f1 f1 m2 m2 m1 f1 f1 | load store",
-    "fast.matmul.bias_backward_kernel": "f1 m2 int | load store",
     "fast.residual.residual_forward_kernel": "m2 m2 m2 | load store",
 }
 
@@ -112,7 +112,10 @@ MADE = {
     "fast.layernorm.residual_layernorm_forward_kernel": ("make_forward_kernels", ((768,), (768, True), (1600,), (1600, True), (5120,))),
     "fast.layernorm.layernorm_backward_kernel": (
         "make_backward_kernel",
-        ((768, False, 1), (768, True, 1), (768, True, 1, True), (1600, True, 1), (1600, True, 0), (1600, True, 1, True), (5120, True, 3)),
+        (
+            *((*shape, sums, largest) for shape in ((768, 4, 1), (1600, 4, 2)) for sums in (False, True) for largest in (False, True)),
+            *((*shape, True, True) for shape in ((768, 1, 2), (1600, 1, 0), (3072, 4, 1), (5120, 1, 2), (8192, 1, 1))),
+        ),
     ),
 }
 
@@ -125,6 +128,7 @@ MADE["quantize.quantize_kernel"] = (
     ),
 )
 MADE["quantize.largest_kernel"] = ("make_largest_kernel", ((False,), (True,)))
+MADE |= {f"fast.encoder.encoder_{name}_kernel": ("make_kernels", ((768,), (1600,), (5120,))) for name in ("forward", "backward_wte")}
 MADE["fast.gelu.gelu_backward_dbias_kernel"] = ("make_dbias_kernel", ((False,), (True,)))
 MADE["fast.one_query.attention_one_query_kernel"] = ("make_one_query_kernel", ((8,), (64,), (80,), (128,), (320,)))
 MADE["fast.one_row.one_row_kernel"] = (
@@ -159,7 +163,8 @@ ALSO_NARROW = {
     "fast.tf32.attention_forward_kernel": "a row's lse",
     "fast.one_query.attention_one_query_kernel": "the position, the output, results for combine_blocks_kernel",
     "fast.wgmma.attention_forward_kernel": "a row's lse",
-    "fast.wgmma.attention_backward_queries_kernel": "a row's lse and delta",
+    "fast.wgmma.attention_backward_queries_kernel": "a row's lse and delta, a tile's sums",
+    "fast.wgmma.attention_backward_keys_kernel": "a tile's sums",
     "fast.layernorm.layernorm_forward_kernel": "a row's mean and rstd",
     "fast.layernorm.residual_layernorm_forward_kernel": "a row's mean and rstd",
     "fast.layernorm.layernorm_backward_kernel": "a row's mean and rstd",
@@ -327,7 +332,14 @@ def test_every_kernel_is_in_the_table(ptx):
 
 def test_plain_and_fast_kernels_do_not_mix():
     assert not [name for name in PLAIN_KERNELS if name.startswith("fast.")]
-    assert {name.partition(".")[0] for name in FAST_KERNELS} == {"fast", "quantize", "reductions", "tensor_statistics", "red_zones"}
+    assert {name.partition(".")[0] for name in FAST_KERNELS} == {
+        "fast",
+        "column_sums",
+        "quantize",
+        "reductions",
+        "tensor_statistics",
+        "red_zones",
+    }
 
 
 @every_build

@@ -132,6 +132,20 @@ def test_a_fused_kernel_that_is_wrong_is_named(on_fast, run, monkeypatch):
     assert wrong_ones == ["dfcprojb", "dattprojb"]
 
 
+@needs_bfloat16
+def test_a_wrong_bias_gradient_of_attention_is_named(on_fast, run, monkeypatch):
+    right = fused_layer_order.attention_backward
+
+    def wrong(dqkv, dout, out, lse, qkv, scratch, dbias=None):
+        right(dqkv, dout, out, lse, qkv, scratch, dbias)
+        copy_to_device(dbias, 1.1 * copy_to_host(dbias))
+
+    monkeypatch.setattr(fused_layer_order, "attention_backward", wrong)
+    code, text, _ = run(on_fast, "--step", 1, "--against", "reference")
+    assert code == 1 and "that left its bound: dqkvb of block 1, by attention_backward" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("  FAILED")] == ["dqkvb"]
+
+
 def test_a_reader_s_wrong_kernel_is_found_by_layer(on_cpu, run):
     path = on_cpu.parent / "wrong_layernorm.py"
     path.write_text(WRONG_LAYERNORM)

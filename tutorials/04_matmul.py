@@ -840,7 +840,7 @@ print(f"\nthird line to fourth: {by_library.ms - fast.ms:.3f} of {by_library.ms:
 # | register tiles | [dev/kernels/matmul.py](../dev/kernels/matmul.py) |
 # | tensor cores | [gpu/tensor_cores.py](../gpt2_numba/gpu/tensor_cores.py), [gpu/wgmma.py](../gpt2_numba/gpu/wgmma.py) |
 # | the library | [gpu/gemm.py](../gpt2_numba/gpu/gemm.py), [gpu/cublaslt.py](../gpt2_numba/gpu/cublaslt.py), [gpu/matmul_search.py](../gpt2_numba/gpu/matmul_search.py) |
-# | epilogues, the fast bias gradient | [layers/fast/matmul.py](../gpt2_numba/layers/fast/matmul.py), [gpu/reductions.py](../gpt2_numba/gpu/reductions.py) |
+# | epilogues, the fast bias gradient | [layers/fast/matmul.py](../gpt2_numba/layers/fast/matmul.py), [gpu/column_sums.py](../gpt2_numba/gpu/column_sums.py) |
 #
 # ## 14. Where to go from here
 #

@@ -416,6 +416,7 @@ for what, product, kernel, fused in (
 # | `inp + branch`, then LayerNorm | two kernels | one, `residual_layernorm_forward` |
 # | the copies of the residual's backward | a kernel | none: the branch reads `dresidual` where it is |
 # | bias gradients of `attproj` and `fcproj` | each reads its `dout` again | LayerNorm's backward, which writes that `dout`, adds it up (`dinp_sums`) |
+# | bias gradient of `qkv` | reads `dqkv` again | attention's backward, which writes `dqkv`, adds it up (on Hopper, with heads of 64) |
 # | GELU and its slope | a kernel each | in the epilogues of `fc` and `fcproj` |
 #
 # (llm.c, after which this package is made, fuses the first in the same way, across the border of the block, too: its
@@ -438,7 +439,7 @@ parts = {
         "residual": 2 + 2,  # beside the LayerNorm's own: branch is read, residual is written
         "layernorm": 2 + 2 + 4 + 4,
         "gelu": 4 + 4,  # beside the product's own: writes fch_gelu; reads fch
-        "bias gradients": 3 + 4,  # of qkv and fc
+        "bias gradients": 4,  # of fc
     },
 }
 draw_step(parts)
@@ -448,7 +449,7 @@ print(f"{saved} sheets less per block: at 4.2 TB/s {saved * 12 * 8 * one_sheet *
 
 # %% [markdown]
 # The step of which this is a part takes [815 ms](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (GPT-2 124M, bf16, 8 batches of 65,536
-# tokens, H200, 2026-11-22). So by this count fusing is worth about 6 % of it. This is a count: fast kernels in the textbook order were not
+# tokens, H200, 2026-11-22). So by this count fusing is worth about 7 % of it. This is a count: fast kernels in the textbook order were not
 # measured.
 #
 # ## 8. What does it cost?

@@ -373,15 +373,15 @@ REAL = {  # name in the figure: kernel, types of its arguments, threads of a blo
     "layernorm, plain": (f"{PACKAGE}.layernorm.layernorm_forward_kernel", f"{sheet}, {row32}, {row32}, {sheet}, {mean}, {mean}", 256, 0),
     "layernorm, fast": (
         f"{PACKAGE}.fast.layernorm.make_forward_kernels(768)",
-        f"{sheet}, {row32}, {row32}, {sheet}, {mean}, {mean}",
+        f"{sheet}, {row32}, {row32}, {row32}, {sheet}, {mean}, {mean}",
         128,
         0,
     ),
     "layernorm backward, fast": (
-        f"{PACKAGE}.fast.layernorm.make_backward_kernel(768, true, 2)",
-        f"{bf16}, {row32}, {bf16}, {bf16}, {bf16_row}, {mean}, {mean}",
-        256,
-        3 * 8 * 3 * 768 * BF16,  # for 8 rows, of each of 3 arrays, in 3 turns
+        f"{PACKAGE}.fast.layernorm.make_backward_kernel(768, 4, 1, true)",
+        f"{bf16}, {row32}, {row32}, {bf16}, {bf16}, {bf16_row}, {mean}, {mean}",
+        384,
+        2 * 16 * 3 * 768 * BF16,  # for 16 rows, of each of 3 arrays, in 2 turns
     ),
     "product, plain": (
         f"{PACKAGE}.matmul.product_kernel",

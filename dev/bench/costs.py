@@ -100,7 +100,7 @@ COUNTS = {
     "matmul_backward": Count(
         "dout inp weight before_gelu", "dinp", "dweight dbias", "scratch", flop=_matmul(2), is_product=True),
     "attention_forward": Count("qkv", "out lse", scratch="scratch", flop=_attention(2), is_product=True),
-    "attention_backward": Count("dout out lse qkv", "dqkv", scratch="scratch", flop=_attention(5), is_product=True),
+    "attention_backward": Count("dout out lse qkv", "dqkv", "dbias", "scratch", flop=_attention(5), is_product=True),
     "gelu_forward": Count("inp", "out", flop=_each("inp", 9)),
     "gelu_backward": Count("dout inp", "dinp", "dbias", "scratch", flop=_each("inp", 16)),
     "classifier_forward": Count("logits targets", "losses", flop=_each("logits", 5)),

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
-from gpt2_numba.layer_checks.calls import Call, read, scratch, textbook_call, written
+from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
+from gpt2_numba.layer_checks.rows import as_float
 from gpt2_numba.layer_checks.running import run_on_host
 from gpt2_numba.layer_checks.tolerances import (
     ROOT_OF_SMALLEST,
@@ -59,6 +60,11 @@ def backward_errors(after, storage, s):
     return {"dqkv": np.concatenate([_as_rows(errors, s) for errors in zip(*head_errors)], axis=1)}
 
 
+def bias_errors(after, before):
+    """Bounds for dbias, sums over as many rows as dqkv has."""
+    return {"dbias": summation_error(len(after.dqkv), _lengths(after.dqkv.T) + np.abs(before.dbias))}
+
+
 def plain_calls(s, normal, functions):
     """Yield the Calls of the textbook functions in the namespace `functions`, each with its error bounds."""
     qkv = queries_keys_values(s, normal, OVERFLOWING)
@@ -92,14 +98,19 @@ def fast_calls(s, normal, storage):
     )
     yield forward
     kept, _ = run_on_host(forward, storage)
+
+    def stored_sums(after, before, results):
+        after.dbias = before.dbias + as_float(results["dqkv"]).sum(axis=0, dtype=np.float64)
+
     yield Call(
         "attention_backward",
         "attention backward",
-        dict(dqkv=written(s.N, 3 * s.C), dout=read(normal(s.N, s.C)), out=read(kept.out), lse=read(kept.lse, "f32"), qkv=read(qkv),
-             scratch=scratch(scratch_size, kind="f32")),
-        lambda a: fast.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, a.scratch),
-        lambda after, before, storage: backward_errors(after, storage, s),
+        dict(dqkv=written(s.N, 3 * s.C), dbias=changed(normal(3 * s.C)), dout=read(normal(s.N, s.C)), out=read(kept.out),
+             lse=read(kept.lse, "f32"), qkv=read(qkv), scratch=scratch(scratch_size, kind="f32")),
+        lambda a: fast.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, a.scratch, a.dbias),
+        lambda after, before, storage: backward_errors(after, storage, s) | bias_errors(after, before),
         lambda a: textbook.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv),
+        from_stored=stored_sums,
     )  # fmt: skip
 
 

@@ -4,12 +4,15 @@
                                                                 share: measured, interpolated between two widths of models
     time of a step   = sum of its launches * stretch            so that the measured speeds of d12 and d48 come out
 
+A step in fp8 is the sum of the launches in bf16, with a stretch of its own, below 1.
+
 A card's rates are an H200's measured ones times what NVIDIA publishes of the two: bandwidth, and peak (with the published share of it that
 large products reach). So H100s and H200s are as measured; other cards are an estimate.
 """
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,16 +40,18 @@ MODELS = "d12", "d48"  # the models of WIDTHS
 
 
 def can_predict(options):
-    """Whether a step with these Options is one of those measured: fast kernels on a GPU, in bf16 or in fp32 with TF32."""
-    measured_precision = not options.float8 if options.precision == "bf16" else options.tf32
-    return options.device == "gpu" and options.kernel_set.fused and measured_precision
+    """Whether a step with these Options is one of those measured: fast kernels on a GPU, in bf16, in fp8 or in fp32 with TF32."""
+    return options.device == "gpu" and options.kernel_set.fused and (options.precision == "bf16" or options.tf32)
 
 
 def predicted(config, B, T, options, card):
     """The OneGpu of a model with micro-batches of (B, T) tokens. options: Options for which can_predict holds. card: a key of CARDS."""
+    kind = "fp8" if options.float8 else options.precision
+    if options.float8:
+        options = replace(options, float8=False, gelu_fusion=MEASURED_FUSION["bf16"])
     gpu = _sum(config, B, T, options, card)
     shares = tuple((rows, _sum(config, rows, T, options, card).micro_step / gpu.micro_step) for rows in _fewer_rows(B))
-    return gpu._replace(shares=shares).slower(_between(_stretches(card, options.precision), config.C))
+    return gpu._replace(shares=shares).slower(_between(_stretches(card, kind), config.C))
 
 
 def _fewer_rows(B):
@@ -87,19 +92,20 @@ def _between(values, C):
     return float(np.interp(math.log(C), [math.log(width) for width in WIDTHS], values))
 
 
-def _stretches(card, precision):
+def _stretches(card, kind):
     """Measured time over the sum of the parts for each measured model: the card's own, or the mean over the cards that were measured."""
-    measured = {name: _stretch(name, precision) for name, kind in SPEEDS if kind == precision}
+    measured = {name: _stretch(name, kind) for name, other in SPEEDS if other == kind}
     if card in measured:
         return measured[card]
     return [sum(values) / len(values) for values in zip(*measured.values())]
 
 
 @functools.cache
-def _stretch(card, precision):
+def _stretch(card, kind):
+    precision = "bf16" if kind == "fp8" else kind
     options = Options("gpu", precision, recompute=0, gelu_fusion=MEASURED_FUSION[precision], kernels=KernelSet("fast", fused=True))
     stretches = []
-    for model, B, tokens, speed in SPEEDS[card, precision]:
+    for model, B, tokens, speed in SPEEDS[card, kind]:
         gpu = _sum(parse_descriptor(model), B, MEASURED_T, options, card)
         parts = tokens / (B * MEASURED_T) * gpu.micro_step + gpu.norm + gpu.adamw
         stretches.append(tokens / speed * 1000 / parts)

@@ -25,7 +25,7 @@ def report(plan):
         hours = plan.steps * step.ms / 3.6e6
         lines += ["", *_time(plan, step, hours), "", *_gpus(plan)]
     elif not (plan.card and can_predict(plan.options)):
-        lines += ["", "time: planned for the fast kernels on a GPU only, in bf16 or in fp32 with TF32 (-f 1); not in fp8"]
+        lines += ["", "time: planned for the fast kernels on a GPU only, in bf16, in fp8 or in fp32 with TF32 (-f 1)"]
     if not fits(plan):
         lines += ["", *_guide(plan)]
     wrong, doubtful = problems(plan), warnings(plan, hours)
@@ -106,20 +106,23 @@ def _price(plan, hours):
 
 
 def _is_measured(plan):
-    return (plan.card, plan.options.precision) in measured.SPEEDS
+    return (plan.card, plan.settings.precision) in measured.SPEEDS
 
 
 def _sources(plan):
     """From which measurements the time follows, and what is assumed."""
-    precision, card, settings = plan.options.precision, CARDS[plan.card], plan.settings
+    card, settings = CARDS[plan.card], plan.settings
+    precision = settings.precision
     lines = [
         "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-*), scaled to the speeds of d12 and d48"
-        if precision == "bf16"
+        if precision != "fp32"
         else "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-fp32), scaled to d12's speed"
     ]
+    if precision == "fp8":
+        lines.append("fp8: the kernels of bf16, scaled as a whole to the speeds of fp8, which were measured on one H200")
     if _is_measured(plan):
         speeds = ", ".join(f"{model} {speed / 1000:g}k tok/s at B={B}" for model, B, _, speed in measured.SPEEDS[plan.card, precision])
-        lines.append(f"measured on one {plan.card.upper()}, {measured.SPEEDS_DATE}: {speeds}")
+        lines.append(f"measured on one {plan.card.upper()}, {measured.SPEEDS_DATES[precision]}: {speeds}")
     else:
         lines.append(
             f"scaled by what is published of the {card.name}: {card.bandwidth:,} GB/s, {card.peak_tflops:g} TFLOP/s dense bf16, of which large "

@@ -110,7 +110,10 @@ def _attention_forward(after, before, side):
 
 
 def _attention_backward(after, before, side):
-    return attention.backward_errors(after, side.storage, _sizes(after))
+    errors = attention.backward_errors(after, side.storage, _sizes(after))
+    if hasattr(after, "dbias"):
+        errors["dbias"] = _column_sums(after.dqkv, before.dbias)
+    return errors
 
 
 def _sizes(after):

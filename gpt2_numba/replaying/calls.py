@@ -62,11 +62,19 @@ def compute(function, a, other, storage=None):
         do(function)
 
 
-def add_column_sums(function, a, before, dinp):
-    """The bias gradient, if any, that a fused backward adds up from the dinp that it writes. before: the arguments before the call."""
-    name = {"gelu_backward": "dbias", "layernorm_backward": "dinp_sums"}.get(function)
+_COLUMN_SUMS = {
+    "gelu_backward": ("dbias", "dinp"), "layernorm_backward": ("dinp_sums", "dinp"), "attention_backward": ("dbias", "dqkv"),
+}  # fmt: skip
+
+
+def add_column_sums(function, a, before, written):
+    """The bias gradient, if any, that a fused backward adds up from the matrix that it writes.
+
+    before   name -> argument before the call        written   the same, of what was written; float32, float64 or bfloat16's bits
+    """
+    name, matrix = _COLUMN_SUMS.get(function, (None, None))
     if name and getattr(a, name, None) is not None:
-        setattr(a, name, before[name] + dinp.sum(axis=0, dtype=np.float64))
+        setattr(a, name, before[name] + as_float(written[matrix]).sum(axis=0, dtype=np.float64))
 
 
 def rounded(values, storage):

@@ -83,7 +83,7 @@ class Comparison:
         """A namespace of what a Side makes of the arguments. Column sums are those of what the model has stored."""
         after = _copies(function, before, stored)
         compute(function, after, side, self._mine.storage)
-        add_column_sums(function, after, before, as_float(stored.get("dinp", np.zeros((1, 1)))))
+        add_column_sums(function, after, before, stored)
         return after
 
     def _verdicts(self, function, written, results, sides):
@@ -119,7 +119,7 @@ class Comparison:
         }
         after = _copies(function, mine, stored)
         compute(function, after, self._other)
-        add_column_sums(function, after, mine, getattr(after, "dinp", None))
+        add_column_sums(function, after, mine, vars(after))
         differences = {}
         for name, values in stored.items():
             theirs = getattr(after, name)

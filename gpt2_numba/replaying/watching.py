@@ -65,7 +65,7 @@ WRITES = {
     "matmul_backward": ("dinp", "dweight", "dbias"),
     "layernorm_backward": ("dinp", "dinp_sums", "dweight", "dbias"),
     "gelu_backward": ("dinp", "dbias"),
-    "attention_backward": ("dqkv",),
+    "attention_backward": ("dqkv", "dbias"),
     "residual_backward": ("dinp", "dbranch"),
     "encoder_backward": ("dwte", "dwpe"),
 }

@@ -26,7 +26,7 @@ The largest |x| of a tensor comes from the kernel that makes it (`largest` in la
     | bias           | (OC,) bfloat16         | [r]     |                                                                            |
     | out, dout      | (N, OC) bfloat16       | [w]     | [r]                                                                        |
     | dinp           | (N, C) bfloat16        |         | [w]                                                                        |
-    | dweight        | (OC, C) bfloat16       |         | [+] dbias, which has no product, is matmul.bias_backward's                 |
+    | dweight        | (OC, C) bfloat16       |         | [+] dbias has no product: the kernel that makes dout adds it up            |
     | factors        | Factors                | [+]     | [+] see there                                                              |
 """
 

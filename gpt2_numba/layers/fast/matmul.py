@@ -13,9 +13,9 @@ What is different from the plain kernels of layers/matmul.py, and what it gains.
     0.540 instead of 0.542 + 0.101. Likewise its derivative (before_gelu): with a kernel for fc's bias gradient 0.546 + 0.096 ms instead of
     0.382 + 0.303 / 0.482 + 0.055 instead of 0.412 + 0.184.
 
-    The bias gradient is a sum over rows, limited by memory: 16 bytes per load, four loads in flight per thread, the rows cut into chunks,
-    one block each (gpu/reductions.py): 90 to 95 / 79 to 84 % of the rate of a copy. By cuBLASLt, as a by-product of dweight's product, it
-    cost more: qkv 0.487 ms instead of 0.377 + 0.077 / 0.450 instead of 0.392 + 0.042.
+    The bias gradient is a sum over rows, limited by memory (gpu/column_sums.py): 90 to 95 / 79 to 84 % of the rate of a copy. By cuBLASLt,
+    as a by-product of dweight's product, it cost more: qkv 0.487 ms instead of 0.377 + 0.077 / 0.450 instead of 0.392 + 0.042. Where the
+    kernel that makes dout adds up its columns, dbias is None.
 
     | array          | shape, type                 | forward | backward                                                               |
     | -------------- | --------------------------- | ------- | ---------------------------------------------------------------------- |
@@ -29,54 +29,11 @@ What is different from the plain kernels of layers/matmul.py, and what it gains.
     | scratch        | flat, float32               |         | [w] partial sums: matmul_scratch_size(OC); None without dbias          |
 """
 
-import numpy as np
-from numba import cuda, float32
-
 from gpt2_numba.gpu.argument_checks import check_arrays, check_on_device, check_scratch, check_width
-from gpt2_numba.gpu.backend import compute_stream
+from gpt2_numba.gpu.column_sums import bias_backward
 from gpt2_numba.gpu.gemm import gemm
-from gpt2_numba.gpu.memory_access import WIDTH, store8
-from gpt2_numba.gpu.reductions import (
-    COLUMN_WARPS,
-    COLUMNS_PER_WARP,
-    WARP_SIZE,
-    accumulate_partials,
-    add_rows8,
-    add_up_warps,
-    chunk_rows,
-    column_blocks,
-    partials_size,
-)
+from gpt2_numba.gpu.reductions import partials_size
 from gpt2_numba.layers.matmul import SHAPE_HINT
-
-ZERO = np.float32(0.0)
-
-
-# ----------------------------------------------------------------------------------------------------------- kernel
-
-
-@cuda.jit(cache=True)
-def bias_backward_kernel(partials, dout, rows_per_chunk):
-    """Sums over one chunk of rows of dout, COLUMNS_PER_WARP columns per block: step 1 of the scheme in gpu/reductions.py.
-
-    partials [w] (chunks, OC), flat.
-    """
-    lane, warp = cuda.threadIdx.x % WARP_SIZE, cuda.threadIdx.x // WARP_SIZE
-    N, OC = dout.shape
-    chunk = cuda.blockIdx.x
-    c = cuda.blockIdx.y * COLUMNS_PER_WARP + lane * WIDTH
-    total = cuda.local.array(WIDTH, float32)
-    for k in range(WIDTH):
-        total[k] = ZERO
-    if c < OC:
-        first, stop = chunk * rows_per_chunk + warp, min((chunk + 1) * rows_per_chunk, N)
-        add_rows8(total, dout, first * OC + c, COLUMN_WARPS * OC, -(-(stop - first) // COLUMN_WARPS))
-    add_up_warps(total)  # outside the condition, since it has barriers
-    if warp == 0 and c < OC:
-        store8(partials, chunk * OC + c, total)
-
-
-# -------------------------------------------------------------------------------------------------------- launchers
 
 
 def matmul_scratch_size(OC):
@@ -137,15 +94,3 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, scratch, before_gel
     if dbias is not None:
         bias_backward(dbias, dout, scratch)
     gemm(dinp, dout, weight, rows=N, columns=C, inner=OC, before_gelu=before_gelu)
-
-
-def bias_backward(dbias, dout, scratch):
-    """dbias += the sums of dout over its rows.
-
-    dbias [+] (OC,), OC a multiple of 8   dout [r] (N, OC)   scratch [w] float32, flat, at least matmul_scratch_size(OC)
-    """
-    N, OC = dout.shape
-    chunks, rows_per_chunk = chunk_rows(N, OC)
-    grid = (chunks, column_blocks(OC))
-    bias_backward_kernel[grid, COLUMN_WARPS * WARP_SIZE, compute_stream()](scratch, dout, rows_per_chunk)
-    accumulate_partials([dbias], scratch, chunks)

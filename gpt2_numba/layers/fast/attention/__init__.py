@@ -33,14 +33,17 @@ One H200, 2026-11-22, T = 1,024, launched back to back, milliseconds forward + b
     | qkv, dqkv       | (N, 3C) float32 or bfloat16  | [r]     | qkv [r] saved, dqkv [w]. A row: q of all heads, then k, then v            |
     | out, dout       | (N, C) same type             | [w]     | [r], out saved. A row: the heads side by side; HS a multiple of 8         |
     | lse             | (B, NH, T) float32           | [w]     | [r] saved. Natural logarithm                                              |
-    | scratch         | flat, float32                | [w]     | [w] attention_scratch_size(...) values: delta, or whole matrices          |
+    | dbias           | (3C,) same type              |         | [+] Σ_rows dqkv, as rounded: of the layer below. May be None              |
+    | scratch         | flat, float32                | [w]     | [w] attention_scratch_size(...) values: delta, whole matrices, sums       |
 """
 
 import functools
 
 from gpt2_numba.gpu.argument_checks import check_arrays, check_grid, check_on_device, check_scratch, check_width
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32, device_properties, real_gpu
+from gpt2_numba.gpu.column_sums import bias_backward
 from gpt2_numba.gpu.gemm import tf32_allowed
+from gpt2_numba.gpu.reductions import partials_size
 from gpt2_numba.layers.attention import SHAPE_HINT, sizes_of
 from gpt2_numba.layers.fast.attention import cudnn, matmuls, mma, tf32, wgmma
 
@@ -100,8 +103,13 @@ def _on_hopper():
 
 
 def attention_scratch_size(B, T, NH, HS, dtype):
-    """Float32 values of scratch memory for batches of up to (B, T) tokens. dtype: the storage type of the activations."""
-    return engine(dtype, HS).scratch_size(B, T, NH, HS)
+    """Float32 values of scratch memory for batches of up to (B, T) tokens. dtype: the storage type of the activations.
+
+    With mma it is what wgmma needs, if that has such heads: a plan for another machine does not know which of the two will run.
+    """
+    module = engine(dtype, HS)
+    sizes_like = wgmma if module is mma and HS == wgmma.HS else module
+    return max(sizes_like.scratch_size(B, T, NH, HS), partials_size(3 * NH * HS))  # the latter for dbias
 
 
 def attention_forward(out, lse, qkv, scratch):
@@ -117,19 +125,26 @@ def attention_forward(out, lse, qkv, scratch):
     engine(qkv.dtype, sizes["HS"]).attention_forward(out, lse, qkv, scratch)
 
 
-def attention_backward(dqkv, dout, out, lse, qkv, scratch):
+def attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias=None):
     """Gradient of attention_forward.
 
     dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)   scratch [w] as in attention_forward
+    dbias [+] (3C,) or None: the sums of dqkv over its rows, the bias gradient of the linear layer below. wgmma makes them on the way
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     sizes = sizes_of("attention_backward", out, lse)
     check_arrays(
-        "attention_backward", sizes, SHAPE_HINT,
-        dqkv=(dqkv, "N 3C"), dout=(dout, "N C"), out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"),
+        "attention_backward", sizes, SHAPE_HINT, dqkv=(dqkv, "N 3C"), dbias=(dbias, "3C"),
+        dout=(dout, "N C"), out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"),
     )  # fmt: skip
     _check_for_kernels("attention_backward", sizes, qkv, scratch)
-    engine(qkv.dtype, sizes["HS"]).attention_backward(dqkv, dout, out, lse, qkv, scratch)
+    module = engine(qkv.dtype, sizes["HS"])
+    if module is wgmma:
+        wgmma.attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias)
+        return
+    module.attention_backward(dqkv, dout, out, lse, qkv, scratch)
+    if dbias is not None:
+        bias_backward(dbias, dqkv, scratch)
 
 
 def _check_for_kernels(function, sizes, qkv, scratch):

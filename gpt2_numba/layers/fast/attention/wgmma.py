@@ -32,7 +32,11 @@ to the first keys; or, for dk and dv, a column, from the diagonal down to the la
 The products on the left have both factors in shared memory; those on the right have the first in the registers in which it was made. No
 product is started conditionally: ptxas 13.0 then reused registers that the running product still needed.
 
-One H200, 2026-11-22, B=16, T=1024, NH=25, launched back to back: forward 0.165 ms, backward 0.492 (mma.py 0.230 and 0.835; cuDNN 0.160 and,
+The bias gradient of the layer below, qkv, is the sum of the rows of dqkv. A block that stores 64 rows of dq, or of dk and dv, has them in
+shared memory; there it adds them up, too (add_up_rows), which saves a kernel that would read all of dqkv again. One H200, 2026-11-29, T =
+1024, hot as in a training step, backward and bias gradient: B=64, NH=12 1.015 ms instead of 1.056; B=16, NH=25 0.548 instead of 0.577.
+
+One H200, 2026-11-22, B=16, T=1024, NH=25, launched back to back, without the bias gradient: forward 0.165 ms, backward 0.492 (mma.py 0.230 and 0.835; cuDNN 0.160 and,
 with atomics, 0.553). Computing delta in dq's kernel instead of a separate one: backward 0.479 instead of 0.514 in a prototype. Tried and
 left out, since the gain was within the noise, 4 and 2 %: q in registers; rescaling the sums only when the largest score has grown by much;
 -delta as the initial value of datt's sums; letting the products of dq and dk run into the next tile.
@@ -42,9 +46,18 @@ Dao 2023, "FlashAttention-2", arXiv:2307.08691; Shah et al. 2024, "FlashAttentio
 
 from numba import cuda, float32, int32, int64, uint32
 
-from gpt2_numba.gpu.memory_access import WIDTH, load8
-from gpt2_numba.gpu.shared_memory import commit_copies, launch_with_shared_memory, shared_bytes, wait_for_copies
-from gpt2_numba.gpu.tensor_cores import quad_sum
+from gpt2_numba.gpu.memory_access import WIDTH, bits_of_float, load8, store1
+from gpt2_numba.gpu.reductions import WARP_SIZE, accumulate_partials
+from gpt2_numba.gpu.shared_memory import (
+    commit_copies,
+    launch_with_shared_memory,
+    load32_float,
+    load_matrices_transposed,
+    shared_bytes,
+    store32,
+    wait_for_copies,
+)
+from gpt2_numba.gpu.tensor_cores import mma_m16n8k16, quad_sum
 from gpt2_numba.gpu.wgmma import (
     ROW_BYTES,
     TILE,
@@ -249,14 +262,86 @@ def compute_row_delta(out, dout, index):
     return quad_sum(total)
 
 
+# The sums of dqkv's rows. Each of the four warps has staged 16 rows of a tensor in shared memory, rounded, on their way out (store_rows).
+# Ones times these rows are their sums: a product of the tensor cores for each eight channels, all of whose 16 rows are the same. The block
+# adds up its warps' sums and stores them as part of a row of partial sums, one row for each tile of tokens.
+WARPS = WARPGROUP // WARP_SIZE
+STAGED_ROW_BYTES = padded_row_bytes(HS)
+SUMS_OFFSET = 2 * WARPS * STAGING_BYTES  # in shared memory, behind the rows of two tensors: the warps' sums, (tensor, warp, channel)
+BFLOAT16_ONE = 0x3F80
+
+
+@inlined
+def sums_offset(tensor, warp):
+    """The byte in shared memory where a warp's sums of a tensor's rows begin."""
+    return int32(SUMS_OFFSET + (tensor * WARPS + warp) * (HS * 4))
+
+
+@inlined
+def ones_before(count, ones):
+    """ones = (16, 16), a first factor: 1 in the first `count` columns, 0 in the others, so that a product leaves out later rows."""
+    column = int32(2 * (cuda.threadIdx.x & 3))  # a thread has two neighbours, and those eight columns further on
+    for half in range(2):
+        low = uint32(BFLOAT16_ONE) if column + 8 * half < count else uint32(0)
+        high = uint32(BFLOAT16_ONE << 16) if column + 8 * half + 1 < count else uint32(0)
+        ones[2 * half] = uint32(low | high)
+        ones[2 * half + 1] = ones[2 * half]
+
+
+@inlined
+def store_eight_sums(memory, offset, group, ones, upper, lower):
+    """Store the sums of eight channels, whose 16 rows are the matrices upper and lower, as number `group` of the eights from byte `offset`."""
+    lane = int32(cuda.threadIdx.x & 31)
+    product = cuda.local.array(4, float32)
+    for i in range(4):
+        product[i] = ZERO
+    mma_m16n8k16(product, 0, ones, 0, upper, lower)
+    if lane >> 2 == group:  # all rows are the same: of each group, other four lanes store theirs, two channels each
+        here = uint32(offset + group * 32 + (lane & 3) * 8)
+        store32(memory, here, uint32(bits_of_float(product[0])))
+        store32(memory, uint32(here + 4), uint32(bits_of_float(product[1])))
+
+
+@inlined
+def add_up_rows(sums, start, memory, tensors, first_row, T):
+    """Store the sums of the block's staged rows, those before row T, at sums[start + tensor * C + channel]. All threads must call.
+
+    sums (B * tiles, 3C)   tensors: 1 or 2, staged by store_rows, warp by warp   first_row: of this warp
+    """
+    C = int32(sums.shape[1] // 3)
+    lane, warp = int32(cuda.threadIdx.x & 31), int32(cuda.threadIdx.x >> 5)
+    ones = cuda.local.array(4, uint32)
+    ones_before(int32(T - first_row), ones)
+    for tensor in range(tensors):
+        # A lane names row lane & 7 of one of four matrices: the upper rows of eight channels, the lower ones, the same of the next eight.
+        rows = int32((tensor * WARPS + warp) * STAGING_BYTES + (lane & 15) * STAGED_ROW_BYTES + (lane >> 4) * PIECE)
+        for pair in range(HS // 16):
+            upper, lower, next_upper, next_lower = load_matrices_transposed(memory, uint32(rows + pair * 2 * PIECE))
+            store_eight_sums(memory, sums_offset(tensor, warp), 2 * pair, ones, upper, lower)
+            store_eight_sums(memory, sums_offset(tensor, warp), 2 * pair + 1, ones, next_upper, next_lower)
+    cuda.syncthreads()
+    tensor, channel = int32(cuda.threadIdx.x // HS), int32(cuda.threadIdx.x % HS)
+    if tensor < tensors:
+        total = ZERO
+        for other in range(WARPS):
+            total += load32_float(memory, uint32(sums_offset(tensor, other) + channel * 4))
+        store1(sums, start + tensor * C + channel, total)
+
+
+@inlined
+def sums_start(tile, tiles, b, h, C):
+    """Where the sums of a tile's rows of dq begin in the partial sums, (B * tiles, 3C), flat; those of dk and dv follow C further on."""
+    return (int64(b) * tiles + tile) * (3 * C) + h * HS
+
+
 # Shared memory: the queries and their dout; then a ring of two stages for keys and values.
 QUERIES_RING = 2 * TILE_BYTES
 QUERIES_BYTES = QUERIES_RING + 2 * STAGE_BYTES
 
 
 @cuda.jit(cache=True, **blocks_at_once(WARPGROUP, 4))
-def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_together):
-    """dq, and delta for the kernel that follows. A block takes 64 queries of one head.
+def attention_backward_queries_kernel(dqkv, sums, delta, dout, out, lse, qkv, heads_together):
+    """dq, the sums of its rows, and delta for the kernel that follows. A block takes 64 queries of one head.
 
     delta is computed while the first tiles are in flight. In a prototype a separate kernel, as in delta.py, took 0.035 of 0.51 ms.
     """
@@ -317,6 +402,7 @@ def attention_backward_queries_kernel(dqkv, delta, dout, out, lse, qkv, heads_to
     multiply_all(dq, SCALE)
     cuda.syncthreads()  # the products of all four warps are done: shared memory is free
     store_rows(dqkv, qkv_start, 3 * C, warp_query, T, dq, memory, warp * STAGING_BYTES)
+    add_up_rows(sums, sums_start(tiles - 1 - tile, tiles, b, h, C), memory, 1, warp_query, T)
 
 
 # Shared memory: the keys and values; then a ring of two stages for queries, dout, lse and delta, rounded up to where a tile may begin.
@@ -327,8 +413,8 @@ KEYS_BYTES = KEYS_RING + 2 * KEYS_STAGE_BYTES
 
 
 @cuda.jit(cache=True, **blocks_at_once(WARPGROUP, 3))
-def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv, heads_together):
-    """dk and dv. A block takes 64 keys of one head. Everything is transposed: keys are rows, queries columns."""
+def attention_backward_keys_kernel(dqkv, sums, dout, lse, delta, qkv, heads_together):
+    """dk, dv, and the sums of their rows. A block takes 64 keys of one head. Everything is transposed: keys are rows, queries columns."""
     memory = shared_bytes()
     weights = cuda.local.array(TILE_SHAPE, float32)
     datt = cuda.local.array(TILE_SHAPE, float32)
@@ -338,7 +424,7 @@ def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv, heads_together):
     dv = cuda.local.array(TILE_SHAPE, float32)
     heads, tiles = heads_and_tiles(lse)
     tile, head = tile_and_head(tiles, heads, heads_together)
-    T, C, _, _, qkv_start, dout_start = locate_head(head, lse, dout, HS)
+    T, C, b, h, qkv_start, dout_start = locate_head(head, lse, dout, HS)
     lse_start = int64(head) * T
     warp = int32(cuda.threadIdx.x >> 5)
     first_key = int32(tile * TILE)
@@ -384,15 +470,16 @@ def attention_backward_keys_kernel(dqkv, dout, lse, delta, qkv, heads_together):
     multiply_all(dk, SCALE)
     cuda.syncthreads()  # the products of all four warps are done: shared memory is free
     store_rows(dqkv, qkv_start + C, 3 * C, warp_key, T, dk, memory, warp * STAGING_BYTES)
-    store_rows(dqkv, qkv_start + 2 * C, 3 * C, warp_key, T, dv, memory, (warp + WARPGROUP // 32) * STAGING_BYTES)
+    store_rows(dqkv, qkv_start + 2 * C, 3 * C, warp_key, T, dv, memory, (warp + WARPS) * STAGING_BYTES)
+    add_up_rows(sums, sums_start(tile, tiles, b, h, C) + C, memory, 2, warp_key, T)
 
 
 # -------------------------------------------------------------------------------------------------------------- launchers
 
 
 def scratch_size(B, T, NH, HS):
-    """Float32 values of scratch memory: delta."""
-    return B * NH * T
+    """Float32 values of scratch memory: the partial sums of dqkv's rows, then delta."""
+    return B * ceil_div(T, TILE) * 3 * NH * HS + B * NH * T
 
 
 def attention_forward(out, lse, qkv, scratch):
@@ -400,11 +487,16 @@ def attention_forward(out, lse, qkv, scratch):
     _launch(attention_forward_kernel, FORWARD_BYTES, lse, out, lse, qkv)
 
 
-def attention_backward(dqkv, dout, out, lse, qkv, scratch):
+def attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias=None):
     """Arguments as in the package's attention_backward, checked."""
-    delta = scratch[: lse.size].reshape(lse.shape)
-    _launch(attention_backward_queries_kernel, QUERIES_BYTES, lse, dqkv, delta, dout, out, lse, qkv)
-    _launch(attention_backward_keys_kernel, KEYS_BYTES, lse, dqkv, dout, lse, delta, qkv)
+    (B, _, T), columns = lse.shape, dqkv.shape[1]
+    rows = B * ceil_div(T, TILE)
+    size = rows * columns
+    sums, delta = scratch[:size].reshape((rows, columns)), scratch[size : size + lse.size].reshape(lse.shape)
+    _launch(attention_backward_queries_kernel, QUERIES_BYTES, lse, dqkv, sums, delta, dout, out, lse, qkv)
+    _launch(attention_backward_keys_kernel, KEYS_BYTES, lse, dqkv, sums, dout, lse, delta, qkv)
+    if dbias is not None:
+        accumulate_partials([dbias], scratch[:size], rows)
 
 
 def _launch(kernel, nbytes, lse, *args):
