@@ -29,7 +29,7 @@ def test_every_gradient_in_a_range_counts_once(lengths, storage):
         values = random.integers(-3, 4, lengths[r]).astype(np.float32)
         grads += [np.full(GAP, np.nan, np.float32), values]
         ranges[r, IN_GRADS] = sum(map(len, grads)) - lengths[r]
-        expected += np.square(values).sum()
+        expected += np.square(values).sum(dtype=np.float64)
     partials = to_device(np.full(BLOCKS, np.nan, np.float32))
     sum_of_squares(partials, to_device(np.concatenate(grads), storage), to_device(ranges))
     assert copy_to_host(partials).sum(dtype=np.float64) == expected

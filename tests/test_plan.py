@@ -85,7 +85,18 @@ def test_speeds_are_those_of_the_readme():
             name = {"d12": "124M", "d48": "1558M"}[model]
             line = next(line for line in readme.splitlines() if name in line and line.startswith("| GPT-2") and card.upper() in line)
             assert f"**{speed / 1000:g}k tok/s**" in line
-        assert measured.SPEEDS_DATES[precision] in readme
+    assert measured.SPEEDS_DATE in readme
+
+
+def test_the_share_of_fp8_is_the_measured_one():
+    """Medians of the steps after the second, averaged over the runs in turns."""
+    times = {}
+    for run in (BENCH / "2026-11-29-h200-fp8" / "in_turns.txt").read_text().split("\n\n")[1:]:
+        flags, *lines = run.splitlines()
+        steps = [float(re.search(r"([\d.]+) ms", line)[1]) for line in lines if line.startswith("step")]
+        times.setdefault(flags, []).append(np.median(steps[2:]))
+    for flags, share in zip(("-e d12 -b 64 -d 131072 -x 32", "-e d48 -b 16 -d 65536 -x 10"), measured.FLOAT8_TIME):
+        assert np.mean(times[f"{flags} --precision fp8"]) / np.mean(times[flags]) == pytest.approx(share, abs=5e-4)
 
 
 def test_what_attention_reaches_with_larger_heads():
@@ -457,8 +468,9 @@ def test_fp8_is_planned(capsys):
     flags = ["-e", "d12", "-b", "16", "-d", "16384", "-x", "10", "--gpu", "h200", "-r", "0"]
     assert plan.main([*flags, "--precision", "fp8"]) == 0
     fp8 = capsys.readouterr().out
-    assert "scaled as a whole to the speeds of fp8" in fp8 and "dollars" in fp8 and "--precision fp8 -o DIR" in fp8 and "-ge" not in fp8
-    assert decided(" ".join([*flags, "--precision", "fp8"])).step().ms < decided(" ".join(flags)).step().ms
+    assert "88% at 768 channels" in fp8 and "dollars" in fp8 and "--precision fp8 -o DIR" in fp8 and "-ge" not in fp8
+    times = [decided(" ".join([*flags, "--precision", precision])).one_gpu().micro_step for precision in ("fp8", "bf16")]
+    assert times[0] / times[1] == pytest.approx(measured.FLOAT8_TIME[0])
     float8 = Options("gpu", "bf16", float8=True, recompute=0, kernels=KernelSet("fast", fused=True))
     arena = plan_memory(parse_descriptor("d12"), 16, 1024, float8)
     assert f"{arena.nbytes / GIB + measured.OUTSIDE_GIB:.2f}" in fp8 and "parameters, fp8" in fp8

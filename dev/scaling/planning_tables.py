@@ -87,7 +87,7 @@ def memory_table():
 def recorded_times():
     """(file of dev/bench, flags of the plan, ms a step) of small models and small micro-batches on one H200.
 
-    A day's card had its own speed: the times of small micro-batches are scaled by the speed of the large ones, then and in measured.SPEEDS.
+    A day's card had its own speed: the times of small micro-batches are scaled by the speed of the large ones, then and on measured.SPEEDS_DATE.
     """
     speeds = {model: speed for model, _, _, speed in measured.SPEEDS["h200", "bf16"]}
     then = {model: _result(training)["tokens_per_second"] for model, (training, _) in ONE_GPU.items()}

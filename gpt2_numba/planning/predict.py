@@ -3,8 +3,7 @@
     time of a launch = max(bytes / copy rate, FLOP / matmul rate) / share + 7 µs
                                                                 share: measured, interpolated between two widths of models
     time of a step   = sum of its launches * stretch            so that the measured speeds of d12 and d48 come out
-
-A step in fp8 is the sum of the launches in bf16, with a stretch of its own, below 1.
+    in fp8           = that of the same step in bf16 * share    the share is measured
 
 A card's rates are an H200's measured ones times what NVIDIA publishes of the two: bandwidth, and peak (with the published share of it that
 large products reach). So H100s and H200s are as measured; other cards are an estimate.
@@ -22,6 +21,7 @@ from gpt2_numba.options import Options
 from gpt2_numba.planning.cards import CARDS
 from gpt2_numba.planning.measured import (
     COPY_RATE,
+    FLOAT8_TIME,
     LARGER_HEADS,
     LAUNCH_MS,
     LIMITS_CARD,
@@ -46,12 +46,12 @@ def can_predict(options):
 
 def predicted(config, B, T, options, card):
     """The OneGpu of a model with micro-batches of (B, T) tokens. options: Options for which can_predict holds. card: a key of CARDS."""
-    kind = "fp8" if options.float8 else options.precision
     if options.float8:
-        options = replace(options, float8=False, gelu_fusion=MEASURED_FUSION["bf16"])
+        bf16 = replace(options, float8=False, gelu_fusion=MEASURED_FUSION["bf16"])
+        return predicted(config, B, T, bf16, card).slower(_between(FLOAT8_TIME, config.C))
     gpu = _sum(config, B, T, options, card)
     shares = tuple((rows, _sum(config, rows, T, options, card).micro_step / gpu.micro_step) for rows in _fewer_rows(B))
-    return gpu._replace(shares=shares).slower(_between(_stretches(card, kind), config.C))
+    return gpu._replace(shares=shares).slower(_between(_stretches(card, options.precision), config.C))
 
 
 def _fewer_rows(B):
@@ -92,20 +92,19 @@ def _between(values, C):
     return float(np.interp(math.log(C), [math.log(width) for width in WIDTHS], values))
 
 
-def _stretches(card, kind):
+def _stretches(card, precision):
     """Measured time over the sum of the parts for each measured model: the card's own, or the mean over the cards that were measured."""
-    measured = {name: _stretch(name, kind) for name, other in SPEEDS if other == kind}
+    measured = {name: _stretch(name, precision) for name, kind in SPEEDS if kind == precision}
     if card in measured:
         return measured[card]
     return [sum(values) / len(values) for values in zip(*measured.values())]
 
 
 @functools.cache
-def _stretch(card, kind):
-    precision = "bf16" if kind == "fp8" else kind
+def _stretch(card, precision):
     options = Options("gpu", precision, recompute=0, gelu_fusion=MEASURED_FUSION[precision], kernels=KernelSet("fast", fused=True))
     stretches = []
-    for model, B, tokens, speed in SPEEDS[card, kind]:
+    for model, B, tokens, speed in SPEEDS[card, precision]:
         gpu = _sum(parse_descriptor(model), B, MEASURED_T, options, card)
         parts = tokens / (B * MEASURED_T) * gpu.micro_step + gpu.norm + gpu.adamw
         stretches.append(tokens / speed * 1000 / parts)

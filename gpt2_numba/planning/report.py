@@ -106,30 +106,30 @@ def _price(plan, hours):
 
 
 def _is_measured(plan):
-    return (plan.card, plan.settings.precision) in measured.SPEEDS
+    return (plan.card, plan.options.precision) in measured.SPEEDS
 
 
 def _sources(plan):
     """From which measurements the time follows, and what is assumed."""
-    card, settings = CARDS[plan.card], plan.settings
-    precision = settings.precision
+    precision, card, settings = plan.options.precision, CARDS[plan.card], plan.settings
     lines = [
         "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-*), scaled to the speeds of d12 and d48"
-        if precision != "fp32"
+        if precision == "bf16"
         else "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-fp32), scaled to d12's speed"
     ]
-    if precision == "fp8":
-        lines.append("fp8: the kernels of bf16, scaled as a whole to the speeds of fp8, which were measured on one H200")
+    if plan.options.float8:
+        shares = " and ".join(f"{share:.0%} at {width:,} channels" for share, width in zip(measured.FLOAT8_TIME, measured.WIDTHS))
+        lines.append(f"fp8 takes a share of the time of bf16, measured on one H200, 2026-11-29: {shares}")
     if _is_measured(plan):
         speeds = ", ".join(f"{model} {speed / 1000:g}k tok/s at B={B}" for model, B, _, speed in measured.SPEEDS[plan.card, precision])
-        lines.append(f"measured on one {plan.card.upper()}, {measured.SPEEDS_DATES[precision]}: {speeds}")
+        lines.append(f"measured on one {plan.card.upper()}{' in bf16' * plan.options.float8}, {measured.SPEEDS_DATE}: {speeds}")
     else:
         lines.append(
             f"scaled by what is published of the {card.name}: {card.bandwidth:,} GB/s, {card.peak_tflops:g} TFLOP/s dense bf16, of which large "
             f"products reach {card.achievable:.0%}; no such card was at hand"
         )
     unmeasured = []
-    if settings.gelu_fusion != measured.MEASURED_FUSION[precision]:
+    if settings.gelu_fusion != measured.MEASURED_FUSION[precision] and not plan.options.float8:
         unmeasured.append(f"-ge {settings.gelu_fusion}")
     if settings.recompute:
         unmeasured.append(f"-r {settings.recompute}")

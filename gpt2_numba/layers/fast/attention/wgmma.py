@@ -36,10 +36,10 @@ The bias gradient of the layer below, qkv, is the sum of the rows of dqkv. A blo
 shared memory; there it adds them up, too (add_up_rows), which saves a kernel that would read all of dqkv again. One H200, 2026-11-29, T =
 1024, hot as in a training step, backward and bias gradient: B=64, NH=12 1.015 ms instead of 1.056; B=16, NH=25 0.548 instead of 0.577.
 
-One H200, 2026-11-22, B=16, T=1024, NH=25, launched back to back, without the bias gradient: forward 0.165 ms, backward 0.492 (mma.py 0.230 and 0.835; cuDNN 0.160 and,
-with atomics, 0.553). Computing delta in dq's kernel instead of a separate one: backward 0.479 instead of 0.514 in a prototype. Tried and
-left out, since the gain was within the noise, 4 and 2 %: q in registers; rescaling the sums only when the largest score has grown by much;
--delta as the initial value of datt's sums; letting the products of dq and dk run into the next tile.
+One H200, 2026-11-22, B=16, T=1024, NH=25, launched back to back, without the bias gradient: forward 0.165 ms, backward 0.492 (mma.py 0.230
+and 0.835; cuDNN 0.160 and, with atomics, 0.553). Computing delta in dq's kernel instead of a separate one: backward 0.479 instead of 0.514
+in a prototype. Tried and left out, since the gain was within the noise, 4 and 2 %: q in registers; rescaling the sums only when the largest
+score has grown by much; -delta as the initial value of datt's sums; letting the products of dq and dk run into the next tile.
 
 Dao 2023, "FlashAttention-2", arXiv:2307.08691; Shah et al. 2024, "FlashAttention-3", arXiv:2407.08608.
 """
@@ -296,7 +296,7 @@ def store_eight_sums(memory, offset, group, ones, upper, lower):
     for i in range(4):
         product[i] = ZERO
     mma_m16n8k16(product, 0, ones, 0, upper, lower)
-    if lane >> 2 == group:  # all rows are the same: of each group, other four lanes store theirs, two channels each
+    if lane >> 2 == group:  # all rows are the same: four lanes store two sums each, other ones for the next group
         here = uint32(offset + group * 32 + (lane & 3) * 8)
         store32(memory, here, uint32(bits_of_float(product[0])))
         store32(memory, uint32(here + 4), uint32(bits_of_float(product[1])))
