@@ -79,12 +79,12 @@ else:
 
     @cuda.jit(device=True)
     def from_lane(value, lane):
-        """The `value` (float32) of lane number `lane` of the warp, the same number in all 32, which must call it."""
+        """The `value` (float32) of lane `lane` of the warp. `lane` must be the same in all 32 threads, and all must call it."""
         return cuda.shfl_sync(ALL_LANES, value, lane)
 
     @intrinsic
     def sync_team(typingctx, team, threads):
-        """Wait for the other threads of team 0, 1, ... or 14 of a block, which is divided into teams of `threads` threads: whole warps.
+        """Wait for the other threads of this team, number 0 to 14. All teams of the block have `threads` threads, in whole warps.
 
         What the team's threads wrote to shared memory before is then visible to all of them. PTX ISA: bar.sync with a barrier of the
         team's own; barrier 0 is that of cuda.syncthreads.
@@ -100,7 +100,7 @@ else:
 
 @cuda.jit(device=True)
 def keep_half(values, count, lane, distance):
-    """values[0:count] = one half of values[0 : 2 * count], plus the same half of the lane at `distance`: the lower half in the lower lane."""
+    """values[0:count] = half of values[0 : 2 * count] plus the same half of lane ^ distance's: the lower lane keeps the lower half."""
     is_upper = lane & distance != 0
     for i in range(count):
         kept, sent = (values[count + i], values[i]) if is_upper else (values[i], values[count + i])
@@ -109,7 +109,7 @@ def keep_half(values, count, lane, distance):
 
 @cuda.jit(device=True)
 def warp_sum_of_eight(values, lane):
-    """The sum of values[lane // 4] (float32) over the 32 threads of a warp. Overwrites values[0:4]. All 32 must call it.
+    """Lane L gets the sum of values[L // 4] (float32) over the 32 threads of a warp. Overwrites values[0:4]. All 32 must call it.
 
     Three steps halve the number of values that a lane has, so eight sums take 4 + 2 + 1 + 2 shuffles instead of 8 * 5.
     """

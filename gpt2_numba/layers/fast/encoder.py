@@ -15,11 +15,12 @@ tokens / 1558M, 16,384 tokens.
     Backward, dwte[v] is the sum of dout over the places of token v, a place being an index n into the N rows. The plain kernel scans all
     places for every v. Here each place is read once: the host sorts the places by token (places_by_token), while the GPU still runs the
     forward pass, and a warp adds up the rows of one token in that order, two at a time: 154 / 87 µs with all three kernels, 0.15 % of a
-    training step; four rows at a time 225, one 107 (1558M). No atomics: the bits are the same in every run.
+    training step; four rows at a time: 225 µs (124M); one: 107 (1558M). No atomics: the bits are the same in every run.
 
     A token's places are cut into pieces of at most 64, one warp each, since token frequencies in natural text are uneven: most of the
-    tokens in a batch occur once or twice, one fills every tenth place (here three in ten). If a token has several pieces, another kernel
-    adds up their sums. Without pieces everything waited for the most frequent token: nearly three times as long (2026-11-22).
+    tokens in a batch occur once or twice, one fills every tenth place (three in ten in what was timed). If a token has several pieces,
+    another kernel adds up their sums. Without pieces everything waited for the most frequent token: nearly three times as long
+    (2026-11-22).
 
     dwpe[t] is the sum of a position's rows over the batch: a thread takes eight channels of one position.
 
@@ -59,14 +60,14 @@ from gpt2_numba.gpu.reductions import COLUMNS_PER_WARP, WARP_SIZE, add_rows8
 from gpt2_numba.integers import ceil_div
 
 ZERO = np.float32(0.0)
-THREADS = WARP_SIZE if SIMULATING else 256
+THREADS = WARP_SIZE if SIMULATING else 256  # per block, in backward for wpe
 ROWS_PER_BLOCK = 2 if SIMULATING else 8  # positions in forward, one warp each
 PIECES_PER_BLOCK = 2 if SIMULATING else 8  # one warp each
 PLACES_PER_PIECE = 3 if SIMULATING else 64  # the bits depend on it
 TOKEN, START, COUNT = range(3)  # columns of pieces
 
 # What a warp has on its way at once. Longer rows are cut into parts, so that they fit in the registers of a warp.
-MOST_EIGHTS = 2 if SIMULATING else 7  # of a row's channels, per lane: 1,792 channels
+MOST_EIGHTS = 2 if SIMULATING else 7  # of channels of a row, per lane: 7 * 32 * 8 = 1,792 channels per warp
 SEQUENCES = 2  # in forward
 ROWS = 2  # in backward
 WPE_ROWS = 8  # in backward for wpe, where a thread has eight channels of each
@@ -111,7 +112,7 @@ def places_by_token(tokens, V):
 
 
 def row_parts(C):
-    """(parts of a row of C channels, eights of channels that a lane has in each part, how many of these exist in all parts and lanes)."""
+    """(parts of a row of C channels, eights of channels of a lane in each part, how many of these are below C in every part and lane)."""
     parts = ceil_div(C, MOST_EIGHTS * COLUMNS_PER_WARP)
     eights = ceil_div(C, parts * COLUMNS_PER_WARP)
     in_last_part = C - (parts - 1) * eights * COLUMNS_PER_WARP
@@ -143,7 +144,7 @@ def make_kernels(C):
 
     @cuda.jit(cache=True)
     def encoder_forward_kernel(out, tokens, wte, wpe):
-        """One warp per position t = blockIdx.x * ROWS_PER_BLOCK + warp, for SEQUENCES sequences from b on. blockIdx.z: the part of the row."""
+        """A warp takes position t = blockIdx.x * ROWS_PER_BLOCK + warp of SEQUENCES sequences from b on, part blockIdx.z of the row."""
         B, T = tokens.shape
         t, b, part = cuda.blockIdx.x * ROWS_PER_BLOCK + cuda.threadIdx.x // WARP_SIZE, cuda.blockIdx.y * SEQUENCES, cuda.blockIdx.z
         if t >= T:

@@ -6,8 +6,8 @@
     dinp     = q(dout) q(weight) / (s_dout s_weight)
     dweight += q(dout)ᵀ q(inp)   / (s_dout s_inp)
 
-Everything else is as in layers/fast/matmul.py; results are in bfloat16. (Sums: FAST_ACCUMULATION below.) Each tensor is rounded by the scale of its own contents.
-There is no history of scales, so a run that is resumed has the bits of one that was not stopped.
+Everything else is as in layers/fast/matmul.py; results are in bfloat16. (Sums: FAST_ACCUMULATION below.) Each tensor is rounded by the
+scale of its own contents. There is no history of scales, so a run that is resumed has the bits of one that was not stopped.
 
 What is rounded when. A tensor core wants both factors along the sum: channels in `out`, output channels in dinp, rows in dweight.
 

@@ -11,10 +11,10 @@ What is different from the plain kernels of layers/global_norm.py, and what it g
     The scale stays on the device, where the update reads it: the host does not wait.
 
     With ZeRO, where the processes share the work of the update (parallel/shards.py), a process sums only its own parts of the gradients,
-    which `ranges` lists (gpu/ranges.py), and the partial sums of all processes are added between the two launches. A block searches the
-    range of all that it reads at a time once; only where that spans a border, each thread searches for every eight elements. The search
-    for the next elements runs while those at hand are on their way: 49.7 µs for half of the gradients. When each thread searched for every
-    eight elements, it took 129.8.
+    which `ranges` lists (gpu/ranges.py), and the partial sums of all processes are added between the two launches. A block finds the range
+    of a chunk (SPAN elements) with one search; only where a chunk crosses a border does each thread search for every eight elements. The
+    search for the next chunk runs while this one's elements are on their way: 49.7 µs for half of the gradients. When each thread searched
+    for every eight elements, it took 129.8.
 
     | array    | shape, type               | access                                                |
     | -------- | ------------------------- | ----------------------------------------------------- |
@@ -59,7 +59,7 @@ def find_span(ranges, base):
 
 @cuda.jit(device=True)
 def load_scattered(words, grads, ranges, first):
-    """This thread's share of a block's elements that lie in several ranges or end with the last one: then zeros. first: of the share."""
+    """Load this thread's share, from `first` on, of a chunk that lies in several ranges or ends with the last one: then zeros."""
     for j in range(VECTORS):
         i = first + j * VECTOR_SPAN
         if i < ranges[ranges.shape[0] - 1, START]:
@@ -72,7 +72,7 @@ def load_scattered(words, grads, ranges, first):
 
 @cuda.jit(cache=True)
 def sum_of_squares_kernel(partials, grads, ranges):
-    """partials[block] = this block's sum of squares: a block takes SPAN elements at a time, then those one grid further on."""
+    """partials[block] = this block's sum of squares: a block takes SPAN elements, then those gridDim.x * SPAN further on."""
     count = ranges[ranges.shape[0] - 1, START]
     words = cuda.local.array(WORDS, uint32)
     x = cuda.local.array(WIDTH, float32)
@@ -101,7 +101,7 @@ def sum_of_squares_kernel(partials, grads, ranges):
 
 @cuda.jit(cache=True)
 def norm_and_scale_kernel(result, partials, loss, max_norm):
-    """From the BLOCKS partial sums to the norm and the scale; NaN if norm or loss is not finite. One block."""
+    """From the BLOCKS partial sums to the norm and the scale, which is NaN if norm or loss is not finite. One block."""
     total = ZERO
     for i in range(cuda.threadIdx.x, BLOCKS, cuda.blockDim.x):
         total += partials[i]

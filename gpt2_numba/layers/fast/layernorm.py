@@ -13,15 +13,17 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,53
     The residual addition is fused in. residual_layernorm_forward: residual = inp + branch, out = layernorm(residual), two reads and two
     writes instead of three and two. As one pass 99 / 92 %; as two kernels the addition ran at 100 % and LayerNorm at 77 %.
 
-    Backward is one kernel. Two kernels, each reading inp and dout, reached 53 / 37 % with the same 16-byte loads. A thread has eight columns,
-    so a row belongs to a team of C / 256 warps. Between its two passes over a row, a thread keeps xhat, dxhat and the weights of its columns
-    in registers, beside their sums for dweight and dbias. These are combined once, at the end, in shared memory. A fixed number of blocks
-    share the rows, and accumulate_partials adds up the blocks: no atomics, the same bits in every run.
+    Backward is one kernel. Two kernels, each reading inp and dout, reached 53 / 37 % with the same 16-byte loads. Up to 3,072 channels a
+    thread has eight columns, so a row belongs to a team of C / 256 warps, rounded up. Between its two passes over a row, a thread keeps
+    xhat, dxhat and the weights of its columns in registers; longer rows are read again from shared memory. Registers also hold the columns'
+    sums for dweight and dbias, which are combined once, at the end, in shared memory. A fixed number of blocks share the rows, and
+    accumulate_partials adds up the blocks: no atomics, the same bits in every run.
 
-    A team processes four rows between two barriers, which are its own: no team waits for another. It has eight sums to add up, two for each
-    row, with 9 shuffles instead of 40 (gpu/reductions.py). Meanwhile the next four or eight rows are copied to shared memory (cp.async),
-    which takes no registers: 86 / 75 % with a cold cache, 111 / 66 µs, and 85 / 74 % at the clock of a training step (2026-11-29). With a
-    warp per row, and so 24 / 56 columns per thread, it took 121 / 82 µs: a warp met every wait in each of its rows.
+    In bfloat16, if 4 divides N, a team processes four rows between two barriers, which are its own: no team waits for another. It has eight
+    sums to add up, two for each row; a warp does so with 9 shuffles instead of 40 (gpu/reductions.py), and 10 more combine the warps and
+    tell all threads. Meanwhile the next four / eight rows are copied to shared memory (cp.async), which takes no registers: 86 / 75 % with
+    a cold cache, 111 / 66 µs, and 85 / 74 % at the clock of a training step (2026-11-29). With a warp per row, and so 24 / 56 columns per
+    thread, it took 121 / 82 µs, since a warp had to wait for its loads and sums anew in every row.
 
     dinp_sums are fused into backward. The linear layer below takes dinp as its dout, and its bias gradient is the column sums of dinp: a
     third sum in the same registers, and no kernel has to read dinp for it.
@@ -79,12 +81,14 @@ ONE, ZERO = np.float32(1.0), np.float32(0.0)
 MAX_FORWARD_COLUMNS = COLUMNS_PER_WARP * (2 if SIMULATING else 4)  # per warp
 FORWARD_WARPS = 4  # per block: a multiprocessor holds many small blocks
 
-# Backward: one block per multiprocessor. BACKWARD_WARPS warps have 168 registers per thread, which eight columns take; a row that would
-# need more warps has several eights of columns per thread, and WIDE_WARPS warps, with 255 registers. Fastest on an H200, 2026-11-29:
-# 768 columns: 4 teams of 3 warps, 4 rows at a time, 4 ahead; 1,600 columns: 1 team of 7 warps, 4 rows at a time, 8 ahead.
+# Backward: one block per multiprocessor. BACKWARD_WARPS warps leave 168 registers per thread, enough for eight columns. A row that would
+# need more warps has several eights of columns per thread, and at most WIDE_WARPS warps, with 255 registers. Fastest on an H200,
+# 2026-11-29: 768 columns: 4 teams of 3 warps, 4 rows at a time, 4 rows ahead; 1,600 columns: 1 team of 7 warps, 4 rows at a time, 8 rows
+# ahead.
 BACKWARD_WARPS, WIDE_WARPS = (2, 2) if SIMULATING else (12, 8)  # per block
 BACKWARD_BLOCKS = 3 if SIMULATING else 132  # an H200's multiprocessors, on every GPU: the bits of dweight and dbias depend on it
-BYTES_AHEAD = 1 << (10 if SIMULATING else 16)  # at least, on their way to a block: the memory's speed times its delay is 17 KB
+# On their way to a block, as far as they fit. The memory's speed times its delay is 17 KB per multiprocessor; this leaves room for delays.
+BYTES_AHEAD = 1 << (10 if SIMULATING else 16)
 INP, DOUT, DINP = range(3)  # the arrays whose rows are copied ahead
 COPIED_ARRAYS = 3
 MOST_ROWS = 4  # that a team processes at a time
@@ -124,7 +128,7 @@ def make_forward_kernels(C, has_largest=False):
                 for k in range(WIDTH):
                     total += x[j * WIDTH + k]
         m = row_sum(total) * ONE_OVER_C
-        total = ZERO  # of the squared centred values: E[x²] - E[x]² would cancel
+        total = ZERO  # of the squared centred values: E[x²] - E[x]² would lose its digits to cancellation
         for j in range(VECTORS):
             if (j * THREADS + thread) * WIDTH < C:
                 for k in range(WIDTH):
@@ -200,7 +204,7 @@ def backward_shape(C):
 
 
 def rows_at_a_time(N, C, itemsize):
-    """Rows that a team processes between two barriers: four; one, if it keeps the memory busy for long enough, or if N leaves a remainder."""
+    """Rows that a team processes between two barriers: 4; or 1, if a row by itself keeps the memory busy or if 4 does not divide N."""
     _, _, vectors = backward_shape(C)
     return MOST_ROWS if vectors == 1 and itemsize == 2 and N % MOST_ROWS == 0 else 1
 
@@ -223,7 +227,7 @@ def make_backward_kernel(C, ROWS, AHEAD, has_dinp_sums, has_largest=False):
     SPAN = TEAM_THREADS * WIDTH  # columns that a team takes at once
     KEEPS = VECTORS == 1  # whether a thread keeps xhat, dxhat and the weights in registers. Otherwise it loads them twice, and ROWS is 1.
     SLOTS = AHEAD + 1  # of a team's ring in shared memory, one per batch
-    COLUMNS, KEPT = VECTORS * WIDTH, ROWS * WIDTH  # per thread
+    COLUMNS, KEPT = VECTORS * WIDTH, ROWS * WIDTH  # per thread: columns; elements of xhat, and of dxhat, that it holds at a time
     SUMS = 3 if has_dinp_sums else 2
     WARP_SUMS_SHAPE = (2, TEAMS, WARPS, EIGHT)  # half, team, warp, which sum
     LANES = WARP_SIZE // EIGHT  # that have the same one of a warp's eight sums
@@ -264,7 +268,7 @@ def make_backward_kernel(C, ROWS, AHEAD, has_dinp_sums, has_largest=False):
 
     @cuda.jit(device=True)
     def load_statistics(mean, rstd, row, m, s):
-        """m, s = mean, rstd of the batch at `row`; beyond the last batch, of that one."""
+        """m, s = mean, rstd of the batch at `row`; if there is none, of the last batch of all."""
         row = min(row, mean.shape[0] - ROWS)
         for r in range(ROWS):
             m[r], s[r] = load1(mean, row + r), load1(rstd, row + r)
@@ -400,7 +404,7 @@ def make_backward_kernel(C, ROWS, AHEAD, has_dinp_sums, has_largest=False):
                             dx[k] += s[r] * dy[r * WIDTH + k] - shift - slope * x[r * WIDTH + k]
                         store8(dinp, (row + r) * C + c, dx)
                         if has_dinp_sums or has_largest:
-                            round8(dinp, dx)  # what is stored; after the store, whose rounding it can share
+                            round8(dinp, dx)  # what is stored; after the store, so that the compiler rounds once
                         for k in range(WIDTH):
                             if has_dinp_sums:
                                 dinp_sum[j * WIDTH + k] += dx[k]

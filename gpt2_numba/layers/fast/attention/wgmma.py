@@ -34,7 +34,8 @@ product is started conditionally: ptxas 13.0 then reused registers that the runn
 
 The bias gradient of the layer below, qkv, is the sum of the rows of dqkv. A block that stores 64 rows of dq, or of dk and dv, has them in
 shared memory; there it adds them up, too (add_up_rows), which saves a kernel that would read all of dqkv again. One H200, 2026-11-29, T =
-1024, hot as in a training step, backward and bias gradient: B=64, NH=12 1.015 ms instead of 1.056; B=16, NH=25 0.548 instead of 0.577.
+1024, hot as in a training step, backward and bias gradient: B=64, NH=12 1.015 ms instead of 1.056; B=16, NH=25 0.548 instead of 0.577
+(at a lower clock than the figures that follow).
 
 One H200, 2026-11-22, B=16, T=1024, NH=25, launched back to back, without the bias gradient: forward 0.165 ms, backward 0.492 (mma.py 0.230
 and 0.835; cuDNN 0.160 and, with atomics, 0.553). Computing delta in dq's kernel instead of a separate one: backward 0.479 instead of 0.514
@@ -263,8 +264,9 @@ def compute_row_delta(out, dout, index):
 
 
 # The sums of dqkv's rows. Each of the four warps has staged 16 rows of a tensor in shared memory, rounded, on their way out (store_rows).
-# Ones times these rows are their sums: a product of the tensor cores for each eight channels, all of whose 16 rows are the same. The block
-# adds up its warps' sums and stores them as part of a row of partial sums, one row for each tile of tokens.
+# Ones times these rows are their sums: one product of the tensor cores for every eight channels, whose 16 result rows are all the same.
+# Rows from T on are multiplied by 0, and must be finite. The block adds up its warps' sums and stores them as part of a row of partial
+# sums, one row for each tile of tokens.
 WARPS = WARPGROUP // WARP_SIZE
 STAGED_ROW_BYTES = padded_row_bytes(HS)
 SUMS_OFFSET = 2 * WARPS * STAGING_BYTES  # in shared memory, behind the rows of two tensors: the warps' sums, (tensor, warp, channel)
@@ -280,7 +282,7 @@ def sums_offset(tensor, warp):
 @inlined
 def ones_before(count, ones):
     """ones = (16, 16), a first factor: 1 in the first `count` columns, 0 in the others, so that a product leaves out later rows."""
-    column = int32(2 * (cuda.threadIdx.x & 3))  # a thread has two neighbours, and those eight columns further on
+    column = int32(2 * (cuda.threadIdx.x & 3))  # a thread has this column, the next, and the two that are eight further on
     for half in range(2):
         low = uint32(BFLOAT16_ONE) if column + 8 * half < count else uint32(0)
         high = uint32(BFLOAT16_ONE << 16) if column + 8 * half + 1 < count else uint32(0)
@@ -290,13 +292,13 @@ def ones_before(count, ones):
 
 @inlined
 def store_eight_sums(memory, offset, group, ones, upper, lower):
-    """Store the sums of eight channels, whose 16 rows are the matrices upper and lower, as number `group` of the eights from byte `offset`."""
+    """Store the sums of eight channels, whose 16 rows are the matrices upper and lower, at byte offset + group * 32."""
     lane = int32(cuda.threadIdx.x & 31)
     product = cuda.local.array(4, float32)
     for i in range(4):
         product[i] = ZERO
     mma_m16n8k16(product, 0, ones, 0, upper, lower)
-    if lane >> 2 == group:  # all rows are the same: four lanes store two sums each, other ones for the next group
+    if lane >> 2 == group:  # all rows are the same: lanes 4 group to 4 group + 3 store two sums each
         here = uint32(offset + group * 32 + (lane & 3) * 8)
         store32(memory, here, uint32(bits_of_float(product[0])))
         store32(memory, uint32(here + 4), uint32(bits_of_float(product[1])))
@@ -313,7 +315,8 @@ def add_up_rows(sums, start, memory, tensors, first_row, T):
     ones = cuda.local.array(4, uint32)
     ones_before(int32(T - first_row), ones)
     for tensor in range(tensors):
-        # A lane names row lane & 7 of one of four matrices: the upper rows of eight channels, the lower ones, the same of the next eight.
+        # A lane gives the address of row lane & 7 of one of four 8 x 8 matrices: the upper rows of eight channels, the lower ones, and the
+        # same of the next eight.
         rows = int32((tensor * WARPS + warp) * STAGING_BYTES + (lane & 15) * STAGED_ROW_BYTES + (lane >> 4) * PIECE)
         for pair in range(HS // 16):
             upper, lower, next_upper, next_lower = load_matrices_transposed(memory, uint32(rows + pair * 2 * PIECE))
