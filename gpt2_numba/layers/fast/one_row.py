@@ -11,8 +11,9 @@ kernels one after the other. What is different here:
     load, and most products have a block for every multiprocessor (the smallest of GPT-2 124M has 96).
 
     All weights that a thread has of an output channel are loaded at once, 16 bytes at a time; those of its first channel before anything
-    else, since they do not depend on the row. While they are on their way, the row is prepared. They stay packed as they come (load8_words), since any arithmetic on them would wait for them. The
-    weights of the next channel are on their way while the sums of this one are added up.
+    else, since they do not depend on the row. While they are on their way, the row is prepared. They stay packed as they come
+    (load8_words), since any arithmetic on them would wait for them. The weights of the next channel are on their way while the sums of this
+    one are added up.
 
     The row lies in shared memory, in the type of inp. All threads of a block bring it there. With a LayerNorm they normalise it first, and
     round it as the layer would; two sums over the block take one barrier each. mean and rstd are not stored: there is no backward.
