@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gpt2_numba.gpu.backend import BFLOAT16_BITS, FLOAT32
-from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
+from gpt2_numba.layer_checks.calls import Call, adds_up, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
-from gpt2_numba.layer_checks.rows import as_float
 from gpt2_numba.layer_checks.running import run_on_host
 from gpt2_numba.layer_checks.tolerances import (
     ROOT_OF_SMALLEST,
@@ -98,10 +97,6 @@ def fast_calls(s, normal, storage):
     )
     yield forward
     kept, _ = run_on_host(forward, storage)
-
-    def stored_sums(after, before, results):
-        after.dbias = before.dbias + as_float(results["dqkv"]).sum(axis=0, dtype=np.float64)
-
     yield Call(
         "attention_backward",
         "attention backward",
@@ -110,7 +105,7 @@ def fast_calls(s, normal, storage):
         lambda a: fast.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, a.scratch, a.dbias),
         lambda after, before, storage: backward_errors(after, storage, s) | bias_errors(after, before),
         lambda a: textbook.attention_backward(a.dqkv, a.dout, a.out, a.lse, a.qkv),
-        from_stored=stored_sums,
+        from_stored=adds_up("dbias", "dqkv"),
     )  # fmt: skip
 
 

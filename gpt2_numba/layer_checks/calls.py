@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2_numba.gpu.backend import FLOAT32
+from gpt2_numba.layer_checks.rows import column_sums
 
 INTEGERS = {"i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "u32": np.dtype(np.uint32), "u8": np.dtype(np.uint8)}
 
@@ -74,6 +75,15 @@ class Call:
     check: Callable | None = None  # (call, storage) -> rows, where `check_call` does not fit
     # (after, before, results): sets in `after` what is defined by another result as stored on the device, such as its column sums.
     from_stored: Callable | None = None
+
+
+def adds_up(sums, matrix):
+    """A Call's from_stored: `sums` has the column sums of `matrix`, as stored, added to it. Both are names of tensors."""
+
+    def from_stored(after, before, results):
+        setattr(after, sums, getattr(before, sums) + column_sums(results[matrix]))
+
+    return from_stored
 
 
 def textbook_call(functions, textbook, function, tensors, arguments, errors=no_error, name=None, check=None):

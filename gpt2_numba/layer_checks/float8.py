@@ -1,9 +1,9 @@
 """The linear layer with factors of eight bits: rounding, where every bit is determined, and the three products.
 
 A product of two factors of eight bits is exact in float32, and only the sum is not. Hopper's tensor cores add 32 products at a time to a
-partial sum: all are shifted to the exponent of the largest of them and cut off 13 bits below it. These errors go in one direction, so they
-add up linearly. The largest is a product, or the partial sum, which grows to the result where this is beyond what is typical. Without fast accumulation the partial sums of 128 products are added in float32 by ordinary instructions, but within the 128
-it is the same; so the bound is, too.
+partial sum: all are shifted to the exponent of the largest of them and cut off 13 bits below it. The largest is a product, or the partial
+sum itself, which may grow to the size of the result. These errors go in one direction, so they add up linearly. Without fast accumulation
+the partial sums of 128 products are added in float32 by ordinary instructions, but within the 128 it is the same; so the bound is, too.
 """
 
 import numpy as np

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
+from gpt2_numba.layer_checks.calls import Call, adds_up, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
-from gpt2_numba.layer_checks.rows import as_float
 from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
 from gpt2_numba.layers import gelu as textbook
 from gpt2_numba.layers.fast import gelu as fast
@@ -76,9 +75,6 @@ def fast_calls(s, normal, storage):
     D = 4 * s.C
     inp, dout, dbias = 2 * normal(s.N, D), normal(s.N, D), normal(D)
 
-    def stored_sums(after, before, results):
-        after.dbias = before.dbias + as_float(results["dinp"]).sum(axis=0, dtype=np.float64)
-
     def errors_with_dbias(after, before, storage):
         dbias = summation_error(s.N, np.sqrt(np.square(after.dinp).sum(axis=0)) + np.abs(before.dbias))
         return {**in_place_errors(after, before, storage), "dbias": dbias}
@@ -114,5 +110,5 @@ def fast_calls(s, normal, storage):
         lambda a: fast.gelu_backward(a.dinp, a.dinp, a.inp, a.dbias, a.scratch),
         errors_with_dbias,
         lambda a: textbook.gelu_backward(a.dinp, a.dinp, a.inp),
-        from_stored=stored_sums,
+        from_stored=adds_up("dbias", "dinp"),
     )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gpt2_numba.gpu.backend import to_storage
-from gpt2_numba.layer_checks.calls import Call, changed, read, scratch, textbook_call, written
+from gpt2_numba.layer_checks.calls import Call, adds_up, changed, read, scratch, textbook_call, written
 from gpt2_numba.layer_checks.differences import check_gradients
 from gpt2_numba.layer_checks.rows import as_float
 from gpt2_numba.layer_checks.tolerances import UNIT, summation_error
@@ -135,9 +135,6 @@ def fast_calls(s, normal, storage):
     def backward_reference(a):
         textbook.layernorm_backward(a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd)
 
-    def stored_sums(after, before, results):
-        after.dinp_sums = before.dinp_sums + as_float(results["dinp"]).sum(axis=0, dtype=np.float64)
-
     yield Call(
         "layernorm_backward",
         "layernorm backward",
@@ -153,5 +150,5 @@ def fast_calls(s, normal, storage):
         lambda a: fast.layernorm_backward(a.dinp, a.dweight, a.dbias, a.dout, a.inp, a.weight, a.mean, a.rstd, a.scratch, a.dinp_sums),
         fast_backward_errors,
         backward_reference,
-        from_stored=stored_sums,
+        from_stored=adds_up("dinp_sums", "dinp"),
     )

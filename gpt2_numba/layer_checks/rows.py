@@ -53,6 +53,11 @@ def as_float(stored):
     return bfloat16_values(stored) if stored.dtype == BFLOAT16_BITS else stored
 
 
+def column_sums(stored):
+    """The sums of the columns of a matrix as stored, in float64."""
+    return as_float(stored).sum(axis=0, dtype=np.float64)
+
+
 def compare(layer, tensor, got, expected, error_bound, storage=None):
     """Compare a tensor with its expected values. Returns a Row.
 

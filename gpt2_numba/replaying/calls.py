@@ -6,7 +6,7 @@
 import numpy as np
 
 from gpt2_numba.gpu.backend import to_storage
-from gpt2_numba.layer_checks.rows import as_float
+from gpt2_numba.layer_checks.rows import as_float, column_sums
 
 TEXTBOOK = {
     "encoder_forward": ("out", "tokens", "wte", "wpe"),
@@ -74,7 +74,7 @@ def add_column_sums(function, a, before, written):
     """
     name, matrix = _COLUMN_SUMS.get(function, (None, None))
     if name and getattr(a, name, None) is not None:
-        setattr(a, name, before[name] + as_float(written[matrix]).sum(axis=0, dtype=np.float64))
+        setattr(a, name, before[name] + column_sums(written[matrix]))
 
 
 def rounded(values, storage):

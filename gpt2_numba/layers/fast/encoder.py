@@ -228,7 +228,7 @@ def encoder_backward_wpe_kernel(dwpe, dout, T):
     words = cuda.local.array(WPE_WORDS, uint32)
     x = cuda.local.array(WIDTH, float32)
     load8(dwpe, index, total)
-    for first in range(0, N // T, WPE_ROWS):
+    for first in range(0, N // T, WPE_ROWS):  # as add_rows8, but packed: in bfloat16 eight rows take the registers of four
         for i in range(WPE_ROWS):
             if first + i < N // T:
                 load8_words(dout, index + (first + i) * T * C, words, i * WIDTH)

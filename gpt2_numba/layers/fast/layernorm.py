@@ -23,7 +23,7 @@ shares of the rate of a device-to-device copy; one H200, 2026-11-22, bf16: 65,53
     sums to add up, two for each row; a warp does so with 9 shuffles instead of 40 (gpu/reductions.py), and 10 more combine the warps and
     tell all threads. Meanwhile the next four / eight rows are copied to shared memory (cp.async), which takes no registers: 86 / 75 % with
     a cold cache, 111 / 66 µs, and 85 / 74 % at the clock of a training step (2026-11-29). With a warp per row, and so 24 / 56 columns per
-    thread, it took 121 / 82 µs, since a warp had to wait for its loads and sums anew in every row.
+    thread, it took 121 / 82 µs: every row made its warp wait for its loads, and then for its sums.
 
     dinp_sums are fused into backward. The linear layer below takes dinp as its dout, and its bias gradient is the column sums of dinp: a
     third sum in the same registers, and no kernel has to read dinp for it.
