@@ -1,5 +1,7 @@
 """Attention: the references against the definition, and the fast engines against the references, at lengths around tile boundaries."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,17 @@ from gpt2_numba.layer_checks import Sizes, check_kernel, format_table
 from gpt2_numba.layers import attention as textbook
 from gpt2_numba.layers.attention.on_cpu import TILE
 from gpt2_numba.layers.fast import attention
-from gpt2_numba.layers.fast.attention import attention_backward, attention_forward, attention_scratch_size, engine, matmuls, mma, wgmma
+from gpt2_numba.layers.fast.attention import (
+    attention_backward,
+    attention_forward,
+    attention_scratch_size,
+    cudnn,
+    engine,
+    matmuls,
+    mma,
+    tf32,
+    wgmma,
+)
 from gpt2_numba.layers.fast.matmul import matmul_scratch_size
 from tests.test_layer_kernels import Shuffled
 
@@ -113,6 +125,27 @@ def test_scratch_is_large_enough_for_smaller_batches(module):
                 together = matmuls.sequences_at_a_time(B, T, NH, HS)
                 needed = matmuls.ALIGNMENT + B * NH * T + matmuls.elements_needed(together, T, NH, HS)
                 assert needed <= module.scratch_size(B, T, NH, HS) + matmuls.ALIGNMENT
+
+
+@needs_kernels
+@pytest.mark.parametrize("module", [matmuls, tf32, mma, wgmma, cudnn], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_forward_takes_more_and_shorter_sequences(monkeypatch, module):
+    """Multiple-choice questions: as many tokens as a batch of training has, in rows as short as they are. Backward has more to keep there."""
+    NH, HS, forward = 1, 64, mock.Mock()
+    monkeypatch.setattr(attention, "engine", lambda dtype, HS: module)
+    monkeypatch.setattr(module, "attention_forward", forward)
+    dtype = FLOAT32 if module in (matmuls, tf32) else BFLOAT16_BITS
+    scratch = to_device(np.zeros(attention_scratch_size(5, 960, NH, HS, dtype), np.float32))
+    for B, T in ((600, 8), (4800, 1), (48, 100)):
+        qkv, out = (to_device(np.zeros((B * T, columns), dtype)) for columns in (3 * NH * HS, NH * HS))
+        lse = to_device(np.zeros((B, NH, T), np.float32))
+        attention_forward(out, lse, qkv, scratch)
+        if module is matmuls:
+            together = matmuls.sequences_at_a_time(B, T, NH, HS)
+            assert matmuls.ALIGNMENT + B * NH * T + matmuls.elements_needed(together, T, NH, HS) <= scratch.size + matmuls.ALIGNMENT
+    assert forward.call_count == 3
+    with pytest.raises(ValueError, match=r"scratch must have at least \d+ elements, got \d+"):
+        attention_backward(qkv, out, out, lse, qkv, scratch[: NH * B * T // 2])
 
 
 @pytest.mark.parametrize("dtype, HS", [(FLOAT32, 8), (FLOAT32, 64), (BFLOAT16_BITS, 8), (BFLOAT16_BITS, 64), (BFLOAT16_BITS, 128)])

@@ -116,19 +116,23 @@ def attention_forward(out, lse, qkv, scratch):
     """Attention over the packed queries, keys and values.
 
     out [w] (N, C)   lse [w] (B, NH, T), float32   qkv [r] (N, 3C)
-    scratch [w] float32, at least attention_scratch_size(B, T, NH, HS, type) elements
+    scratch [w] float32, attention_scratch_size(B, T, NH, HS, type) elements; what is enough for a batch is enough for more and shorter
+            sequences of as many tokens in all, too, such as questions
     Raises ValueError or TypeError if a shape or type does not fit.
     """
     sizes = sizes_of("attention_forward", out, lse)
     check_arrays("attention_forward", sizes, SHAPE_HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
-    _check_for_kernels("attention_forward", sizes, qkv, scratch)
-    engine(qkv.dtype, sizes["HS"]).attention_forward(out, lse, qkv, scratch)
+    module, (B, T, NH, HS) = engine(qkv.dtype, sizes["HS"]), (sizes[name] for name in ("B", "T", "NH", "HS"))
+    # The others write nothing to scratch in forward, or ask for less than they need in backward (cudnn, which checks it).
+    _check_for_kernels("attention_forward", sizes, qkv, scratch, module.scratch_size(B, T, NH, HS) if module is matmuls else 0)
+    module.attention_forward(out, lse, qkv, scratch)
 
 
 def attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias=None):
     """Gradient of attention_forward.
 
-    dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)   scratch [w] as in attention_forward
+    dqkv [w] (N, 3C)   dout [r] (N, C)   out, lse [r] as forward left them   qkv [r] (N, 3C)
+    scratch [w] float32, at least attention_scratch_size(B, T, NH, HS, type) elements
     dbias [+] (3C,) or None: the sums of dqkv over its rows, the bias gradient of the linear layer below. wgmma makes them on the way
     Raises ValueError or TypeError if a shape or type does not fit.
     """
@@ -137,8 +141,8 @@ def attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias=None):
         "attention_backward", sizes, SHAPE_HINT, dqkv=(dqkv, "N 3C"), dbias=(dbias, "3C"),
         dout=(dout, "N C"), out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"),
     )  # fmt: skip
-    _check_for_kernels("attention_backward", sizes, qkv, scratch)
-    module = engine(qkv.dtype, sizes["HS"])
+    module, (B, T, NH, HS) = engine(qkv.dtype, sizes["HS"]), (sizes[name] for name in ("B", "T", "NH", "HS"))
+    _check_for_kernels("attention_backward", sizes, qkv, scratch, attention_scratch_size(B, T, NH, HS, qkv.dtype))
     if module is wgmma:
         wgmma.attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias)
         return
@@ -147,9 +151,9 @@ def attention_backward(dqkv, dout, out, lse, qkv, scratch, dbias=None):
         bias_backward(dbias, dqkv, scratch)
 
 
-def _check_for_kernels(function, sizes, qkv, scratch):
+def _check_for_kernels(function, sizes, qkv, scratch, scratch_size):
     if engine(qkv.dtype, sizes["HS"]) not in (wgmma, cudnn):  # the others have a head in each row of the grid
         check_grid(function, **{"B * NH": sizes["B"] * sizes["NH"]})
     check_on_device(function, qkv, "layers/attention")
     check_width(function, HS=sizes["HS"])
-    check_scratch(function, scratch, attention_scratch_size(sizes["B"], sizes["T"], sizes["NH"], sizes["HS"], qkv.dtype))
+    check_scratch(function, scratch, scratch_size)
