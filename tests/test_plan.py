@@ -30,6 +30,7 @@ from gpt2_numba.planning.request import launched, parse_request
 from gpt2_numba.training.speed import peak_flops
 
 RULERS = (("d12", "bf16", 2, 64), ("d48", "bf16", 2, 16), ("fp32", "fp32", 0, 16))
+TINY = "accumulate_mean", "norm_and_scale"  # launches of a few microseconds, which the plan leaves out
 RUN = "-e d12 -b 64 -t 1024 -d 524288 -x 100 -r 0 --gpu h200"
 
 
@@ -39,7 +40,7 @@ def decided(command, **changes):
 
 
 def ruler(name):
-    return json.loads((BENCH / f"2026-11-22-h200-ruler-{name}" / "result.json").read_text())
+    return json.loads((BENCH / f"2026-11-29-h200-ruler-{name}" / "result.json").read_text())
 
 
 def options(precision="bf16", recompute=0, fusion=2, **others):
@@ -65,14 +66,14 @@ def test_the_parts_of_a_step_are_the_rulers(name, precision, fusion, B):
     for part in parts_of_step(config, B, 1024, options(precision, fusion=fusion)):
         calls = part.calls * (1 if part.phase in ("norm", "adamw") else micro_steps)
         least[part.name] = least.get(part.name, 0.0) + 1000 * calls * max(part.nbytes / copy, part.flop / matmul)
-    recorded = {name: part["floor_ms"] for name, part in result["timeline"]["parts"].items() if name != "accumulate_mean"}
+    recorded = {name: part["floor_ms"] for name, part in result["timeline"]["parts"].items() if name not in TINY}
     assert least == pytest.approx(recorded, rel=0.002)
 
 
 @pytest.mark.parametrize("name, precision, column", [("d12", "bf16", 0), ("d48", "bf16", 1), ("fp32", "fp32", 0)])
 def test_the_shares_and_limits_are_the_rulers(name, precision, column):
     result = ruler(name)
-    recorded = {name: round(part["share"], 3) for name, part in result["timeline"]["parts"].items() if name != "accumulate_mean"}
+    recorded = {name: round(part["share"], 3) for name, part in result["timeline"]["parts"].items() if name not in TINY}
     assert {name: shares[column] for name, shares in measured.SHARES[precision].items()} == recorded
     assert measured.COPY_RATE == pytest.approx(result["ceilings"]["copy"]["sustained"], rel=0.002)
     assert measured.MATMUL_RATE[precision] == pytest.approx(result["ceilings"]["square"]["sustained"], rel=0.001)
@@ -451,7 +452,7 @@ def test_a_cpu_run_has_memory_but_no_time(capsys):
 
 def test_validating_often_is_counted():
     command = COMMAND + " -d 8192 --data-tokens 1B"
-    assert any("validating (-v 20 -m 20) adds 30%" in line for line in report(decided(command))[0])
+    assert any("validating (-v 20 -m 20) adds 31%" in line for line in report(decided(command))[0])
     assert not any("validating" in line for line in report(decided(command + " -v 2000"))[0])
 
 

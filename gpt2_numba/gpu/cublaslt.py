@@ -269,8 +269,7 @@ def _search(plan, algorithms, out, *others):
     """The fastest algorithm, timed on the arrays themselves: on real data, since a GPU multiplies zeros faster.
 
     An output that is overwritten may be written any number of times; the actual product comes last. One that is accumulated into may not:
-    during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used. One that the library
-    proposes and then refuses to launch is left out.
+    during the search a copy takes its place. If there is no memory for the copy, the library's first algorithm is used.
     """
     target = device_pointer(out)
     if len(algorithms) == 1:
@@ -283,16 +282,6 @@ def _search(plan, algorithms, out, *others):
         stand_in.copy_to_device(out, stream=compute_stream())
         target = device_pointer(stand_in)
     stream, events = compute_stream(), _events()
-
-    def launches(algorithm):
-        plan.use(algorithm)
-        try:
-            plan.launch(target, *others)
-        except plan.lt.cuBLASLtError:
-            return False
-        return True
-
-    algorithms = [algorithm for algorithm in algorithms if launches(algorithm)] or algorithms[:1]
 
     def measure(order):
         events[0].record(stream)

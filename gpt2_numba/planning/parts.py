@@ -94,4 +94,8 @@ def _update(config, options):
     count, e = count_parameters(config), _element(options)
     master = options.precision == "bf16" and options.master_weights
     adamw = e + (e + 24 if master else 2 * e + 16)  # with master weights the parameters are only written
-    return [Part("zero", "norm", 1, e * count), Part("global_norm", "norm", 1, e * count), Part("adamw_update", "adamw", 1, adamw * count)]
+    return [
+        Part("zero", "norm", 1, e * count),
+        Part("sum_of_squares", "norm", 1, e * count),
+        Part("adamw_update", "adamw", 1, adamw * count),
+    ]

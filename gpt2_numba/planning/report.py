@@ -113,9 +113,9 @@ def _sources(plan):
     """From which measurements the time follows, and what is assumed."""
     precision, card, settings = plan.options.precision, CARDS[plan.card], plan.settings
     lines = [
-        "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-*), scaled to the speeds of d12 and d48"
+        "from: each kernel's share of the limits of one H200, 2026-11-29 (dev/bench/2026-11-29-h200-ruler-*), scaled to the speeds of d12 and d48"
         if precision == "bf16"
-        else "from: each kernel's share of the limits of one H200, 2026-11-22 (dev/bench/2026-11-22-h200-ruler-fp32), scaled to d12's speed"
+        else "from: each kernel's share of the limits of one H200, 2026-11-29 (dev/bench/2026-11-29-h200-ruler-fp32), scaled to d12's speed"
     ]
     if plan.options.float8:
         shares = " and ".join(f"{share:.0%} at {width:,} channels" for share, width in zip(measured.FLOAT8_TIME, measured.WIDTHS))
