@@ -66,7 +66,8 @@ def _mersenne_twister(out, state, used):
     old, done, step = np.empty_like(state), 0, WORDS - FAR  # the first `step` new words depend only on old ones
     while done < len(out):
         if used == WORDS:
-            old[:] = state
+            for i in range(WORDS):  # old[:] = state would take the compiler two seconds
+                old[i] = state[i]
             _recur(state[:step], old[:step], old[1 : step + 1], old[FAR:])
             _recur(state[step : 2 * step], old[step : 2 * step], old[step + 1 : 2 * step + 1], state[:step])
             _recur(state[2 * step : -1], old[2 * step : -1], old[2 * step + 1 :], state[step : FAR - 1])

@@ -21,7 +21,6 @@ from gpt2_numba.gpu.arena import free_gpu_bytes, zero
 from gpt2_numba.gpu.backend import (
     BFLOAT16_BITS,
     FLOAT32,
-    bfloat16_bits,
     bfloat16_values,
     copy_to_device,
     copy_to_host,
@@ -29,6 +28,7 @@ from gpt2_numba.gpu.backend import (
     real_gpu,
     require_gpu,
     synchronize,
+    to_storage,
 )
 from gpt2_numba.gpu.gemm import allow_tf32
 from gpt2_numba.gpu.graph import Graphs
@@ -62,8 +62,7 @@ class GPT2:
         if options.device == "gpu":
             require_gpu()
             allow_tf32(options.tf32)  # before memory is planned: attention's scratch depends on it
-        self.config, self.B, self.T, self.options = config, B, T, options
-        self.kernels = options.kernel_set
+        self.config, self.B, self.T, self.options, self.kernels = config, B, T, options, options.kernel_set
         self.gelu_fusion = options.gelu_fusion if on_real_gpu and self.kernels.fused else 0
         self.group = group or Alone()
         self.sharing = Sharing(config, self.group.rank, self.group.ranks, options.zero_stage)
@@ -96,10 +95,10 @@ class GPT2:
         """Set parameters from (name, layer, float array) triples, one for each tensor of each layer; resets the optimizer's state."""
         parts = {(segment.name, segment.layer): (*part, segment.start) for *part, segment in self.sharing.state.parts()}
         for name, layer, values in pieces:
-            self._load_piece(name, layer, values)
+            stored = self._load_piece(name, layer, values)
             if "master" in self.memory:
                 local, start, length, first = parts[name, layer]
-                mine = bfloat16_bits(values.reshape(-1)[start - first : start - first + length])
+                mine = stored.reshape(-1)[start - first : start - first + length]
                 self._write(self.memory["master"][local : local + length], bfloat16_values(mine))  # as in llm.c: rounded copies
         for name in ("m", "v"):
             zero(self.memory[name])
@@ -109,8 +108,9 @@ class GPT2:
         target = target[layer] if isinstance(target, list) else target
         if tuple(values.shape) != tuple(target.shape):
             raise ValueError(f"load_pieces: {name} must be {tuple(target.shape)} for each layer, got {tuple(values.shape)}")
-        self._write(target, values)
-        self.weights_changed = True
+        stored, self.weights_changed = to_storage(values, target.dtype), True
+        self._write(target, stored)
+        return stored  # float32, or bfloat16 bits
 
     def load_params(self, tensors):
         """Set all parameters: name -> float array, shaped as parameter_shapes says. Resets the optimizer's state."""

@@ -2,8 +2,8 @@
 # # 13 · How fast could it be?
 #
 # **You will learn** to say, before you write a kernel, how long it must take at least; to see from a measurement what bounds it; how many
-# threads a multiprocessor holds, and how many it needs; and to read what the compiler makes of a kernel. At the end you know where the 815
-# ms of a training step go, and why the step is at 82 % of what one could hope for.
+# threads a multiprocessor holds, and how many it needs; and to read what the compiler makes of a kernel. At the end you know where the 819
+# ms of a training step go, and why the step is at 83 % of what one could hope for.
 #
 # **You need** chapters [00](00_a_gpu_in_numba.ipynb) and [01](01_gpt2_on_one_page.ipynb). No GPU. An hour and a half, and as much again for
 # the five exercises. Sections 1 to 5 are about measured figures, which are recorded; sections 6 to 9 compute and compile, and run on any
@@ -47,15 +47,15 @@ from tutorials.roofline_figures import (  # noqa: E402
     group_of,
 )
 
-ruler = json.loads((ROOT / "dev/bench/2026-11-22-h200-ruler-d12/result.json").read_text(encoding="utf-8"))
+ruler = json.loads((ROOT / "dev/bench/2026-11-29-h200-ruler-d12/result.json").read_text(encoding="utf-8"))
 launches = {row["name"]: row for row in ruler["kernels"]}  # one row for each launch of a training step
 print("kernels run on:", device_name())
-print("measured:", *ruler["gpu"], "|", ruler["date"][:10], "|", ruler["command"])
+print("measured:", ruler["gpu"][0], "|", ruler["date"][:10], "|", ruler["command"])
 
 # %% [markdown]
 # `ruler` is what one run of [dev/bench](../dev/bench/README.md) wrote on an H200: GPT-2 124M in bfloat16 (2 bytes a number), in
 # micro-batches of 64 sequences of 1,024 tokens, eight of them to a step: 524,288 tokens. Everything in this chapter that is called
-# *measured* comes from this file ([as tables](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)), unless another one is named.
+# *measured* comes from this file ([as tables](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt)), unless another one is named.
 #
 # ## 1. How long must it take, at least?
 #
@@ -97,8 +97,8 @@ for name, (nbytes, flop) in counted.items():
 # %% [markdown]
 # The product moves a quarter more, and computes 768 times as much. While some warps wait for bytes, others compute, so at best the two
 # times overlap completely, and the larger of them is the **floor**: no kernel can be expected to do this job in less. So the first is
-# bounded by memory, and takes 0.101 ms where 0.096 are possible; the second by the tensor cores (the units that multiply small matrices),
-# and takes 0.416 where 0.386 are possible. Floor / time is the **share of the ceiling**, the last column of all ladders in this course.
+# bounded by memory, and takes 0.100 ms where 0.095 are possible; the second by the tensor cores (the units that multiply small matrices),
+# and takes 0.423 where 0.379 are possible. Floor / time is the **share of the ceiling**, the last column of all ladders in this course.
 # (The recorded bytes are a few more: biases, means. All counts of the package stand in one table, [costs.py](../dev/bench/costs.py).)
 #
 # Mind what is *not* counted: what a kernel reads twice, or writes only for itself. A kernel that reads its input three times gets no credit
@@ -114,7 +114,7 @@ for name, (nbytes, flop) in counted.items():
 #
 # Divide FLOP by bytes: the **intensity**, how much a launch computes for each byte that it must move. Memory needs `bytes / COPY` seconds,
 # the tensor cores `flop / MATMUL`. The two are equal where `flop / bytes = MATMUL / COPY`; this intensity is the **ridge**. **Predict**:
-# 4.2 TB come in every second, and 802 TFLOP can be computed. How many operations must there be for each byte, so that the tensor cores are
+# 4.2 TB come in every second, and 817 TFLOP can be computed. How many operations must there be for each byte, so that the tensor cores are
 # busy? And how many are there in GELU, ten operations for two numbers of two bytes?
 
 # %%
@@ -124,7 +124,7 @@ for name in ("residual_layernorm_forward", "adamw_update", "attention_forward", 
     print(f"{name:<28}{row['flop'] / row['bytes']:7.1f} FLOP per byte: bound by {row['bound']}")
 
 # %% [markdown]
-# 191, and 2.5 for GELU. Only matrix products get beyond the ridge (attention is made of them, too), since they use each number hundreds of
+# 194, and 2.5 for GELU. Only matrix products get beyond the ridge (attention is made of them, too), since they use each number hundreds of
 # times. Here are all launches of a step that move more than 10 MB. Across: the intensity. Upwards: FLOP per second, as measured. A launch
 # of intensity x cannot compute faster than its bytes arrive, `x · COPY`, a line that rises with x, nor faster than `MATMUL`, whatever x is.
 # So, but for noise, no point lies above a roof with a slope and a flat top; this picture is the **roofline** (Williams et al. 2009). *Which
@@ -135,11 +135,11 @@ draw_roof([row for row in launches.values() if row["flop"] and row["bytes"] > 1e
 
 # %% [markdown]
 # Read it from the left. Blue dots belong to the slope, and most lie close below it (the percentage is the share of the roof at that point;
-# on logarithmic axes 50 % is a small step). Two do not: `encoder_forward`, which section 10 is about, and `encoder_backward` (chapter
-# [02](02_encoder.ipynb)), which takes a thousandth of the step. Red dots are below the flat top, at 68 to 99 %. GELU has no dot: it is
-# computed within the product of fc, `matmul_gelu_forward` (chapter [07](07_residual_and_fusion.ipynb)).
+# on logarithmic axes 50 % is a small step). One does not: `encoder_backward` (chapter [02](02_encoder.ipynb)), which takes a thousandth of
+# the step. Red dots are below the flat top, at 66 to 98 %. GELU has no dot: it is computed within the product of fc, `matmul_gelu_forward`
+# (chapter [07](07_residual_and_fusion.ipynb)).
 #
-# And attention, orange, is at 36 and 34 %, although its products alone would allow nearly three times the speed, and its bytes more. So
+# And attention, orange, is at 37 and 31 %, although its products alone would allow about three times the speed, and its bytes more. So
 # something else must bound it, that the picture does not know. **Think**: what else does a softmax compute for each pair of tokens?
 
 # %%
@@ -153,7 +153,7 @@ print(f"exponentials {exponentials_ms:.3f} ms, products {products_ms:.3f} ms, me
 
 # %% [markdown]
 # An exponential. A multiprocessor computes 16 of them in a clock cycle, but [4,096 operations](../gpt2_numba/training/speed.py) of
-# products, 256 times as many. A kernel that computes first the products, then the exponentials, needs 0.15 + 0.12 = 0.27 ms of the 0.36 for
+# products, 256 times as many. A kernel that computes first the products, then the exponentials, needs 0.15 + 0.12 = 0.27 ms of the 0.38 for
 # these two alone. That is a third ceiling. (FlashAttention-3, Shah et al. 2024, [arXiv:2407.08608](https://arxiv.org/abs/2407.08608), lets
 # one group of warps multiply while another exponentiates.) A roofline says what is impossible. It does not say that what is possible can be
 # reached.
@@ -185,16 +185,20 @@ print(f"step {step_ms:.0f} ms, all floors {ruler['timeline']['floor_ms']:.0f} ms
 draw_step(groups, step_ms)
 
 # %% [markdown]
-# Products 71 %, attention 15 %, all other kernels a tenth; and in the last line the 82 % that this chapter began with. ("classifier" is the
-# loss with its gradient, without its products; "LayerNorm" has the additions that are fused into it. The floors are those of a chip that
-# has been computing for seconds, section 5. "Gaps" is the step's time minus that of its kernels, which were timed one by one; the step is a
-# CUDA graph already, chapter [10](10_training_loop.ipynb).) For all products together, floor / time is 96 %. The classifier's two products
-# even get 112 %: they were faster than the large product, 8192 × 8192 × 8192, that had been taken as the ceiling. A ceiling is a
-# measurement, too.
+# Products 74 %, attention 17 %, all other kernels less than a tenth; and in the last line the 83 % that this chapter began with.
+# ("classifier" is the loss with its gradient, without its products; "LayerNorm" has the additions that are fused into it. The floors are
+# those of a chip that has been computing for seconds, section 5.) For all products together, floor / time is 93 %. The classifier's
+# products even get 107 % backward and 111 % forward: they were faster than the large product, 8192 × 8192 × 8192, that had been taken as
+# the ceiling. A ceiling is a measurement, too.
+#
+# "Gaps" is the step's time minus that of its kernels, which were timed one by one, in another pass. It is a small difference of large
+# numbers, and uncertain by a few percent: it was 3.4 % on 2026-11-22, and is minus 7 % in
+# [float32](../dev/bench/2026-11-29-h200-ruler-fp32/tables.txt), which no gap can be. (The step is a CUDA graph, chapter
+# [10](10_training_loop.ipynb). Launch by launch it took as long, 819 ms.)
 #
 # The figure shows the same: the upper bar is the step, the lower one is what would be left if every launch took its least time, and there
 # were no gaps. **Predict**, in percent of the step, what three improvements would bring: all kernels that are bound by memory reach their
-# floor; attention gets to half of the products' ceiling, from 39 %; the gaps vanish.
+# floor; attention gets to half of the products' ceiling, from 36 %; the gaps vanish.
 
 # %%
 parts = ruler["timeline"]["parts"].values()
@@ -207,10 +211,11 @@ for what, ms in saved.items():
     print(f"{what:<44}{ms:6.1f} ms, {ms / step_ms:.1%} of the step")
 
 # %% [markdown]
-# Two to three percent each. A perfect LayerNorm, a perfect AdamW, a perfect encoder, a perfect loss, all of them together are worth 2 %:
-# what to work on is in a table of this kind, and seldom where one happens to be looking. It also says when to stop. (Of these 17 ms, 11 are
-# the classifier's. Later the same day it got a new kernel, with one exponential for each logit instead of two, which section 7 looks at;
-# the 815 ms are from before.)
+# Attention is worth 4.5 %. A perfect LayerNorm, a perfect AdamW, a perfect encoder, a perfect loss, all of them together are worth 0.8 %,
+# and the gaps hardly anything: what to work on is in a table of this kind, and seldom where one happens to be looking. It also says when to
+# stop. (On 2026-11-22 the first line said 17 ms, 2.1 %: 11 ms of the classifier, 5 of LayerNorm. Then the classifier got a new kernel, with
+# one exponential for each logit instead of two, which section 7 looks at; LayerNorm's backward rose from 80 to 89 % of the copy rate,
+# `encoder_backward` from 48 to 67 %. The step took 815 ms then, and 819 now, although it got faster: section 5 says how that can be.)
 #
 # ## 4. What is "52 % MFU"?
 #
@@ -223,7 +228,7 @@ for what, ms in saved.items():
 # - Attention's products have no parameters. In a layer, a token sees `T / 2` tokens on average, so its q · k are `C T / 2` multiply-adds,
 #   and weight times v as many: `2 C T` FLOP. Backward takes twice as many, so together **6 C T** for each token and layer.
 #
-# **Predict**, with 124 million parameters, 57 million for `6 C T` in 12 layers, 643,000 tokens per second and a peak of 989 TFLOP/s: is it
+# **Predict**, with 124 million parameters, 57 million for `6 C T` in 12 layers, 640,000 tokens per second and a peak of 989 TFLOP/s: is it
 # more than half, or less?
 
 # %%
@@ -255,8 +260,8 @@ for name, rate in rates.items():
     print(f"{name:<44}{rate / 1e12:6.0f} TFLOP/s, {rate / PEAK:.0%} of the data sheet")
 
 # %% [markdown]
-# No product here reaches the data sheet: a large one gets to 81 % in bursts, and to 71 % if it is repeated for seconds (section 5). A
-# model's own products are of many shapes: 65 %. The last 13 points are all else: attention, LayerNorm, the optimizer, gaps. So MFU is good
+# No product here reaches the data sheet: a large one gets to 83 % in bursts, and to 70 % if it is repeated for seconds (section 5). A
+# model's own products are of many shapes: 63 %. The last 11 points are all else: attention, LayerNorm, the optimizer, gaps. So MFU is good
 # for comparing programs on one kind of GPU; it does not say how much better a program could be.
 #
 # ## 5. Why is a busy chip slower?
@@ -266,7 +271,7 @@ for name, rate in rates.items():
 
 # %%
 for what, row in ("copying", ceilings["copy"]), ("large products", ceilings["square"]), ("the training step", ruler["step"]["as trained"]):
-    print(f"{what:<20}{row['sm_clock_mhz']:6.0f} MHz {row['mean_power_w']:5.0f} W")
+    print(f"{what:<20}{row['sm_clock_mhz']:6.0f} MHz {row['power_w']:5.0f} W")
 joules = ruler["step"]["as trained"]["joules"]
 print(f"a training step: {joules:.0f} J, {1e3 * joules / 524_288:.2f} mJ for each token; at 700 W that takes {joules / 700:.3f} s")
 slower = ceilings["square"]["sm_clock_mhz"] / ceilings["copy"]["sm_clock_mhz"]
@@ -274,18 +279,20 @@ print(f"clock of the products: {slower:.0%}; their rate: {ceilings['square']['su
 
 # %% [markdown]
 # Copying leaves power to spare. Products do not: at the limit, the card lowers its clock until the power fits. (The driver named the power
-# limit as the reason, in every sample. Why the products lose a quarter of the clock, but only 13 % of their speed, is not known: the clock
-# in the bursts was not recorded.) A training step is at the limit, too: its 565 J take 0.807 s at 700 W, of the 0.815. So it does not run
-# against the clock, it runs against the *joules*: what one kernel saves in time, others may lose in clock. **Predict**: two kernels for
-# attention are 10 % apart, measured by themselves on a cool chip. How far apart are they within a training step?
+# limit as the reason, in every sample. Why the products lose 28 % of the clock, but only 16 % of their speed, is not known: the clock in
+# the bursts was not recorded.) A training step is at the limit, too: its 575 J, by the card's energy counter, take 0.822 s at 700 W, and
+# the step took 0.819. (By the power meter's 692 W they are 567 J, and 0.810 s.) So it does not run against the clock, it runs against the
+# *joules*: what one kernel saves in time, others may lose in clock. **Predict**: two kernels for attention are 10 % apart, measured by
+# themselves on a cool chip. How far apart are they within a training step?
 #
 # 1 to 3 % ([LOG](../dev/LOG.md), "attention on wgmma", 2026-11-22). Likewise with cuBLASLt, NVIDIA's library of products, which has several
 # *algorithms* for each: for one product the first of them reached 272 TFLOP/s and the best 732 in bursts, but 580 and 665 when the chip was
-# busy. Over all products of the model, choosing well gained 2.1 % (LOG, "which of cuBLASLt's algorithms"). (If you know PyTorch:
-# `torch.compile(mode="max-autotune")` times its candidates by themselves, too.)
+# busy. Over all products of the model, choosing well gained 2.1 % (LOG, "which of cuBLASLt's algorithms"). And the new kernels of
+# 2026-11-29 save, each by its own time, 0.9 % of a step; old and new in turns, the step gained 0.5 % (LOG, "other forms of the memory-bound
+# kernels"). (If you know PyTorch: `torch.compile(mode="max-autotune")` times its candidates by themselves, too.)
 #
 # Cards of one name differ, too, by up to 5 %. The 607,000 tokens per second of chapter 00 were measured on 2026-11-28, at 1,455 MHz, the
-# 643,000 here at 1,575. Compare only figures from the same run.
+# 640,000 here at 1,530, and 643,000 on 2026-11-22, with slower kernels, at 1,575. Compare only figures from the same run.
 #
 # ## 6. How much must be on its way?
 #
@@ -420,9 +427,9 @@ for row in (*recorded("layernorm_forward", "fp32"), *recorded("classifier_forwar
 # dot is above the staircase, since its blocks have 128 threads, and nine of them fit.) Occupancy is not the aim, bytes on their way are,
 # and a thread of the fast kernel asks for six loads of 16 bytes before it uses the first. (A load of 4 bytes in each of the plain kernel's
 # 48 warps would be 6 KB, three quarters of the 8.1. But a thread that waits at a barrier has nothing on its way, and there are about twenty
-# barriers for a row.) The classifier goes furthest: one block, 128 registers for a thread, in which it keeps a row, and 88 %. (The 84 % in
-# section 2 were its predecessor's.) Meanwhile the next two rows, of 100 KB each, are copied into its shared memory, and no thread waits for
-# them. **Think**: by Little's law, is that enough?
+# barriers for a row.) The classifier goes furthest: one block, 128 registers for a thread, in which it keeps a row, and 88 %. (The 93 % in
+# section 2 are for 32 times as many rows.) Meanwhile the next two rows, of 100 KB each, are copied into its shared memory, and no thread
+# waits for them. **Think**: by Little's law, is that enough?
 
 # %%
 rows_ahead = 2 * 50_304 * BF16
@@ -617,23 +624,28 @@ for name, code in compile_kernels(loops).items():
 #
 # ## 10. How does one measure?
 #
-# `encoder_forward` looks up a row for each token. Three timings of the same launch on the same card, in the same run:
+# `encoder_forward` looks up a row for each token. Three timings of the same launch on the same card, in the same run, on 2026-11-22; below
+# them the same three of the kernel that has replaced it:
 
 # %%
-row, part = launches["encoder_forward"], ruler["timeline"]["parts"]["encoder_forward"]
-print(f"by itself, median of {row['repeats']}: {row['ms']:.3f} ms; the fastest of them: {row['fastest_ms']:.3f} ms")
-print(f"in the training step: {part['ms'] / part['calls']:.3f} ms, {part['share']:.0%} of the copy rate")
+former = json.loads((ROOT / "dev/bench/2026-11-22-h200-ruler-d12/result.json").read_text(encoding="utf-8"))
+for run in (former, ruler):
+    row = next(row for row in run["kernels"] if row["name"] == "encoder_forward")
+    part = run["timeline"]["parts"]["encoder_forward"]
+    print(f"{run['date'][:10]}, by itself, median of {row['repeats']}: {row['ms']:.3f} ms; the fastest of them: {row['fastest_ms']:.3f} ms")
+    print(f"            in the training step: {part['ms'] / part['calls']:.3f} ms, {part['share']:.0%} of the copy rate")
 
 # %% [markdown]
-# Had one believed the first, one would have worked on a kernel that has no fault; what disturbed it was not investigated. How
+# Had one believed the first, one would have expected a new kernel to make it three times as fast. In truth there was hardly a fault to
+# find: the new one takes a few percent less. What disturbed the old one was not investigated; a week later nothing did. How
 # [clock.py](../dev/bench/clock.py) measures, and why:
 #
 # - **On the GPU's clock.** A launch only queues the kernel, and Python takes longer to launch than many kernels take to run. So *events*
 #   are queued before and after, and while the host queues them all, the GPU is kept busy with something else.
 # - **With a cold cache.** The second of two launches finds some of its input in the cache that all multiprocessors share. In the training
 #   step it would not, so other data are copied before each launch.
-# - **Medians**, since one late launch spoils a mean, and the smallest is luck. Here not even the median was safe: at least half of the
-#   launches were disturbed. So each launch is timed in the step as well.
+# - **Medians**, since one late launch spoils a mean, and the smallest is luck. On 2026-11-22 not even the median was safe: at least half
+#   of the launches were disturbed. So each launch is timed in the step as well.
 # - **In turns**, if two versions are compared: A, B, A, B. *Why not first A, then B?*
 #
 # Here is a chip that gets slower as it works, by 3 % in 200 launches, and two versions, of which B takes 1 % less. **Predict** who wins if
@@ -654,7 +666,7 @@ draw_drift(times)
 
 # %% [markdown]
 # A wins, by half a percent; in turns B wins by 1 %, as it should. (The dashed lines are medians.) That chip is invented, but chips do slow
-# down: the one of section 5 lost a quarter of its clock.
+# down: the one of section 5 lost more than a quarter of its clock.
 #
 # And the last rule: **write the prediction down first**. A measurement that nobody predicted confirms whatever one likes. (If you know
 # PyTorch: these events are `torch.cuda.Event`, and `triton.testing.do_bench` empties the cache before each launch, too. NVIDIA's Nsight
@@ -668,7 +680,7 @@ draw_drift(times)
 # | --- | --- | --- | --- |
 # | plain matrix products, a step of GPT-2 124M with B = 4 | 0.7 s | 1.736 s | 2026-11-28 |
 # | plain attention, the same step | 80 ms | 653 ms | 2026-11-28 |
-# | LayerNorm's backward, share of the copy rate at 768 channels | 90 to 95 % | 78 to 80 % | 2026-11-22 |
+# | LayerNorm's backward, share of the copy rate at 768 channels | 90 to 95 % | 78 to 80 % (since 2026-11-29: 87 to 89 %) | 2026-11-22 |
 # | a product of cuBLASLt that also sums a bias gradient (DGELU_BGRAD instead of DGELU) | 5 to 15 % faster | three times as slow | 2026-11-22 |
 # | the classifier, if the next row is copied over the numbers of this one that are done: share of the copy rate | 95 % | 70 % | 2026-11-22 |
 # | attention in TF32 (float32 rounded to 10 bits of fraction, for the tensor cores), forward + backward | 0.85 to 1.05 ms | 0.25 + 0.84 ms | 2026-11-22 |
