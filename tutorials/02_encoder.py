@@ -249,7 +249,9 @@ if SIMULATING:
 # Some work has remained the same: from its number each thread finds its row and channel, and from the row its sequence and position. That
 # is two integer divisions with remainder, and a GPU has no instruction for one; it needs a sequence of others. So in `fast` a warp takes a
 # row, and the launch numbers the positions and sequences, as in the plain kernel: no division. In bf16 that is a gain, from 53.7 to 58.1 %.
-# In fp32 it is a small loss, from 77.4 to 73.0: with twice the bytes, the divisions do not seem to have set the pace.
+# In fp32 it is a small loss, from 77.4 to 73.0: with twice the bytes, the divisions do not seem to have set the pace. (Since 2026-11-29 a
+# warp has the rows of one position in two sequences on their way at once: 43.9 µs instead of 45.3, for 65,536 tokens in bf16, says
+# [the log](../dev/LOG.md).)
 #
 # The lesson for all layers to come: ask what a thread does *besides* moving bytes.
 
@@ -530,7 +532,9 @@ if SIMULATING:
 # What does sorting cost? Nothing that one waits for: the host does it while the GPU is still busy with the forward pass, and the result is
 # two arrays of integers. And why not 100 %? It is even further away than the table says: there the bytes are counted as if no token
 # occurred twice, with a row of `dwte` read and written for each of the 8,192 places. With one for each of the 5,403 different tokens, the
-# share is 29 %, not 36.8. What takes the rest of the time is not known: the layer takes 0.1 % of a training step, so nobody has looked.
+# share is 29 %, not 36.8. What takes the rest of the time is not known; the layer takes 0.1 % of a training step. (Since 2026-11-29 a warp
+# asks for two whole rows at once, where it had asked for a third of a row from each of several. Within a step, with 65,536 tokens in bf16,
+# the share rose from 48 to [67 %](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt).)
 #
 # And the bits? Back to section 6: again the threads take turns in a random order, now with the kernels of the ladder. **Predict**: how many
 # different results does each have in five runs? And do the three agree?
@@ -557,14 +561,15 @@ if SIMULATING:
 #
 # - **Four rows at a time, half the speed** (2026-11-22; 65,536 tokens, bf16). A warp for each token, with four rows in flight (asked for
 #   before it waits for the first): 110 µs were predicted, 666 measured. It had been 340 with eight in flight. Everything waited for the
-#   most frequent token. With pieces: 128.
+#   most frequent token. With pieces: 128, and since 2026-11-29, with two whole rows in flight, 94.
 # - **The plain backward was predicted to take 33 ms of a training step; it took 255** (2026-11-28, GPT-2 124M with B = 4). The block then
 #   scanned all tokens once for every 256 of its 768 channels. Adding to `dwte` directly, the loop over the channels innermost, as in
 #   section 7: one scan, 170 ms less, and two lines fewer.
 # - **Twice the bytes, only a third more time.** Forward, eight_per_thread: 0.012 ms in bf16, 0.016 in fp32 (2026-11-28, section 4).
 # - **The same kernel, 31 % or 85 % of the ceiling** (2026-11-22, [tables](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt)). The forward
-#   of 65,536 random tokens took 139 µs alone, with other data in the cache, and 50 µs within a training step. A kernel's speed is not its
-#   own: it depends on what ran before.
+#   of 65,536 random tokens took 139 µs alone, with other data in the cache, and 50 µs within a training step. Why was not investigated; the
+#   kernel that has replaced it takes [48 µs](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) either way (2026-11-29). A kernel's speed
+#   is not its own: it can depend on what ran before.
 
 # %% [markdown]
 # ## 10. Where it lives, and where to go next

@@ -621,7 +621,8 @@ print(f"{must} of {must + more} passes: at most {must / (must + more):.0%}")
 # Four of six, 67 %; it is at 58.1. (The cache is no help here: a sheet has 100 MB, more than it holds.) `fast` is one kernel. A warp takes
 # one row after another, and a thread has the same channels in each of them. So while it computes `dinp` of a row, it adds to the sums of
 # its own columns, which it keeps in registers. It reads both sheets once; at the end the sums of all warps are added up, in a fixed order.
-# That needs many registers: of 768 channels, each thread of a warp has 24, and two sums for each.
+# That needs many registers: of 768 channels, each thread of a warp has 24, and two sums for each. (So it was when this was measured.
+# Since 2026-11-29 a team of warps shares a row, and a thread has eight channels; section 12 says what that gains.)
 #
 # In bf16 there are half as many bytes, so the times nearly halve; the shares are a little lower.
 #
@@ -651,7 +652,7 @@ for rows in forward, backward:
 # passes from `x`, as your 03_read_once does. `THREADS` are the threads of a row, 32 for 768 channels, and `ROWS` rows share a block. A
 # thread loads `WIDTH` = 8 neighbours at a time, `VECTORS` times, so it has `PER_THREAD` = 8 `VECTORS` channels, 24 of 768. `load8(inp,
 # first, x, k)` copies eight numbers to `x[k]`, ..., `x[k + 7]`; `first` counts through the rows of `inp` as if they were one long row.
-# **Think** as you read: section 7 forbids threads to `return` early. Why may they here?
+# (`largest` is only used in fp8.) **Think** as you read: section 7 forbids threads to `return` early. Why may they here?
 
 # %%
 text = Path(fast_layernorm.__file__).read_text(encoding="utf-8")
@@ -674,11 +675,13 @@ print(text[start : text.index("    @cuda.jit(cache=True)\n    def residual_layer
 #   channels all were slower (153 to 164 µs instead of 133, on a card that had been idle), at 1,600 one was 3 % faster (LOG, 2026-11-22).
 #   Not kept.
 # - **90 to 95 % were predicted for backward**, and 78 to 80 % were reached at 768 channels, 58 to 63 % at 1,600 (LOG, 2026-11-22).
-#   Barriers and registers prevent it.
+#   Barriers and registers prevented it. Since 2026-11-29 a row belongs to a team of warps, so that a thread has the sums of 8 channels, and
+#   in bf16 a team takes four rows between two barriers: [87 %](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) with a cold cache, at
+#   1,600 channels [70](../dev/bench/2026-11-29-h200-ruler-d48/tables.txt); within a training step 89 and 68.
 # - **Fusing saved more than tuning could have.** In bf16, the addition as a kernel of its own ran at 100 % of the copy rate, LayerNorm at
 #   77 %; fused, both run at 99 % at 768 channels (LOG, 2026-11-22). The next cell computes what that means in time.
-# - **All this is for a twentieth of the step.** In training GPT-2 124M, the LayerNorms take 5.3 % of the time, with the additions that are
-#   fused into them ([tables.txt](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), 2026-11-22).
+# - **All this is for a twentieth of the step.** In training GPT-2 124M, the LayerNorms take 5.0 % of the time, with the additions that are
+#   fused into them ([tables.txt](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt), 2026-11-29).
 
 # %%
 apart, perfect, fused = 3 / 1.00 + 2 / 0.77, 3 / 1.00 + 2 / 1.00, 4 / 0.99  # passes over the sheet by share of the copy rate

@@ -97,8 +97,8 @@ print(f"{flop(**MEASURED) / 1e9:.1f} billion FLOP, {flop(**MEASURED) / 50e12 * 1
 
 # %% [markdown]
 # Billions, and not quite a millisecond. Remember the number, 38.7 billion: every forward kernel that is measured below does them all. In
-# training, the products took [72 % of a step](../gpt2_numba/layers/fast/matmul.py) (GPT-2 124M in bf16, a format of section 9, on one H200,
-# 2026-11-22).
+# training, the products take [73 % of a step](../gpt2_numba/layers/fast/matmul.py) (GPT-2 124M in bf16, a format of section 9, on one H200,
+# 2026-11-29).
 #
 # ## 2. Which numbers move, if one is raised?
 #

@@ -693,7 +693,8 @@ draw_ladder("attention_forward", "attention_backward")
 #   products are in float32 either way: only what is read at the beginning and written at the end is narrower.
 # - **The same bits every time need not be slower** (2026-11-22). Backward, with its seven products in two kernels, takes [0.90
 #   ms](../dev/bench/2026-11-22-h200-attention/attention.txt) for 64 sequences; cuDNN, NVIDIA's library, takes 1.04 with atomic additions
-#   and 1.10 without.
+#   and 1.10 without. (Since 2026-11-29 ours also makes the bias gradient of the layer before it, which had a kernel of its own: 0.91 ms for
+#   both, [instead of 0.94](../dev/bench/2026-11-29-h200-variants/table.txt).)
 # - **The order of the blocks: a quarter** (2026-11-22). Blocks start in the order of their numbers. If those of one head follow each other,
 #   forward and backward take [1.23 ms](../dev/bench/2026-11-22-h200-attention/block_order.txt) for 64 sequences, since a head's keys stay
 #   in the cache; if all heads take turns, to spread the blocks with most work, 1.57. The same work, the same bits.

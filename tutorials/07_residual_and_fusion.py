@@ -343,7 +343,7 @@ for precision in ("fp32", "bf16"):
 # that fuses begins with these. Here each layer is one kernel already.)
 #
 # In a training step it is called twice in each block. How much is that? Of GPT-2 124M in bf16 on an H200, [2.3 % of the
-# step](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (2026-11-22). Small change, were it the only one.
+# step](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) (2026-11-29). Small change, were it the only one.
 #
 # ## 6. What else can be fused?
 #
@@ -448,8 +448,8 @@ one_sheet = 2 * 65_536 * 768 / MEMORY  # in bf16, 65,536 tokens
 print(f"{saved} sheets less per block: at 4.2 TB/s {saved * 12 * 8 * one_sheet * 1e3:.0f} ms in a step of 12 blocks and 8 batches")
 
 # %% [markdown]
-# The step of which this is a part takes [815 ms](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) (GPT-2 124M, bf16, 8 batches of 65,536
-# tokens, H200, 2026-11-22). So by this count fusing is worth about 7 % of it. This is a count: fast kernels in the textbook order were not
+# The step of which this is a part takes [819 ms](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) (GPT-2 124M, bf16, 8 batches of 65,536
+# tokens, H200, 2026-11-29). So by this count fusing is worth about 7 % of it. This is a count: fast kernels in the textbook order were not
 # measured.
 #
 # ## 8. What does it cost?

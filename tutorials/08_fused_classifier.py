@@ -250,7 +250,7 @@ draw_gigabytes({"parameters": 2 * PARAMETERS, "logits": 2 * N * Vp, "*probabilit
 
 # %% [markdown]
 # 26 times; the figure is for **bfloat16**, a float of two bytes (chapter 09), in which the package trains unless told otherwise. All that
-# it keeps in memory to train at this size is [26.4 GiB](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), 28 GB: with two more arrays of
+# it keeps in memory to train at this size is [26.4 GiB](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt), 28 GB: with two more arrays of
 # 6.6 GB it would be half as much again. But the probabilities are needed at one moment only, and can be computed again from a logit and two
 # numbers of its row, `largest` and `sum_exp`. And once a row's gradient is known, nobody needs its logits. So *the gradient overwrites the
 # logits*, and neither of the other two arrays exists. (PyTorch's `cross_entropy` keeps all log-probabilities for backward, which writes the
@@ -494,8 +494,8 @@ print(f"{'in float64':<27} {exact:.8f}")
 # And the order must be fixed. Threads that add to `mean[0]` with `cuda.atomic.add` do so in the order in which they arrive, and float32
 # rounds differently in another order: the loss of the same run would differ in the last digits, and the loss is what one compares. So one
 # block adds up everything, thread by thread and pair by pair, always in the same order. One block is little, on a GPU of 132
-# multiprocessors. But it takes 8.6 µs, and a step of 815,000 µs, which consists of eight batches, calls it eight times
-# ([tables.txt](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), H200, 2026-11-22).
+# multiprocessors. But it takes 8.0 µs, and a step of 819,000 µs, which consists of eight batches, calls it eight times
+# ([tables.txt](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt), H200, 2026-11-29).
 #
 # The mean is *added* to `mean[0]`: there lies the sum over the batches of a step, so that the CPU asks once a step, and need not wait for
 # the GPU in between (as it would with `loss.item()` after each batch). The CPU then divides by the number of batches.
@@ -698,7 +698,8 @@ print(text[text.index("            largest, sum_exp = LOWEST, ZERO") : text.inde
 #   no second slot. It was dropped.
 # - **The same kernel is slower in company** (2026-11-22). In a training step all versions without the row in registers ran at 70 % of the
 #   copy rate, whatever they reached alone: after the matrix products the GPU runs at 1.55 GHz instead of 1.98, so that the exponentials
-#   take longer.
+#   take longer. With the row in registers, and one exponential instead of two, it runs at [90
+#   %](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) in the step, and at 93 alone (2026-11-29).
 # - **Saving memory was not worth it** (2026-11-22). Logits in 8 pieces of rows take an eighth of the 6.6 GB. The products then take 22.1 ms
 #   instead of 21.5. Kept: one piece, since even so the model takes less memory than llm.c's.
 

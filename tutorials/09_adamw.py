@@ -290,8 +290,8 @@ COUNT, RATE = 124_475_904, 4.2e12  # parameters; bytes per second, read and writ
 print(f"28 bytes each: {28 * COUNT / 1e9:.2f} GB, {28 * COUNT / RATE * 1e3:.3f} ms")
 
 # %% [markdown]
-# By memory: while 28 bytes move, an H200 could do more than 200 operations (chapter 13). So 0.830 ms, and 0.850 were measured ([float32,
-# H200, 2026-11-22](../dev/bench/2026-11-22-h200-ruler-fp32/tables.txt)), with the trainer's kernel. How far is the plain one from there?
+# By memory: while 28 bytes move, an H200 could do more than 200 operations (chapter 13). So 0.830 ms, and 0.849 were measured ([float32,
+# H200, 2026-11-29](../dev/bench/2026-11-29-h200-ruler-fp32/tables.txt)), with the trainer's kernel. How far is the plain one from there?
 # Each line is a version, a *rung*, here with 37.7 million parameters; the last column is the share of the **ceiling**, the rate of a copy.
 # (On a GPU the cell measures yours; the figures in the text are the H200's.)
 
@@ -437,11 +437,11 @@ draw_ladder("sum_of_squares")
 
 # %% [markdown]
 # Farther, 68 %: a thread asks for one number, adds its square, asks for the next, so it has 4 bytes on their way, where AdamW's has 16.
-# With eight numbers at a time it is at 80 %. `fast` has four times eight on their way, and yet it is slower in this table, 73 %: it writes
+# With eight numbers at a time it is at 80 %. `fast` had four times eight on their way, and yet it is slower in this table, 73 %: it writes
 # sums of its own, which a second launch adds to `partials`, so that the rungs can be compared; a launch of that size takes some 4 µs of its
-# 50 (see `norm_and_scale`). The trainer needs no such launch. There the norm of all 124,475,904 gradients, the second kernel included, runs
-# at [96 % of the copy rate](../dev/bench/2026-11-22-h200-ruler-fp32/tables.txt) in float32 (H200, 2026-11-22). (Why bf16 takes more than
-# half of float32's time in this table was not investigated.)
+# 50 (see `norm_and_scale`). The trainer needs no such launch. There, with eight times eight on their way since 2026-11-29, the norm of all
+# 124,475,904 gradients takes [0.119 ms](../dev/bench/2026-11-29-h200-ruler-fp32/tables.txt) in float32, and 0.003 for the second kernel:
+# together 97 % of the copy rate. (Why bf16 takes more than half of float32's time in this table was not investigated.)
 #
 # ## 7. And if the norm is not finite?
 #
@@ -722,7 +722,7 @@ print(f"bytes of bf16 / float32: {bytes_moved['bf16'] / bytes_moved['float32']:.
 # layers, and in the memory that activations take.
 #
 # The package keeps master weights unless told otherwise (`-w 0`), as llm.c does, and rounds by lot in both cases. On an H200 the step with
-# them takes [0.859 ms](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt) for 124,475,904 parameters (2026-11-22), 96 % of the copy rate.
+# them takes [0.859 ms](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt) for 124,475,904 parameters (2026-11-29), 96 % of the copy rate.
 #
 # ## 12. Can you read the trainer's kernel?
 #
@@ -747,18 +747,19 @@ print(text[start : text.index("\n\n\n# ---", start)])
 #
 # On one H200; "LOG" is [dev/LOG.md](../dev/LOG.md), which also keeps predictions that were wrong.
 #
-# - **All of this is a thousandth of a step.** AdamW takes 0.996 ms of 815.5 (0.859 in section 11, where it was measured alone), the norm
-#   0.066: 0.13 % ([step of GPT-2 124M](../dev/bench/2026-11-22-h200-ruler-d12/tables.txt), bf16, 524,288 tokens, 2026-11-22). It is worth
+# - **All of this is a thousandth of a step.** AdamW takes 0.854 ms of 819.2 (0.859 in section 11, where it was measured alone), the norm
+#   0.066: 0.11 % ([step of GPT-2 124M](../dev/bench/2026-11-29-h200-ruler-d12/tables.txt), bf16, 524,288 tokens, 2026-11-29). It is worth
 #   getting right rather than getting fast. (With few tokens a step it would matter: the update does not depend on their number.)
-# - **107 % of the ceiling.** The norm of 1,557,686,400 gradients runs [faster than a
-#   copy](../dev/bench/2026-11-22-h200-ruler-d48/tables.txt) (2026-11-22): it only reads, and the ceiling is for reading and writing.
+# - **107 % of the ceiling.** `sum_of_squares` of 1,557,686,400 gradients runs [faster than a
+#   copy](../dev/bench/2026-11-29-h200-ruler-d48/tables.txt) (2026-11-29): it only reads, and the ceiling is for reading and writing.
 # - **A table that costs as much as the sum.** Where several GPUs share the update, a thread must look up which part of the array is its
 #   own. Predicted: no difference, since the kernels wait for memory. Measured for the norm: 68 µs before, 150 with the table. A second
 #   attempt looks up once for each 32 gradients. For half of the gradients it took 64 µs instead of 139 (40 had been predicted), but for all
 #   of them 81 instead of 69: the question "still in this part?" between the loads keeps them from being on their way together (LOG,
-#   2026-11-22). Reverted.
+#   2026-11-22). Reverted. A third looks up once for all threads of a block: 50 µs for half, instead of 130, and 67 instead of 70 for all
+#   (LOG, 2026-11-29). That one is kept.
 # - **A test for NaN in every thread that costs nothing.** Predicted: no difference. Measured, in turns: 854.5 and 855.0 ms a step without,
-#   854.7 and 853.9 with it (LOG, 2026-11-28; another day's step, not to be compared with the 815.5).
+#   854.7 and 853.9 with it (LOG, 2026-11-28; another day's step, not to be compared with the 819.2).
 # - **Half a unit that everybody can see.** The master weights first held the numbers as drawn, before rounding; llm.c's are copies of the
 #   bf16 ones. That is at most half a unit in each weight. Step 2 was off from llm.c's by 5.9e-4; with rounded copies, by 5.2e-5 (LOG,
 #   2026-11-28).
