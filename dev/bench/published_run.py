@@ -2,22 +2,25 @@
 
     python -m dev.bench.published_run TEXT --gpus 8 --questions data/hellaswag_val.bin --out DIR
 
-The command is the one with which llm.c trained GPT-2 1558M on eight H100 (github.com/karpathy/llm.c/discussions/677), flag for flag; only
-these differ: the data (TEXT, in GPT-2's tokens), the last step (-x), when checkpoints are written (-n), and with other than eight GPUs the
-tokens of a step (-d), so that every GPU has as many micro-steps as one of eight. Parts, in this order:
+The command is the one with which llm.c trained GPT-2 1558M on eight H100 (github.com/karpathy/llm.c/discussions/677), flag for flag. Only
+these differ: the data (TEXT, in GPT-2's tokens) and the directory, the last step (-x), when checkpoints are written (-n), whether HellaSwag
+is measured (-h), and with other than eight GPUs the tokens of a step (-d), so that every GPU has as many micro-steps as one of eight. Parts:
 
     straight   all steps: milliseconds a step, tokens a second, MFU, memory; seconds for validation, HellaSwag and a checkpoint
-    killed     the same command anew; two steps after the first checkpoint one of its processes is killed, and the command given again (-y 1),
-               which compares the checkpoint's files with their checksums and goes on. All losses and norms, and the checksums of both
-               checkpoints, must be those of `straight`: the same bits, twice
-    fewer      from the first checkpoint of `straight`, half as many GPUs, until they have written one; then all GPUs, to the end. Sums are
-               made in another order now, and of other rows of the text: by how much losses differ is printed
+    killed     the same command anew; two steps after the first checkpoint one of its processes is killed, and the command given again (-y 1).
+               Before it goes on, the trainer compares the checkpoint's files with their checksums. All losses and norms, and the checksums
+               of the first and the last checkpoint, must be those of `straight`: the same bits, twice
+    fewer      from the first checkpoint of `straight`, half as many GPUs, which are killed when they have written a checkpoint of their own;
+               from that one all GPUs, to the end. Sums are made in another order now, and of other rows of the text: by how much losses
+               differ is printed
 
 Questions are answered in `straight` only, since they change no bit. Beside the measured milliseconds stands what docs/scaling.md's model
 predicts from one H200. Writes DIR/table.txt, DIR/result.json and what the processes have printed, after every part. A checkpoint of GPT-2
-1558M is 22 GB, and a directory for temporary files (TMPDIR) has to hold up to five. Exit code 1 if a run fails or bits differ.
+1558M is 22 GB, and the directory for temporary files (TMPDIR) has to hold twice as many as a run writes. On eight GPUs all of it should take
+eight minutes. Exit code 1 if a part does not go as it must, or bits differ.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -46,11 +49,12 @@ from gpt2_numba.training.checkpoint import checkpoint_files, done_checkpoints, d
 
 COMMAND = "-b 16 -t 1024 -r 0 -z 1 -c 0.1 -k cosine -l 0.0006 -q 0.1 -u 700 -ge 1 -y 1 -e d48 -v 250 -s 300000 -g 384"
 TOKENS_PER_GPU = 1048576 // 8  # in a step
-PUBLISHED = {"ms": 2750.0, "tokens_per_second": 381e3, "mfu": 47.4, "memory_gib": 57.0}  # 8 H100, llm.c
+PUBLISHED = {"ms": 2750.0, "tokens_per_second": 381e3, "mfu": 47.4, "memory": "57 (GB)"}  # 8 H100, llm.c
 WARM_UP = 3  # steps of a run that are not timed, if there are more: matrix products are chosen and graphs recorded in them
 MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
-STEP = re.compile(r"step +(\d+)/\d+ \| loss ([\d.na]+) .*\| norm ([\d.na]+) .*?\| +([\d.]+) ms \| +([\d./na]+).* MFU")
+STEP = re.compile(r"step +(\d+)/\d+ \| loss (\S+) .*\| norm (\S+) .*?\| +([\d.]+) ms \| +([\d./na]+).* MFU")
 SAVED = re.compile(r"wrote the checkpoint of step (\d+)")
+FIRST = "to the first step's line"  # which is printed when the second step is under way
 # what the trainer prints when it has done something that is to be timed
 TIMED = {"validation": "val loss", "HellaSwag": "HellaSwag:", "checkpoint": "wrote the checkpoint"}
 
@@ -60,8 +64,8 @@ def parse(argv):
     parser = Parser(prog="python -m dev.bench.published_run", doc=__doc__)
     parser.add_argument("text", type=user_path, help="a text file, a stand-in for FineWeb-Edu")
     parser.add_argument("--gpus", type=int, default=8, help="processes, each with a GPU, of one host (default: 8)")
-    parser.add_argument("--steps", type=int, default=30, help="of a run (default: 30)")
-    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints (default: 10)")
+    parser.add_argument("--steps", type=int, default=12, help="of a run (default: 12)")
+    parser.add_argument("--every", type=int, default=6, help="steps between checkpoints (default: 6)")
     parser.add_argument("--questions", type=user_path, help="HellaSwag, as python -m gpt2_numba.data hellaswag makes it (default: none)")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, straight first (default: all)")
     parser.add_argument(
@@ -73,8 +77,8 @@ def parse(argv):
     names, arguments.parts = arguments.parts, arguments.parts.split(",")
     if arguments.parts[0] != "straight" or not set(arguments.parts) <= set(PARTS):
         raise UserError(f"--parts takes some of {', '.join(PARTS)}, straight first, got {names!r}")
-    if not 0 < arguments.every <= arguments.steps - 3:
-        raise UserError(f"--steps must be at least three more than --every, got {arguments.steps} and {arguments.every}")
+    if not 0 < arguments.every <= arguments.steps - 4:
+        raise UserError(f"--steps must be at least four more than --every, got {arguments.steps} and {arguments.every}")
     if arguments.gpus < 2:
         raise UserError(f"--gpus must be at least 2, got {arguments.gpus}")
     if MPIRUN is None:
@@ -90,14 +94,14 @@ class Run:
 
     def __init__(self):
         self.steps = {}  # number -> (loss, norm, ms, MFU), as text and float
-        self.seconds = {name: [] for name in ("to the first step", *TIMED)}
-        self.exit_code, self.memory_mib, self.own_mib = None, None, None
+        self.seconds = {name: [] for name in (FIRST, *TIMED)}
+        self.exit_code, self.was_killed, self.memory_mib, self.own_mib = None, False, None, None
 
     def read(self, line, seconds, since_last):
         """A line of the console, `seconds` after the start and `since_last` after the line before."""
         if found := STEP.search(line):
             if not self.steps:
-                self.seconds["to the first step"].append(seconds)
+                self.seconds[FIRST].append(seconds)
             number, loss, norm, ms, mfu = found.groups()
             self.steps[int(number)] = (loss, norm, float(ms), mfu)
         for name, begin in TIMED.items():
@@ -152,18 +156,18 @@ class Bench:
             [*launch, *trainer], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment, start_new_session=True
         )  # fmt: skip
         try:
-            with open(self.arguments.out / f"{name}.txt", "w") as console:
+            with open(self.arguments.out / f"{name}.txt", "w", buffering=1) as console:
                 for line in process.stdout:
                     now = time.perf_counter()
                     console.write(f"{now - begin:7.2f} {line}")
                     run.read(line, now - begin, now - last)
                     last = now
                     if until and until(line, run):
-                        os.kill(newest_trainer(process.pid), signal.SIGKILL)
-                        until = None
+                        run.was_killed, until = kill(trainers(process.pid)[-1:]), None
             run.exit_code = process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+        except BaseException:  # the trainers are in process groups of their own, but in mpirun's session
+            kill([process.pid, *trainers(process.pid)])
+            process.wait()
             raise
         finally:
             if watch:
@@ -175,9 +179,9 @@ class Bench:
         return run
 
 
-def newest_trainer(group):
-    """Process id of the trainer that was started last in the session `group`: one of mpirun's children."""
-    children = []
+def trainers(group):
+    """Process ids of the trainers that mpirun has started in the session `group`, rising."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -186,8 +190,18 @@ def newest_trainer(group):
             except OSError:  # it has ended meanwhile
                 continue
             if session == group and b"gpt2_numba.train" in command and b"-np" not in command:
-                children.append(int(entry.name))
-    return max(children)
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def kill(processes):
+    """Kill them with SIGKILL. Returns whether there was one."""
+    killed = False
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(process, signal.SIGKILL)
+            killed = True
+    return killed
 
 
 def link_checkpoint(source, target, step):
@@ -216,8 +230,9 @@ def killed(bench):
     before = bench.run("killed", directory, until=lambda _, run: max(run.steps, default=0) == first + 2)
     again = bench.run("again", directory)
     steps = before.steps | again.steps
-    outcome["exit code of the killed run"] = before.exit_code
-    outcome["it goes on at step"] = min(again.steps, default=None)
+    outcome["a process was killed"], outcome["exit code of the killed run"] = before.was_killed, before.exit_code
+    outcome["it goes on at step"], outcome["exit code of the resumed run"] = min(again.steps, default=None), again.exit_code
+    outcome["it should go on at step"] = first + 1
     outcome["steps with other losses or norms"] = [
         number for number, values in undisturbed.steps.items() if number not in steps or values[:2] != steps[number][:2]
     ]
@@ -236,8 +251,8 @@ def fewer(bench):
     saved = lambda line, run: bool(SAVED.match(line)) and bool(run.steps)  # noqa: E731
     half = bench.run(f"on_{count // 2}", directory, count // 2, until=saved, more=("-n", "1"))
     everyone = bench.run(f"on_{count}", directory)
-    outcome[f"steps on {count // 2}"] = sorted(set(half.steps) - set(everyone.steps))
-    outcome[f"then on {count}"] = sorted(everyone.steps)
+    outcome["steps of fewer"], outcome["then of all"] = sorted(set(half.steps) - set(everyone.steps)), sorted(everyone.steps)
+    outcome["steps that should be"] = list(range(first + 1, bench.arguments.steps + 1))
     steps = half.steps | everyone.steps
     differences = [abs(float(steps[n][0]) - float(undisturbed.steps[n][0])) for n in steps]
     outcome["largest difference of a loss"] = max(differences, default=None)
@@ -277,11 +292,11 @@ def tables(bench):
         rows.append(["the model (docs/scaling.md)", f"{tokens:,}", f"{modelled:,.1f}", f"{tokens / modelled * 1000:,.0f}", "", "", ""])
     p = PUBLISHED
     rows.append(
-        ["llm.c, 8 H100, published", "1,048,576", f"{p['ms']:,.1f}", f"{p['tokens_per_second']:,.0f}", f"{p['mfu']}", f"{p['memory_gib']}", ""]
+        ["llm.c, 8 H100, published", "1,048,576", f"{p['ms']:,.1f}", f"{p['tokens_per_second']:,.0f}", f"{p['mfu']}", p["memory"], ""]
     )  # fmt: skip
-    header = ["", "tokens a step", "ms a step", "tok/s", "MFU, %", "GiB a GPU", "GiB, own count"]
+    header = ["", "tokens a step", "ms a step", "tok/s", "MFU, %", "GiB, first GPU", "GiB, own count"]
     lines = [table(header, rows), ""]
-    names = ["to the first step", *TIMED]
+    names = [FIRST, *TIMED]
     seconds = [[name, *(" ".join(f"{one:.1f}" for one in run.seconds[what]) for what in names)] for name, run in bench.runs.items()]
     lines += ["seconds, from a line of the console to the next", table(["run", *names], seconds), ""]
     lines += [f"{name}: {value}" for name, value in bench.outcome.items()]
@@ -296,10 +311,14 @@ def failed(outcome):
     same = outcome.get("checkpoints with the same checksums")
     if same is not None and not all(same.values()):
         wrong.append("checkpoints of two runs of the same command differ, or one is missing")
-    if outcome.get("exit code of the killed run") == 0:
+    if outcome.get("exit code of the killed run") == 0 or not outcome.get("a process was killed", True):
         wrong.append("the run that was to be killed has ended by itself")
-    if outcome.get("exit code at the end", 0):
-        wrong.append("the run on another number of processes has failed")
+    if outcome.get("it goes on at step") != outcome.get("it should go on at step") or outcome.get("exit code of the resumed run", 0) != 0:
+        wrong.append("the killed run was not resumed from its checkpoint, or has failed then")
+    if "steps that should be" in outcome:
+        some, rest = outcome["steps of fewer"], outcome["then of all"]
+        if not some or not rest or some + rest != outcome["steps that should be"] or outcome["exit code at the end"] != 0:
+            wrong.append("the run on another number of processes has failed, or began elsewhere than at the checkpoint")
     return wrong
 
 
@@ -340,4 +359,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the processes and files go, too
     main_program(main)

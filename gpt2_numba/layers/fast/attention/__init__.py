@@ -105,7 +105,7 @@ def _on_hopper():
 def attention_scratch_size(B, T, NH, HS, dtype):
     """Float32 values of scratch memory for batches of up to (B, T) tokens. dtype: the storage type of the activations.
 
-    With mma it is what wgmma needs, if that has such heads: a plan for another machine does not know which of the two will run.
+    With heads of 64, mma is given what wgmma needs: a plan for another machine does not know which of the two will run.
     """
     module = engine(dtype, HS)
     sizes_like = wgmma if module is mma and HS == wgmma.HS else module
@@ -123,7 +123,7 @@ def attention_forward(out, lse, qkv, scratch):
     sizes = sizes_of("attention_forward", out, lse)
     check_arrays("attention_forward", sizes, SHAPE_HINT, out=(out, "N C"), lse=(lse, "f32 B NH T"), qkv=(qkv, "N 3C"))
     module, (B, T, NH, HS) = engine(qkv.dtype, sizes["HS"]), (sizes[name] for name in ("B", "T", "NH", "HS"))
-    # The others write nothing to scratch in forward, or ask for less than they need in backward (cudnn, which checks it).
+    # In forward only matmuls and cudnn use scratch; cudnn checks how much (the size above is backward's, and more than forward needs).
     _check_for_kernels("attention_forward", sizes, qkv, scratch, module.scratch_size(B, T, NH, HS) if module is matmuls else 0)
     module.attention_forward(out, lse, qkv, scratch)
 
