@@ -337,12 +337,22 @@ def write(bench, argv):
     return text, wrong
 
 
+@contextlib.contextmanager
+def sigterm_as_exception():
+    """Within the block SIGTERM, as from `timeout`, raises SystemExit, so that processes and files are cleaned up."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def measure(argv):
     """Measure as the command line says. Returns the exit code: 1 if something differs that must not."""
     arguments = parse(argv)
     arguments.out = arguments.out.absolute()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with sigterm_as_exception(), tempfile.TemporaryDirectory() as scratch:
         if data.main([str(arguments.text), "--out", scratch, "--name", "text", "--tokenizer", arguments.tokenizer]):
             return 2
         bench = Bench(arguments, Path(scratch))
@@ -359,5 +369,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the processes and files go, too
     main_program(main)
