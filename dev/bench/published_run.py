@@ -7,7 +7,7 @@ these differ: the data (TEXT, in GPT-2's tokens) and the directory, the last ste
 is measured (-h), and with other than eight GPUs the tokens of a step (-d), so that every GPU has as many micro-steps as one of eight. Parts:
 
     straight   all steps: milliseconds a step, tokens a second, MFU, memory; seconds for validation, HellaSwag and a checkpoint
-    killed     the same command anew; two steps after the first checkpoint one of its processes is killed, and the command given again (-y 1).
+    killed     the same command again; two steps after the first checkpoint one process is killed, and the run is resumed (-y 1).
                Before it goes on, the trainer compares the checkpoint's files with their checksums. All losses and norms, and the checksums
                of the first and the last checkpoint, must be those of `straight`: the same bits, twice
     fewer      from the first checkpoint of `straight`, half as many GPUs, which are killed when they have written a checkpoint of their own;
@@ -148,15 +148,13 @@ class Bench:
         launch = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(processes)]
         run, watch = Run(), MemoryWatch() if real_gpu() else None
         before = watch.used() if watch else None
-        if watch:
-            watch.__enter__()
         begin = last = time.perf_counter()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         process = subprocess.Popen(
             [*launch, *trainer], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment, start_new_session=True
         )  # fmt: skip
         try:
-            with open(self.arguments.out / f"{name}.txt", "w", buffering=1) as console:
+            with watch or contextlib.nullcontext(), open(self.arguments.out / f"{name}.txt", "w", buffering=1) as console:
                 for line in process.stdout:
                     now = time.perf_counter()
                     console.write(f"{now - begin:7.2f} {line}")
@@ -169,9 +167,6 @@ class Bench:
             kill([process.pid, *trainers(process.pid)])
             process.wait()
             raise
-        finally:
-            if watch:
-                watch.__exit__()
         if watch and before is not None:
             run.memory_mib = round(watch.most_used - before)
         self.runs[name] = run
